@@ -1,0 +1,154 @@
+"""What travels on a lane, as plain values: the dataclasses that every stage decides on.
+
+`libs.lane.wire` converts them to and from the messages of `headrace.lane.v1`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Literal
+
+from libs.errors import HeadraceError
+
+Tokens = Sequence[int]
+"""Token ids. Lists and tuples alike; whoever receives one does not change it."""
+
+
+class Tier(IntEnum):
+    """Class of service; the numbers are those of headrace.inference.v1.Tier and order the queue."""
+
+    INTERACTIVE = 1
+    ASYNC = 2
+
+
+class FinishReason(IntEnum):
+    """Why a work ended well; the numbers are those of headrace.inference.v1.FinishReason."""
+
+    STOP = 1
+    LENGTH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen. None means the model's default."""
+
+    max_tokens: int
+    """Tokens of the whole answer, resumed ones included."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    ignore_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """The shape of an answer."""
+
+    form: Literal["json_schema", "regex", "ebnf"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One generation on its way through the mesh. Its number on a lane is not part of it."""
+
+    request_id: str
+    tenant: str
+    tier: Tier
+    model: str
+    prompt: Tokens
+    sampling: Sampling
+    deadline: float
+    """Unix seconds. Past it no stage works on this any more."""
+    pool: str = ""
+    """Set by the router."""
+    resumed: Tokens = ()
+    """Tokens of the answer that have passed on already; the answer goes on behind them."""
+    block_hashes: Sequence[int] = ()
+    """Chained hashes of the prompt's full blocks."""
+    block_tokens: int = 0
+    grammar: Grammar | None = None
+    log_probs: bool = False
+    traceparent: str = ""
+    """W3C trace context of the span in front."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a work ended: well, with a finish reason, or with an error; never both, never neither."""
+
+    finish: FinishReason | None = None
+    error: HeadraceError | None = None
+    output_tokens: int = 0
+    """Tokens of the answer, resumed ones included."""
+    cached_tokens: int = 0
+    """Prompt tokens that the engine did not have to compute."""
+    queued_s: float = 0.0
+    """Seconds in the batcher's queue."""
+    executor: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.finish is None) == (self.error is None):
+            raise ValueError("an outcome is either a finish reason or an error")
+
+
+@dataclass(slots=True)
+class Frame:
+    """Tokens of one engine step, or of several that accumulated, as parallel arrays.
+
+    `work_ids`, `offsets` and `counts` run in parallel; `token_ids` is the concatenation. `log_probs` is
+    empty or has one entry per token, NaN where the work did not ask. A frame belongs to its writer: a
+    receiver reads it during the call and keeps no reference.
+    """
+
+    work_ids: list[int] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+
+    def add(self, work_id: int, offset: int, tokens: Tokens, log_probs: Sequence[float] = ()) -> None:
+        """Appends an entry. `log_probs` is empty or as long as `tokens`."""
+        if log_probs:
+            missing = len(self.token_ids) - len(self.log_probs)
+            if missing:
+                self.log_probs.extend([NAN] * missing)
+            self.log_probs.extend(log_probs)
+        elif self.log_probs:
+            self.log_probs.extend([NAN] * len(tokens))
+        self.work_ids.append(work_id)
+        self.offsets.append(offset)
+        self.counts.append(len(tokens))
+        self.token_ids.extend(tokens)
+
+    def __bool__(self) -> bool:
+        return bool(self.work_ids)
+
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a stage would do with a work, and why."""
+
+    stage: str
+    choice: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """The works of one pool and tier that a stage holds."""
+
+    instance: str
+    pool: str
+    tier: Tier
+    waiting: int
+    waiting_tokens: int
+    running: int
+    oldest_waiting_ms: int
