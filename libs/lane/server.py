@@ -1,0 +1,99 @@
+"""The downstream face of a stage: serves `headrace.lane.v1.LaneService` in front of any Stage."""
+
+import asyncio
+from typing import Any
+
+import structlog
+from grpc import aio
+from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
+
+from libs.errors import Overloaded, StageUnavailable
+from libs.lane.outbox import Outbox
+from libs.lane.stage import Lane, Stage
+from libs.lane.wire import decision_to_proto, queue_to_proto, work_from_proto
+from libs.lane.work import Outcome
+from libs.rpc.paging import page
+
+log = structlog.get_logger()
+
+MAX_WORKS = 16_384
+"""Works in flight on one lane, at most; one more is answered Overloaded. Bounds the lane's memory."""
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class LaneServicer(lane_pb2_grpc.LaneServiceServicer):
+    """Gives each Exchange stream a lane of the stage behind it.
+
+    The number of open lanes is the number of processes in front, so it needs no bound of its own.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+
+    async def Exchange(self, _: object, context: Context) -> None:  # type: ignore[override]
+        """Works up, frames and outcomes down, until either side ends the stream."""
+        await context.send_initial_metadata(())  # tells the client that the lane is ready
+        outbox = Outbox()
+        counted = _CountedSink(outbox)
+        lane = self._stage.open(counted)
+        reader = asyncio.create_task(self._read(context, lane, counted), name="lane-reader")
+        try:
+            while await outbox.wait():
+                await context.write(outbox.take())
+            if outbox.broken != _HALF_CLOSED:
+                raise StageUnavailable(outbox.broken)
+        finally:
+            lane.close()
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def _read(self, context: Context, lane: Lane, sink: "_CountedSink") -> None:
+        try:
+            while (request := await context.read()) is not aio.EOF:
+                for message in request.works:
+                    if sink.running >= MAX_WORKS:
+                        sink.refuse(message.work_id, f"{MAX_WORKS} works are in flight on this lane")
+                        continue
+                    sink.running += 1
+                    lane.submit(message.work_id, work_from_proto(message))
+                for work_id in request.cancels:
+                    lane.cancel(work_id)
+            sink.outbox.on_broken(_HALF_CLOSED)
+        except asyncio.CancelledError:
+            raise
+        except Exception:  # whatever it is, the neighbour must see the lane break, not hang
+            log.exception("lane reader failed")
+            sink.outbox.on_broken("the lane's reader failed")
+
+    async def Explain(self, request: lane_pb2.ExplainRequest, context: object) -> lane_pb2.ExplainResponse:
+        """The decisions of this stage and of those behind it."""
+        decisions = await self._stage.explain(work_from_proto(request.work))
+        return lane_pb2.ExplainResponse(decisions=map(decision_to_proto, decisions))
+
+    async def ListQueues(self, request: lane_pb2.ListQueuesRequest, context: object) -> lane_pb2.ListQueuesResponse:
+        """What this stage holds."""
+        states = sorted(await self._stage.queues(), key=lambda q: (q.pool, q.tier))
+        queues, token = page([queue_to_proto(q) for q in states], request.page_size, request.page_token)
+        return lane_pb2.ListQueuesResponse(queues=queues, next_page_token=token)
+
+
+_HALF_CLOSED = "the stage in front closed the lane"
+
+
+class _CountedSink:
+    """The outbox, counting the works in flight."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.running = 0
+        self.on_ready = outbox.on_ready
+        self.on_frame = outbox.on_frame
+        self.on_broken = outbox.on_broken
+
+    def on_outcome(self, work_id: int, outcome: Outcome) -> None:
+        self.running -= 1
+        self.outbox.on_outcome(work_id, outcome)
+
+    def refuse(self, work_id: int, why: str) -> None:
+        self.outbox.on_outcome(work_id, Outcome(error=Overloaded(why, retry_after_s=1.0)))

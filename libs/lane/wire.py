@@ -1,0 +1,155 @@
+"""Works, frames and outcomes as messages of headrace.lane.v1, and back."""
+
+from typing import cast
+
+from google.protobuf import timestamp_pb2
+from headrace.inference.v1 import inference_pb2
+from headrace.lane.v1 import lane_pb2
+
+from libs.lane.work import Decision, FinishReason, Frame, Grammar, Outcome, QueueState, Sampling, Tier, Work
+from libs.rpc.status import from_failure, to_failure
+
+_OPTIONAL_SAMPLING = (
+    "temperature", "top_p", "top_k", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty",
+)  # fmt: skip
+
+
+def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
+    """The work under its number on a lane."""
+    seconds, micros = divmod(int(work.deadline * 1_000_000), 1_000_000)
+    return lane_pb2.Work(
+        work_id=work_id,
+        request_id=work.request_id,
+        tenant=work.tenant,
+        tier=cast("inference_pb2.Tier.ValueType", int(work.tier)),
+        model=work.model,
+        pool=work.pool,
+        prompt_token_ids=work.prompt,
+        resumed_token_ids=work.resumed,
+        block_hashes=work.block_hashes,
+        block_tokens=work.block_tokens,
+        sampling=sampling_to_proto(work.sampling),
+        grammar=inference_pb2.Grammar(**{work.grammar.form: work.grammar.text}) if work.grammar else None,
+        log_probs=work.log_probs,
+        deadline=timestamp_pb2.Timestamp(seconds=seconds, nanos=micros * 1000),
+        traceparent=work.traceparent,
+    )
+
+
+def work_from_proto(message: lane_pb2.Work) -> Work:
+    """The work without its number."""
+    form = message.grammar.WhichOneof("form")
+    return Work(
+        request_id=message.request_id,
+        tenant=message.tenant,
+        tier=Tier(message.tier),
+        model=message.model,
+        pool=message.pool,
+        prompt=list(message.prompt_token_ids),
+        resumed=list(message.resumed_token_ids),
+        block_hashes=list(message.block_hashes),
+        block_tokens=message.block_tokens,
+        sampling=sampling_from_proto(message.sampling),
+        grammar=Grammar(form, getattr(message.grammar, form)) if form else None,
+        log_probs=message.log_probs,
+        deadline=message.deadline.seconds + message.deadline.nanos / 1e9,
+        traceparent=message.traceparent,
+    )
+
+
+def sampling_to_proto(sampling: Sampling) -> inference_pb2.Sampling:
+    """Unset stays unset."""
+    message = inference_pb2.Sampling(max_tokens=sampling.max_tokens, ignore_end=sampling.ignore_end)
+    for name in _OPTIONAL_SAMPLING:
+        value = getattr(sampling, name)
+        if value is not None:
+            setattr(message, name, value)
+    return message
+
+
+def sampling_from_proto(message: inference_pb2.Sampling) -> Sampling:
+    """Stop strings stay behind: they are admission's."""
+    optional = {name: getattr(message, name) for name in _OPTIONAL_SAMPLING if message.HasField(name)}  # type: ignore[arg-type]
+    return Sampling(max_tokens=message.max_tokens, ignore_end=message.ignore_end, **optional)
+
+
+def frame_to_proto(frame: Frame) -> lane_pb2.Frame:
+    """Packed arrays; protobuf copies the lists in C."""
+    return lane_pb2.Frame(
+        work_ids=frame.work_ids,
+        offsets=frame.offsets,
+        counts=frame.counts,
+        token_ids=frame.token_ids,
+        log_probs=frame.log_probs,
+    )
+
+
+def frame_from_proto(message: lane_pb2.Frame) -> Frame:
+    """Lists, copied in C: indexing a protobuf array costs ten times as much as indexing a list."""
+    return Frame(
+        list(message.work_ids),
+        list(message.offsets),
+        list(message.counts),
+        list(message.token_ids),
+        list(message.log_probs),
+    )
+
+
+def outcome_to_proto(work_id: int, outcome: Outcome) -> lane_pb2.Outcome:
+    """The outcome under its work's number."""
+    message = lane_pb2.Outcome(
+        work_id=work_id,
+        output_tokens=outcome.output_tokens,
+        cached_tokens=outcome.cached_tokens,
+        queued_us=int(outcome.queued_s * 1e6),
+        executor=outcome.executor,
+    )
+    if outcome.error is not None:
+        message.failure.CopyFrom(to_failure(outcome.error))
+    elif outcome.finish is not None:
+        message.finish_reason = cast("inference_pb2.FinishReason.ValueType", int(outcome.finish))
+    return message
+
+
+def outcome_from_proto(message: lane_pb2.Outcome) -> Outcome:
+    """The outcome without the number."""
+    failed = message.HasField("failure")
+    return Outcome(
+        finish=None if failed else FinishReason(message.finish_reason),
+        error=from_failure(message.failure) if failed else None,
+        output_tokens=message.output_tokens,
+        cached_tokens=message.cached_tokens,
+        queued_s=message.queued_us / 1e6,
+        executor=message.executor,
+    )
+
+
+def decision_to_proto(decision: Decision) -> lane_pb2.Decision:
+    """Field for field."""
+    return lane_pb2.Decision(stage=decision.stage, choice=decision.choice, reason=decision.reason)
+
+
+def decision_from_proto(message: lane_pb2.Decision) -> Decision:
+    """Field for field."""
+    return Decision(message.stage, message.choice, message.reason)
+
+
+def queue_to_proto(queue: QueueState) -> lane_pb2.Queue:
+    """Field for field."""
+    return lane_pb2.Queue(
+        instance=queue.instance,
+        pool=queue.pool,
+        tier=cast("inference_pb2.Tier.ValueType", int(queue.tier)),
+        waiting=queue.waiting,
+        waiting_tokens=queue.waiting_tokens,
+        running=queue.running,
+        oldest_waiting_ms=queue.oldest_waiting_ms,
+    )
+
+
+def queue_from_proto(message: lane_pb2.Queue) -> QueueState:
+    """Field for field."""
+    return QueueState(
+        message.instance, message.pool, Tier(message.tier), message.waiting, message.waiting_tokens,
+        message.running, message.oldest_waiting_ms,
+    )  # fmt: skip

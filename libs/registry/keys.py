@@ -1,0 +1,91 @@
+"""Where things lie in etcd. Pure.
+
+/headrace/v1/
+├── services/{service}/{instance}     ServiceInstance, leased
+├── executors/{id}                    Executor, leased
+├── models/{name}                     Model
+├── placements/{executor}/{model}     Placement, written by the leader of placement
+├── policies/
+│   ├── tenants/{name}                Tenant
+│   ├── tiers/{interactive|async}     TierPolicy
+│   ├── routes/{alias}                Route
+│   └── switches/{kind}/{name}        Switch
+└── leaders/{role}                    Leader, leased
+
+A name is one segment of a key: not empty, without a slash, printable, without blanks. The functions raise
+ValueError for any other.
+"""
+
+ROOT = "/headrace/v1/"
+SERVICES = ROOT + "services/"
+EXECUTORS = ROOT + "executors/"
+MODELS = ROOT + "models/"
+PLACEMENTS = ROOT + "placements/"
+POLICIES = ROOT + "policies/"
+TENANTS = POLICIES + "tenants/"
+TIERS = POLICIES + "tiers/"
+ROUTES = POLICIES + "routes/"
+SWITCHES = POLICIES + "switches/"
+LEADERS = ROOT + "leaders/"
+
+
+def service(service: str, instance: str) -> str:
+    """The key of a process of a stage."""
+    return SERVICES + _path(service, instance)
+
+
+def services(service: str) -> str:
+    """The prefix of all processes of one stage."""
+    return SERVICES + _path(service) + "/"
+
+
+def executor(id: str) -> str:  # noqa: A002  (the field's own term)
+    """The key of an executor's process."""
+    return EXECUTORS + _path(id)
+
+
+def model(name: str) -> str:
+    """The key of a model of the catalogue."""
+    return MODELS + _path(name)
+
+
+def placement(executor: str, model: str) -> str:
+    """The key of a model's place on an executor."""
+    return PLACEMENTS + _path(executor, model)
+
+
+def placements(executor: str) -> str:
+    """The prefix of everything placed on one executor."""
+    return PLACEMENTS + _path(executor) + "/"
+
+
+def tenant(name: str) -> str:
+    """The key of a tenant."""
+    return TENANTS + _path(name)
+
+
+def tier(name: str) -> str:
+    """The key of a tier's rules; `name` is "interactive" or "async"."""
+    return TIERS + _path(name)
+
+
+def route(alias: str) -> str:
+    """The key of a model's second name."""
+    return ROUTES + _path(alias)
+
+
+def switch(kind: str, name: str) -> str:
+    """The key of a kill switch; `kind` is "model" or "tenant"."""
+    return SWITCHES + _path(kind, name)
+
+
+def leader(role: str) -> str:
+    """The key that the holder of a role has."""
+    return LEADERS + _path(role)
+
+
+def _path(*names: str) -> str:
+    for name in names:
+        if not name or not name.isprintable() or "/" in name or " " in name:
+            raise ValueError(f"{name!r} cannot be a segment of a key")
+    return "/".join(names)

@@ -1,0 +1,27 @@
+"""What is known of the call being served: filled in by the interceptors, read by the servicers."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from libs.telemetry.tracing import Span
+
+
+@dataclass(slots=True)
+class Call:
+    """One RPC on its way through the interceptors."""
+
+    method: str
+    """/package.Service/Method"""
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The caller's text metadata; of repeated keys the last."""
+    span: Span | None = None
+    """The server span, where the method is traced."""
+    deadline: float | None = None
+    """Unix seconds, where the caller set one."""
+    identity: Any = None
+    """Who calls, as the service's authenticator said."""
+
+
+CALL: ContextVar[Call] = ContextVar("call")
+"""The call of the current handler."""

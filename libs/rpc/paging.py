@@ -1,0 +1,27 @@
+"""Pages of a list (AIP-158): a token is the position of the page's first item."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from libs.errors import RequestInvalid, Violation
+
+DEFAULT, LARGEST = 100, 1000
+
+T = TypeVar("T")
+
+
+def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:
+    """The page and the token of the next, "" behind the last.
+
+    Raises RequestInvalid for a negative size or a token that no page gave.
+    """
+    violations = []
+    if page_size < 0:
+        violations.append(Violation("page_size", f"is {page_size}; at least 0 is allowed"))
+    if page_token and not page_token.isdecimal():
+        violations.append(Violation("page_token", "is not a next_page_token of this list"))
+    if violations:
+        raise RequestInvalid.of(violations)
+    start = int(page_token or 0)
+    end = start + min(page_size or DEFAULT, LARGEST)
+    return items[start:end], str(end) if end < len(items) else ""

@@ -1,0 +1,285 @@
+"""Every name that the mesh's telemetry uses: spans, attributes, events and metrics.
+
+Attributes follow OpenTelemetry's semantic conventions for RPC (1.40: `rpc.system.name` and
+`rpc.response.status_code`, which replaced `rpc.system` and `rpc.grpc.status_code`) and for generative AI.
+What these do not know is under `headrace.`. Metrics are named `headrace_<stage>_<noun>_<unit>`; the
+`gen_ai.server.*` metrics of the conventions stand beside them, with dots as underscores.
+
+Values of labels come from small known sets, or pass `libs.telemetry.metrics.bounded_label` first.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# --- Spans of one request, in order, with the stage that makes each.
+
+GENERATE = "headrace.inference.v1.InferenceService/Generate"
+"""Admission, SERVER: the whole request."""
+SESSION = "headrace.inference.v1.InferenceService/Session"
+"""Admission, SERVER: one request of a session. A span per stream would last for days."""
+ROUTE = "route"
+"""Router, child of admission's: from the work's arrival to its outcome."""
+QUEUE = "queue"
+"""Batcher, child of router's: from arrival, or from being queued again, to dispatch."""
+DISPATCH = "dispatch"
+"""Batcher, child of router's: from the choice of an executor to its outcome. One per attempt."""
+LOOKUP = "lookup"
+"""KV-cache manager, child of the batcher's dispatch: match and reservation."""
+PREFILL = "prefill"
+"""Executor, child of the batcher's dispatch: from submission to the first token."""
+DECODE = "decode"
+"""Executor, child of the batcher's dispatch: from the first token to the outcome."""
+
+# --- Events on spans.
+
+FIRST_TOKEN = "first_token"  # noqa: S105
+"""On admission's span: the first token was written to the client."""
+RESUMED = "resumed"
+"""The lane below broke, and the work was sent again behind the tokens so far."""
+PREEMPTED = "preempted"
+"""Async work gave way to interactive work."""
+CANCELLED = "cancelled"
+"""The caller went away or changed its mind."""
+
+# --- Attributes of the conventions.
+
+SERVICE_NAME = "service.name"
+SERVICE_NAMESPACE = "service.namespace"
+SERVICE_VERSION = "service.version"
+SERVICE_INSTANCE_ID = "service.instance.id"
+
+RPC_SYSTEM = "rpc.system.name"
+"""Always "grpc"."""
+RPC_METHOD = "rpc.method"
+"""The full name: package.Service/Method."""
+RPC_STATUS = "rpc.response.status_code"
+"""The name of the gRPC code: "OK", "UNAVAILABLE"."""
+SERVER_ADDRESS = "server.address"
+CLIENT_ADDRESS = "client.address"
+ERROR_TYPE = "error.type"
+"""The reason of a HeadraceError, else the name of an exception's class."""
+
+GEN_AI_OPERATION = "gen_ai.operation.name"
+"""One of CHAT and TEXT_COMPLETION."""
+CHAT = "chat"
+TEXT_COMPLETION = "text_completion"
+GEN_AI_PROVIDER = "gen_ai.provider.name"
+"""Always PROVIDER: the mesh speaks for itself, as every provider does."""
+PROVIDER = "headrace"
+GEN_AI_REQUEST_MODEL = "gen_ai.request.model"
+"""What was asked for."""
+GEN_AI_RESPONSE_MODEL = "gen_ai.response.model"
+"""What ran."""
+GEN_AI_REQUEST_MAX_TOKENS = "gen_ai.request.max_tokens"
+GEN_AI_REQUEST_TEMPERATURE = "gen_ai.request.temperature"
+GEN_AI_REQUEST_TOP_P = "gen_ai.request.top_p"
+GEN_AI_REQUEST_TOP_K = "gen_ai.request.top_k"
+GEN_AI_REQUEST_SEED = "gen_ai.request.seed"
+GEN_AI_REQUEST_STREAM = "gen_ai.request.stream"
+GEN_AI_OUTPUT_TYPE = "gen_ai.output.type"
+"""One of "text" and "json"."""
+GEN_AI_FINISH_REASONS = "gen_ai.response.finish_reasons"
+"""A list of one: "stop" or "length"."""
+GEN_AI_INPUT_TOKENS = "gen_ai.usage.input_tokens"
+GEN_AI_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
+GEN_AI_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+GEN_AI_TIME_TO_FIRST_CHUNK = "gen_ai.response.time_to_first_chunk"
+"""Seconds."""
+
+# --- Attributes of the mesh.
+
+REQUEST_ID = "headrace.request_id"
+"""On admission's span at least: what `headrace trace` finds a trace by."""
+TENANT = "headrace.tenant"
+TIER = "headrace.tier"
+"""One of "interactive" and "async"."""
+POOL = "headrace.pool"
+EXECUTOR = "headrace.executor"
+ATTEMPT = "headrace.attempt"
+"""1 for the first dispatch, 2 after it had to be sent again."""
+CHOICE = "headrace.decision.choice"
+"""What a stage decided, in a word or two."""
+REASON = "headrace.decision.reason"
+"""Why, as a sentence for an operator."""
+DEADLINE_LEFT = "headrace.deadline.left_s"
+"""Seconds to the deadline when the span started."""
+RESUMED_TOKENS = "headrace.tokens.resumed"
+"""Tokens of the answer that had passed on before this span started."""
+QUEUE_WAITING = "headrace.queue.waiting"
+"""Works that waited in front of this one when it arrived."""
+BLOCKS_MATCHED = "headrace.blocks.matched"
+BLOCKS_RESERVED = "headrace.blocks.reserved"
+BATCH_WORKS = "headrace.batch.works"
+"""Works in the engine's batch when this one joined."""
+STEPS = "headrace.engine.steps"
+"""Engine steps that the span took."""
+ENGINE = "headrace.engine.name"
+
+
+# --- Metrics.
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """The declaration of a metric; `libs.telemetry.metrics.Metrics` makes it."""
+
+    kind: Literal["counter", "gauge", "histogram"]
+    name: str
+    text: str
+    """What it says, for people; ends up in the exposition."""
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    """Upper bounds of a histogram."""
+
+
+def _counter(name: str, text: str, *labels: str) -> Metric:
+    return Metric("counter", name, text, labels)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Metric:
+    return Metric("gauge", name, text, labels)
+
+
+def _histogram(name: str, text: str, *labels: str, buckets: tuple[float, ...]) -> Metric:
+    return Metric("histogram", name, text, labels, buckets)
+
+
+WAIT_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+STEP_BUCKETS = (
+    0.0005,
+    0.001,
+    0.002,
+    0.004,
+    0.008,
+    0.012,
+    0.016,
+    0.024,
+    0.032,
+    0.064,
+    0.128,
+    0.256,
+    0.512,
+    1.024,
+)
+SIZE_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
+
+# The buckets of these three are those of the conventions. Made by admission, beside its own.
+_GEN_AI = ("gen_ai_operation_name", "gen_ai_provider_name", "gen_ai_request_model")
+GEN_AI_SERVER_REQUEST_DURATION = _histogram(
+    "gen_ai_server_request_duration_seconds", "Time to the last token, or to the error.",
+    *_GEN_AI, "error_type",
+    buckets=(0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
+)  # fmt: skip
+GEN_AI_SERVER_TIME_TO_FIRST_TOKEN = _histogram(
+    "gen_ai_server_time_to_first_token_seconds", "Time to the first token of requests that ended well.",
+    *_GEN_AI,
+    buckets=(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
+)  # fmt: skip
+GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN = _histogram(
+    "gen_ai_server_time_per_output_token_seconds", "Time per token behind the first one.",
+    *_GEN_AI,
+    buckets=(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5),
+)  # fmt: skip
+
+ADMISSION_REQUESTS = _counter(
+    "headrace_admission_requests_total", "Requests that ended, by gRPC code.", "door", "model", "tier", "code"
+)
+ADMISSION_RUNNING = _gauge("headrace_admission_running_requests", "Requests in flight.", "door")
+ADMISSION_TOKENS = _counter(
+    "headrace_admission_tokens_total", "Tokens, by kind: prompt, cached or output.", "tenant", "model", "kind"
+)
+ADMISSION_SESSIONS = _gauge("headrace_admission_open_sessions", "Session streams that are open.")
+ADMISSION_REFUSALS = _counter(
+    "headrace_admission_refusals_total", "Requests refused, by error reason.", "reason"
+)
+
+ROUTER_WORKS = _counter(
+    "headrace_router_works_total", "Works that ended, by pool and gRPC code.", "pool", "code"
+)
+ROUTER_RUNNING = _gauge("headrace_router_running_works", "Works in flight.", "pool")
+ROUTER_RESUMES = _counter("headrace_router_resumes_total", "Works sent again after their lane broke.", "pool")
+ROUTER_LANES = _gauge("headrace_router_ready_lanes", "Lanes to batchers that carry works.")
+
+BATCHER_WORKS = _counter(
+    "headrace_batcher_works_total", "Works that ended, by gRPC code.", "pool", "tier", "code"
+)
+BATCHER_WAITING = _gauge("headrace_batcher_waiting_works", "Works in the queue.", "pool", "tier")
+BATCHER_WAITING_TOKENS = _gauge(
+    "headrace_batcher_waiting_tokens", "Prompt tokens in the queue.", "pool", "tier"
+)
+BATCHER_RUNNING = _gauge("headrace_batcher_running_works", "Works on an executor.", "pool")
+BATCHER_WAIT = _histogram(
+    "headrace_batcher_wait_seconds",
+    "Time in the queue, one per dispatch.",
+    "pool",
+    "tier",
+    buckets=WAIT_BUCKETS,
+)
+BATCHER_REQUEUES = _counter(
+    "headrace_batcher_requeues_total",
+    "Works that went back to the queue, by cause: broken or preempted.",
+    "cause",
+)
+BATCHER_EXPIRED = _counter(
+    "headrace_batcher_expired_works_total", "Works answered because of their deadline.", "pool"
+)
+
+KVCACHE_LOOKUPS = _counter(
+    "headrace_kvcache_lookups_total", "Lookups, by result: hit, miss or refused.", "pool", "result"
+)
+KVCACHE_LOOKUP = _histogram(
+    "headrace_kvcache_lookup_seconds", "Time to match and reserve.", "pool",
+    buckets=(0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05),
+)  # fmt: skip
+KVCACHE_INDEXED = _gauge("headrace_kvcache_indexed_blocks", "Blocks in the prefix index.", "pool", "executor")
+KVCACHE_RESERVED = _gauge(
+    "headrace_kvcache_reserved_blocks", "Blocks reserved in the ledger.", "pool", "executor"
+)
+KVCACHE_GAPS = _counter(
+    "headrace_kvcache_event_gaps_total", "Gaps in block events that made a snapshot.", "executor"
+)
+KVCACHE_DRIFT = _gauge(
+    "headrace_kvcache_drift_ratio", "Share of predicted cached tokens that were not cached.", "executor"
+)
+
+EXECUTOR_WORKS = _counter("headrace_executor_works_total", "Works that ended, by gRPC code.", "model", "code")
+EXECUTOR_RUNNING = _gauge("headrace_executor_running_works", "Works in the batch.", "model")
+EXECUTOR_WAITING = _gauge("headrace_executor_waiting_works", "Works that wait for the batch.", "model")
+EXECUTOR_STEP = _histogram(
+    "headrace_executor_step_seconds", "Time per engine step.", "model", buckets=STEP_BUCKETS
+)
+EXECUTOR_BATCH = _histogram(
+    "headrace_executor_batch_works", "Works per engine step.", "model", buckets=SIZE_BUCKETS
+)
+EXECUTOR_TOKENS = _counter(
+    "headrace_executor_tokens_total", "Tokens, by kind: prompt, cached or output.", "model", "kind"
+)
+EXECUTOR_USED_BLOCKS = _gauge("headrace_executor_used_blocks", "KV blocks of running works.", "model")
+EXECUTOR_CACHED_BLOCKS = _gauge(
+    "headrace_executor_cached_blocks", "KV blocks kept for their prefix alone.", "model"
+)
+EXECUTOR_BLOCKS = _gauge("headrace_executor_total_blocks", "KV blocks in all.", "model")
+EXECUTOR_LOAD = _histogram(
+    "headrace_executor_load_seconds", "Time to load a model, self-test included.", "model",
+    buckets=(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
+)  # fmt: skip
+
+PLACEMENT_LEADING = _gauge("headrace_placement_leading", "1 while this process leads.")
+PLACEMENT_PLANS = _counter("headrace_placement_plans_total", "Plans written.")
+PLACEMENT_UNPLACED = _gauge(
+    "headrace_placement_missing_replicas", "Replicas that no executor can hold.", "model"
+)
+
+PROCESS_BUILD = _gauge("headrace_process_build_info", "Always 1; the labels say what runs.",
+                       "service", "instance", "version", "python", "grpcio")  # fmt: skip
+PROCESS_LOOP_LAG = _gauge(
+    "headrace_process_loop_lag_seconds",
+    "The latest that the event loop woke a sleeper in the last ten seconds.",
+)
+PROCESS_SPANS = _counter(
+    "headrace_process_spans_total", "Spans that ended, by fate: exported or dropped.", "fate"
+)
+PROCESS_ETCD = _gauge("headrace_process_etcd_connected", "1 while etcd answers.")
+
+METRICS: tuple[Metric, ...] = tuple(value for value in globals().values() if isinstance(value, Metric))
+"""All of them."""

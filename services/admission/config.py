@@ -1,0 +1,16 @@
+"""Settings of admission."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from libs.settings import Etcd, Process
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Read from HEADRACE_<FIELD>; see libs.settings."""
+
+    process: Process
+    etcd: Etcd
+    cache_dir: Path = Path("~/.cache/headrace").expanduser()
+    """Prepared models; admission needs their tokenizers."""

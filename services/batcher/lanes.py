@@ -1,0 +1,76 @@
+"""The batcher's two faces as plain objects: the lane to a router, and the sink for what an executor says."""
+
+from typing import TYPE_CHECKING
+
+from libs.errors import Cancelled
+from libs.lane.progress import Gap
+from libs.lane.stage import Sink
+from libs.lane.work import Frame, Outcome, Work
+from services.batcher.held import Held, Place
+from services.batcher.pool import Executor
+
+if TYPE_CHECKING:
+    from services.batcher.stage import Batcher
+
+
+class BatcherLane:
+    """A router's lane; see libs.lane.stage.Lane."""
+
+    ready = True
+
+    def __init__(self, batcher: "Batcher", sink: Sink) -> None:
+        self.sink = sink
+        self.held: dict[int, Held] = {}
+        self._batcher = batcher
+
+    def submit(self, work_id: int, work: Work) -> None:
+        self._batcher.arrive(self, work_id, work)
+
+    def cancel(self, work_id: int) -> None:
+        if (held := self.held.get(work_id)) is not None:
+            self._batcher.cancel(held)
+
+    def close(self) -> None:
+        held_works, self.held = list(self.held.values()), {}
+        for held in held_works:
+            self._batcher.stop(held, Cancelled("the router's lane closed"))
+
+
+class ExecutorSink:
+    """What comes down from one executor."""
+
+    def __init__(self, batcher: "Batcher", executor: Executor) -> None:
+        self._batcher = batcher
+        self._executor = executor
+
+    def on_ready(self) -> None:
+        """The next tick dispatches: no work waits longer than that for a lane that just came up."""
+
+    def on_frame(self, frame: Frame) -> None:
+        """Once per frame: its entries sorted by the lane in front that they belong to."""
+        works, tokens, log_probs = self._executor.works, frame.token_ids, frame.log_probs
+        passed: dict[BatcherLane, Frame] = {}
+        end = 0
+        for key, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
+            start, end = end, end + count
+            held = works.get(key)
+            if held is None or held.place is not Place.RUNNING:
+                continue
+            try:
+                known = held.progress.advance(offset, tokens[start:end])
+            except Gap as gap:
+                self._batcher.broke_promise(held, self._executor, gap)
+                continue
+            if known < count:
+                lane = held.lane
+                if (out := passed.get(lane)) is None:
+                    out = passed[lane] = Frame()
+                out.add(held.down_id, offset + known, tokens[start + known : end], log_probs[start + known : end])
+        for lane, out in passed.items():
+            lane.sink.on_frame(out)
+
+    def on_outcome(self, work_id: int, outcome: Outcome) -> None:
+        self._batcher.returned(self._executor, work_id, outcome)
+
+    def on_broken(self, reason: str) -> None:
+        self._batcher.lost(self._executor, reason)

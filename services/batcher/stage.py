@@ -1,0 +1,370 @@
+"""The batcher as a stage: decides when each work runs, and on which executor of its pool.
+
+    arrives → WAITING (queue.py) → a slot is free: ASKING (dispatch.py chooses, the KV-cache manager
+    reserves) → RUNNING → outcome.   Executor lost, or full after all: back to WAITING, at the front.
+
+Everything here is synchronous and driven from outside: by lanes, by the registry, by the manager's answers,
+and by `tick`.
+"""
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import structlog
+
+from libs.clock import Clock
+from libs.errors import (
+    Cancelled,
+    CapacityError,
+    DeadlinePassed,
+    HeadraceError,
+    InternalError,
+    NoExecutor,
+    Overloaded,
+    StageUnavailable,
+)
+from libs.lane.forwarder import DRAINING
+from libs.lane.progress import Gap
+from libs.lane.stage import Sink
+from libs.lane.work import Decision, FinishReason, Outcome, QueueState, Tier, Work
+from libs.telemetry import names
+from libs.telemetry.tracing import Tracing
+from services.batcher.dispatch import Candidate, Choice, choose, fits_nowhere
+from services.batcher.held import Held, Place
+from services.batcher.lanes import BatcherLane, ExecutorSink
+from services.batcher.memory import Ask, Memory, Reply
+from services.batcher.observe import Observer
+from services.batcher.pool import Executor, ExecutorInfo, Pool
+from services.batcher.queue import Entry, Limits
+
+log = structlog.get_logger()
+
+SHUT_S = 0.05
+"""An executor that refused a work of a pool is left alone this long, unless a work on it ends before."""
+ATTEMPTS = 5
+"""A work that was dispatched this often without a single new token is given up: it may be what kills them."""
+
+
+class Batcher:
+    """A Stage over the executors of many pools.
+
+    Args:
+        instance: This process's name.
+        memory: The KV-cache manager.
+        limits: Bounds of a pool's queue for a tier, as the policy has them now.
+        pick: `pick(n)` gives a random index below n.
+    """
+
+    def __init__(
+        self,
+        instance: str,
+        memory: Memory,
+        limits: Callable[[Tier], Limits],
+        tracing: Tracing,
+        observer: Observer,
+        clock: Clock,
+        pick: Callable[[int], int],
+    ) -> None:
+        self.instance = instance
+        self.draining = False
+        self._memory = memory
+        self._limits = limits
+        self._tracing = tracing
+        self._observer = observer
+        self._clock = clock
+        self._pick = pick
+        self._pools: dict[str, Pool] = {}
+        self._executors: dict[str, Executor] = {}
+        self._held: dict[int, Held] = {}
+        self._deadlines: list[tuple[float, int]] = []
+        self._sequence = 0
+
+    # --- from outside ------------------------------------------------------------------------------
+
+    def set_executors(self, infos: Mapping[str, ExecutorInfo]) -> None:
+        """Replaces what is known of executors. A lane is kept as long as its Stage is the same object."""
+        for name, executor in list(self._executors.items()):
+            info = infos.get(name)
+            if info is None or info.stage is not executor.info.stage:
+                executor.gone = True
+                # Out of the way of a new one of this name; what runs there ends there, or comes back.
+                self._executors[f"{name} (before {self._next()})"] = self._executors.pop(name)
+                self._bury(executor)
+            else:
+                executor.info = info
+        for name, info in infos.items():
+            if name not in self._executors:
+                self._executors[name] = executor = Executor(name, info)
+                executor.lane = info.stage.open(ExecutorSink(self, executor))
+        for pool in self._pools.values():
+            self._pump(pool)
+
+    def tick(self) -> None:
+        """Ends what is past its deadline and tries again what waits. To be called several times a second."""
+        now = self._clock.now()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, key = heapq.heappop(self._deadlines)
+            if (held := self._held.get(key)) is not None:
+                where = "queue" if held.place is Place.WAITING else "executor"
+                self._observer.expired(held.work.pool)
+                error = DeadlinePassed(f"the deadline passed in the batcher ({where})", metadata={"stage": where})
+                self.stop(held, error)
+        for name, pool in list(self._pools.items()):
+            self._pump(pool)
+            if not pool.held:
+                del self._pools[name]  # bounds the dictionary by the works held
+
+    def close(self) -> None:
+        """Closes all lanes to executors."""
+        for executor in self._executors.values():
+            if executor.lane is not None:
+                executor.lane.close()
+
+    @property
+    def in_flight(self) -> int:
+        """Works without an outcome."""
+        return len(self._held)
+
+    # --- the face to the router --------------------------------------------------------------------
+
+    def open(self, sink: Sink) -> BatcherLane:
+        """A lane that is ready at once."""
+        return BatcherLane(self, sink)
+
+    async def explain(self, work: Work) -> Sequence[Decision]:
+        """What the queue and the choice of an executor would be now."""
+        pool = self._pools.get(work.pool) or Pool(work.pool)
+        refusal = pool.queue.refusal(work.tier, len(work.prompt), self._limits(work.tier))
+        if refusal is not None:
+            return [Decision("batcher", "refuse", refusal)]
+        waiting = len(pool.queue)
+        queue = Decision("batcher", "queue" if waiting else "no wait", f"{waiting} works wait in pool {work.pool}")
+        choice = self._choose(work.pool, len(work.prompt) + work.sampling.max_tokens)
+        if choice.executor is None:
+            return [queue, Decision("batcher", "wait", choice.reason)]
+        behind = await self._executors[choice.executor].info.stage.explain(work)
+        return [queue, Decision("batcher", f"executor {choice.executor}", choice.reason), *behind]
+
+    async def queues(self) -> Sequence[QueueState]:
+        """One entry per pool and tier that holds something."""
+        now, states = self._clock.monotonic(), []
+        for name, pool in self._pools.items():
+            for tier in Tier:
+                running = sum(
+                    held.work.pool == name and held.work.tier == tier and held.place is not Place.WAITING
+                    for held in self._held.values()
+                )
+                waiting = pool.queue.waiting(tier)
+                if waiting or running:
+                    age = now - (pool.queue.oldest(tier) or now)
+                    states.append(QueueState(
+                        self.instance, name, tier, waiting, pool.queue.waiting_tokens(tier), running, int(age * 1000)
+                    ))  # fmt: skip
+        return states
+
+    # --- a work's way ------------------------------------------------------------------------------
+
+    def arrive(self, lane: BatcherLane, down_id: int, work: Work) -> None:
+        if self.draining:
+            error = StageUnavailable(f"{self.instance} is draining", metadata={DRAINING: "true"}, retry_after_s=1.0)
+            lane.sink.on_outcome(down_id, Outcome(error=error, output_tokens=len(work.resumed)))
+            return
+        pool = self._pools.get(work.pool)
+        if pool is None:
+            pool = self._pools[work.pool] = Pool(work.pool)
+        refusal = None
+        if not work.resumed:  # what has begun is let in: it was accepted once
+            refusal = pool.queue.refusal(work.tier, len(work.prompt), self._limits(work.tier))
+        if refusal is None and fits_nowhere(self._candidates(work.pool), len(work.prompt) + work.sampling.max_tokens):
+            refusal = "prompt and max_tokens together are larger than the KV cache of any executor"
+        if refusal is not None:
+            lane.sink.on_outcome(down_id, Outcome(error=Overloaded(refusal, retry_after_s=1.0)))
+            return
+        key, now = self._next(), self._clock.monotonic()
+        span = self._tracing.start(names.QUEUE, work.traceparent, attributes={names.QUEUE_WAITING: len(pool.queue)})
+        held = lane.held[down_id] = self._held[key] = Held(key, lane, down_id, work, now, span)
+        heapq.heappush(self._deadlines, (work.deadline, key))
+        entry = Entry(key, work.tier, len(work.prompt), now)
+        if work.resumed:
+            pool.queue.push_front(entry)
+        else:
+            pool.queue.push(entry)
+        pool.held += 1
+        self._observer.queued(pool)
+        self._pump(pool)
+
+    def _pump(self, pool: Pool) -> None:
+        """Dispatches from the head of the queue as long as there is a place for the head."""
+        now = self._clock.monotonic()
+        while (entry := pool.queue.peek(now)) is not None:
+            held = self._held[entry.key]
+            choice = self._choose(pool.name, held.total_tokens)
+            if choice.executor is None:
+                return
+            pool.queue.remove(entry.key)
+            self._place(pool, held, self._executors[choice.executor], choice)
+
+    def _choose(self, pool: str, tokens: int) -> Choice:
+        return choose(self._candidates(pool), tokens, self._pick)
+
+    def _candidates(self, pool: str) -> list[Candidate]:
+        now = self._clock.monotonic()
+        return [c for e in self._executors.values() if (c := e.candidate(pool, now)) is not None]
+
+    def _place(self, pool: Pool, held: Held, executor: Executor, choice: Choice) -> None:
+        """Takes a slot for a work and asks the manager for its blocks."""
+        held.place = Place.ASKING
+        executor.add(held, choice.blocks)
+        waited = self._clock.monotonic() - held.queued_since
+        held.queued_s += waited
+        held.queue_span.end()
+        self._observer.dispatched(pool, held.work.tier, waited)
+        held.dispatch_span = span = self._tracing.start(
+            names.DISPATCH,
+            held.work.traceparent,
+            attributes={
+                names.EXECUTOR: executor.name,
+                names.REASON: choice.reason,
+                names.ATTEMPT: held.attempts + 1,
+                names.BLOCKS_RESERVED: choice.blocks,
+                names.RESUMED_TOKENS: len(held.progress.tokens),
+            },
+        )
+        ask = Ask(held.key, pool.name, held.work.block_hashes, executor.name, choice.blocks, span.traceparent)
+        self._memory.ask(ask, lambda reply: self._answered(held, executor, reply))
+
+    def _answered(self, held: Held, executor: Executor, reply: Reply | None) -> None:
+        if held.place is not Place.ASKING or held.executor is not executor:
+            self._memory.release(held.key)  # it ended, or its executor went, while the manager was asked
+            return
+        assert held.dispatch_span is not None
+        if reply is not None:
+            held.dispatch_span.set(names.BLOCKS_MATCHED, reply.matched_blocks)
+            if not reply.reserved:
+                executor.shut_until[held.work.pool] = self._clock.monotonic() + SHUT_S
+                self._requeue(held, executor, f"the KV cache has {reply.free_blocks} blocks free")
+                return
+        if executor.lane is None or not executor.lane.ready:
+            self._requeue(held, executor, "the executor's lane broke")
+            return
+        held.place = Place.RUNNING
+        tokens = len(held.progress.tokens)
+        held.attempts = held.attempts + 1 if tokens == held.sent_tokens else 1
+        held.sent_tokens = tokens
+        work = replace(held.progress.resume(), traceparent=held.dispatch_span.traceparent)
+        executor.lane.submit(held.key, work)
+
+    def _requeue(self, held: Held, executor: Executor, why: str) -> None:
+        """Back to the front of the queue, with the tokens so far."""
+        self._vacate(held, executor)
+        tokens = len(held.progress.tokens)
+        if held.dispatch_span is not None:
+            held.dispatch_span.error(why)
+            held.dispatch_span.end()
+        if tokens >= held.work.sampling.max_tokens:  # only the outcome was lost
+            self._end(held, Outcome(finish=FinishReason.LENGTH, output_tokens=tokens, executor=executor.name))
+            return
+        held.place = Place.WAITING
+        held.queued_since = self._clock.monotonic()
+        held.queue_span = self._tracing.start(names.QUEUE, held.work.traceparent, attributes={names.REASON: why})
+        pool = self._pools[held.work.pool]
+        pool.queue.push_front(Entry(held.key, held.work.tier, len(held.work.prompt), held.arrived))
+        self._observer.queued(pool)
+
+    def lost(self, executor: Executor, reason: str) -> None:
+        """An executor's lane broke: everything on it comes back, in the order in which it came."""
+        lost = sorted(executor.works.values(), key=lambda held: held.key, reverse=True)
+        for held in lost:
+            self._observer.requeued("broken")
+            self._retry(held, executor, f"the executor was lost: {reason}")
+        self._bury(executor)
+        for pool in self._pools.values():
+            self._pump(pool)
+
+    def returned(self, executor: Executor, key: int, outcome: Outcome) -> None:
+        """An outcome came from an executor."""
+        held = executor.works.get(key)
+        if held is None:
+            return
+        if held.place is Place.ENDED:  # the caller has its answer already; only now the slot is free
+            self._vacate(held, executor)
+        elif isinstance(outcome.error, CapacityError):  # it lost the model, is draining, or its engine died
+            self._observer.requeued("refused")
+            if isinstance(outcome.error, NoExecutor):
+                held.attempts -= 1  # it never ran
+            self._retry(held, executor, outcome.error.message)
+            executor.shut_until[held.work.pool] = self._clock.monotonic() + SHUT_S
+        else:
+            self._vacate(held, executor)
+            if held.cached_tokens is None:
+                held.cached_tokens = outcome.cached_tokens
+            self._end(held, replace(outcome, queued_s=held.queued_s, cached_tokens=held.cached_tokens))
+        self._bury(executor)
+        if (pool := self._pools.get(held.work.pool)) is not None:
+            self._pump(pool)
+
+    def _retry(self, held: Held, executor: Executor, why: str) -> None:
+        """Queues a work again whose executor failed it, unless it has failed too often."""
+        if held.place is Place.ENDED:
+            self._vacate(held, executor)
+        elif held.attempts >= ATTEMPTS and len(held.progress.tokens) == held.sent_tokens:
+            self._vacate(held, executor)
+            error = StageUnavailable(f"given up after {ATTEMPTS} attempts; the last: {why}", retry_after_s=1.0)
+            self._end(held, Outcome(error=error, output_tokens=len(held.progress.tokens)))
+        else:
+            self._requeue(held, executor, why)
+
+    def broke_promise(self, held: Held, executor: Executor, gap: Gap) -> None:
+        """An executor left tokens out: a bug there, and the caller must not see a wrong answer."""
+        log.error("gap on a lane", executor=executor.name, gap=str(gap))
+        self.stop(held, InternalError("internal error; the mesh's logs have the cause"))
+
+    def stop(self, held: Held, error: HeadraceError) -> None:
+        """Ends a work from this side, wherever it stands."""
+        place, executor = held.place, held.executor
+        name = executor.name if executor is not None else ""
+        self._end(held, Outcome(error=error, output_tokens=len(held.progress.tokens), executor=name))
+        if executor is None:
+            pool = self._pools[held.work.pool]
+            pool.queue.remove(held.key)
+            self._observer.queued(pool)
+            held.queue_span.end()
+        elif place is Place.ASKING:
+            self._vacate(held, executor)
+        elif executor.lane is not None:
+            executor.lane.cancel(held.key)  # the slot is free when the executor says so
+
+    def cancel(self, held: Held) -> None:
+        """The caller changed its mind. A running work ends where it runs, so that its tokens are counted."""
+        if held.place is Place.RUNNING and held.executor is not None and held.executor.lane is not None:
+            held.executor.lane.cancel(held.key)
+        else:
+            self.stop(held, Cancelled("cancelled by the caller"))
+
+    def _vacate(self, held: Held, executor: Executor) -> None:
+        executor.remove(held)
+        self._memory.release(held.key)
+
+    def _end(self, held: Held, outcome: Outcome) -> None:
+        """Passes the outcome on; a work has exactly one."""
+        held.place = Place.ENDED
+        del self._held[held.key]
+        self._pools[held.work.pool].held -= 1
+        if held.dispatch_span is not None:
+            if outcome.error is not None:
+                held.dispatch_span.error(outcome.error.message, outcome.error.reason)
+            held.dispatch_span.end()
+        self._observer.ended(held.work, outcome)
+        if held.lane.held.pop(held.down_id, None) is not None:
+            held.lane.sink.on_outcome(held.down_id, outcome)
+
+    def _bury(self, executor: Executor) -> None:
+        """Closes the lane of an executor that has gone, once nothing runs there."""
+        if executor.gone and not executor.works and executor.lane is not None:
+            executor.lane.close()
+            self._executors = {name: e for name, e in self._executors.items() if e is not executor}
+
+    def _next(self) -> int:
+        self._sequence += 1
+        return self._sequence
