@@ -6,7 +6,10 @@ index. Either way nothing outside the lock can be imported, the repository's own
 sees the sources it declares, no others.
 """
 
+# Of .venv, relative to the repository's root; written by `make setup`: the lock's SHA-256, in hex.
 _STAMP = ".venv/.lock-sha256"
+
+_PACKAGES = "lib/python3.11/site-packages"
 
 # The interpreter of the toolchain. -P: a script's folder is no import root, or services/batcher/queue.py
 # would stand in for Python's own queue.
@@ -51,38 +54,39 @@ def _locked_environment(ctx, python, lock):
     """The folder of an environment that holds what the lock says."""
     root = lock.dirname.dirname
     digest = _run(ctx, ["sha256sum", lock], "the lock cannot be read").split(" ")[0]
-    stamp = root.get_child(_STAMP)
-    if stamp.exists and ctx.read(stamp).strip() == digest:
-        return root.get_child(".venv")
+    stamp = ctx.path("%s/%s" % (root, _STAMP))
+    if stamp.exists and ctx.read(stamp).split(" ")[0].strip() == digest:
+        return stamp.dirname
     ctx.report_progress("installing deploy/requirements.lock; `make setup` would have been reused")
     own = ctx.path("installed")
     _run(ctx, [python, "-m", "venv", own], "no environment can be made (is python3-venv installed?)")
-    pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--requirement"]
-    _run(ctx, [own.get_child("bin/python")] + pip + [lock], "the lock cannot be installed", timeout = 1800)
+    pip = ["%s/bin/python" % own, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    _run(ctx, pip + ["--requirement", lock], "the lock cannot be installed", timeout = 1800)
     return own
 
 def _python_environment_impl(ctx):
     python = ctx.which("python3.11")
     if not python:
         fail("python3.11 is not on the PATH")
-    packages = _locked_environment(ctx, python, ctx.path(ctx.attr.lock))
+    locked = _locked_environment(ctx, python, ctx.path(ctx.attr.lock))
 
     # A second, empty environment that borrows the packages. It leaves out the path files of the first: one of
     # them makes the working tree importable (the editable install), and every undeclared dependency with it.
-    _run(ctx, [python, "-m", "venv", "--without-pip", ctx.path("venv")], "no environment can be made")
-    library = "lib/python3.11/site-packages"
-    ctx.file("venv/%s/packages.pth" % library, str(packages.get_child(library)) + "\n")
-    for script in packages.get_child("bin").readdir():
-        if not ctx.path("venv/bin").get_child(script.basename).exists:
-            ctx.symlink(script, "venv/bin/" + script.basename)
-
-    interpreter = ctx.path("python")
-    ctx.file("python", _INTERPRETER.format(python = ctx.path("venv/bin/python3")), executable = True)
-    ctx.file("BUILD.bazel", _BUILD.format(interpreter = interpreter))
-    ctx.file(
-        "environment.bzl",
-        _CONSTANTS.format(interpreter = interpreter, scripts = ctx.path("venv/bin")),
+    _run(
+        ctx,
+        ["%s/bin/python" % locked, "-m", "venv", "--without-pip", ctx.path("venv")],
+        "no environment can be made",
     )
+    ctx.file("venv/%s/packages.pth" % _PACKAGES, "%s/%s\n" % (locked, _PACKAGES))
+    for script in ctx.path("%s/bin" % locked).readdir():
+        link = "venv/bin/" + script.basename
+        if not ctx.path(link).exists:
+            ctx.symlink(script, link)
+
+    ctx.file("python", _INTERPRETER.format(python = ctx.path("venv/bin/python3")))
+    ctx.file("BUILD.bazel", _BUILD.format(interpreter = ctx.path("python")), executable = False)
+    constants = _CONSTANTS.format(interpreter = ctx.path("python"), scripts = ctx.path("venv/bin"))
+    ctx.file("environment.bzl", constants, executable = False)
 
 python_environment = repository_rule(
     implementation = _python_environment_impl,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import structlog
 from grpc import aio
-from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 
+from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from libs.lane.stage import LaneNotReady, Sink
 from libs.lane.wire import (
     decision_from_proto,

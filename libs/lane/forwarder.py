@@ -35,7 +35,7 @@ Choose = Callable[[Work, Sequence[str]], str]
 class Flight:
     """A work that has been taken and has no outcome yet."""
 
-    __slots__ = ("attempts", "down_id", "lane", "neighbour", "progress", "sent_tokens", "up_id")
+    __slots__ = ("attempts", "cancelled", "down_id", "lane", "neighbour", "progress", "sent_tokens", "up_id")
 
     def __init__(self, lane: "ForwarderLane", down_id: int, work: Work) -> None:
         self.lane = lane
@@ -45,6 +45,7 @@ class Flight:
         self.up_id = 0
         self.sent_tokens = 0
         self.attempts = 0
+        self.cancelled = False
 
 
 class Forwarder:
@@ -168,7 +169,9 @@ class Forwarder:
         tokens = len(flight.progress.tokens)
         flight.attempts = flight.attempts + 1 if tokens == flight.sent_tokens else 1
         flight.sent_tokens = tokens
-        if tokens >= flight.progress.work.sampling.max_tokens:
+        if flight.cancelled:
+            self._end(flight, _failed(Cancelled("cancelled by the caller"), flight))
+        elif tokens >= flight.progress.work.sampling.max_tokens:
             self._end(flight, Outcome(finish=FinishReason.LENGTH, output_tokens=tokens))
         elif flight.attempts > ATTEMPTS:
             error = StageUnavailable(f"given up behind {self.name} after {ATTEMPTS} attempts", retry_after_s=1.0)
@@ -187,6 +190,7 @@ class Forwarder:
 
     def _cancel(self, flight: Flight) -> None:
         """Parked works end here; the others where they run, so that what they used is known."""
+        flight.cancelled = True
         if flight in self._parked:
             del self._parked[flight]
             self._end(flight, _failed(Cancelled("cancelled by the caller"), flight))

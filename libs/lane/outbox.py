@@ -9,7 +9,6 @@ import asyncio
 from collections import deque
 
 from headrace.lane.v1 import lane_pb2
-
 from libs.lane.wire import frame_to_proto, outcome_to_proto
 from libs.lane.work import Frame, Outcome
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import structlog
 from grpc import aio
-from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 
+from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from libs.errors import Overloaded, StageUnavailable
 from libs.lane.outbox import Outbox
 from libs.lane.stage import Lane, Stage

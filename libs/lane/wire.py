@@ -3,9 +3,9 @@
 from typing import cast
 
 from google.protobuf import timestamp_pb2
+
 from headrace.inference.v1 import inference_pb2
 from headrace.lane.v1 import lane_pb2
-
 from libs.lane.work import Decision, FinishReason, Frame, Grammar, Outcome, QueueState, Sampling, Tier, Work
 from libs.rpc.status import from_failure, to_failure
 

@@ -130,14 +130,10 @@ class EtcdClient:
     async def delete(self, key: str) -> bool:
         """Deletes a key; returns whether there was one, as far as that can be known."""
         request = pb.DeleteRangeRequest(key=key.encode())
-        answer, repeated = await self._call(
-            lambda m, t: m.kv.DeleteRange(request, timeout=t, metadata=HAS_LEADER)
-        )
+        answer, repeated = await self._call(lambda m, t: m.kv.DeleteRange(request, timeout=t, metadata=HAS_LEADER))
         return answer.deleted > 0 or repeated
 
-    async def compare_and_put(
-        self, key: str, value: bytes, expected_mod_revision: int, lease: int = 0
-    ) -> int:
+    async def compare_and_put(self, key: str, value: bytes, expected_mod_revision: int, lease: int = 0) -> int:
         """Writes a key if it was last changed at `expected_mod_revision` (0: if it does not exist).
 
         Returns the revision of the write. Raises CompareFailed, with the key as it is, and LeaseNotFound.
@@ -154,9 +150,7 @@ class EtcdClient:
 
     async def compare_and_delete(self, key: str, expected_mod_revision: int) -> None:
         """Deletes a key if it was last changed at `expected_mod_revision`. Raises CompareFailed."""
-        revision, actual, repeated = await self._compare_and(
-            key, expected_mod_revision, transaction.delete(key)
-        )
+        revision, actual, repeated = await self._compare_and(key, expected_mod_revision, transaction.delete(key))
         if revision is None and not (repeated and actual is None):
             raise CompareFailed(f"{key} is not at revision {expected_mod_revision}", actual)
 

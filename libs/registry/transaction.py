@@ -12,9 +12,7 @@ def unchanged(key: str, mod_revision: int) -> Compare:
 
 def created_at(key: str, create_revision: int) -> Compare:
     """Holds while the key lives that was created at this revision, whatever was written to it since."""
-    return Compare(
-        result=Compare.EQUAL, target=Compare.CREATE, key=key.encode(), create_revision=create_revision
-    )
+    return Compare(result=Compare.EQUAL, target=Compare.CREATE, key=key.encode(), create_revision=create_revision)
 
 
 def put(key: str, value: bytes, lease: int = 0) -> RequestOp:

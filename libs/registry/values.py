@@ -23,6 +23,8 @@ def decode(value: bytes, message_type: type[M]) -> M:
 
     Raises ValueUnreadable.
     """
+    if not value.lstrip().startswith(b"{"):  # protobuf would take an empty list for a message
+        raise ValueUnreadable(f"not a {message_type.DESCRIPTOR.full_name}: not a JSON object")
     try:
         return json_format.Parse(value.decode(), message_type(), ignore_unknown_fields=True)
     except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:

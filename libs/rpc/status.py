@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from headrace.inference.v1 import inference_pb2
 
+from headrace.inference.v1 import inference_pb2
 from libs import errors
 from libs.errors import HeadraceError, Violation
 

@@ -59,9 +59,7 @@ class Metrics:
     def histogram(self, metric: Metric) -> Histogram:
         """Makes a histogram; raises as `counter` does."""
         _check(metric, "histogram")
-        return Histogram(
-            metric.name, metric.text, metric.labels, buckets=metric.buckets, registry=self.registry
-        )
+        return Histogram(metric.name, metric.text, metric.labels, buckets=metric.buckets, registry=self.registry)
 
     def count_spans(self, tracing: "HasFates") -> None:
         """Counts the spans of the process, read when Prometheus asks."""

@@ -182,31 +182,23 @@ GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN = _histogram(
 )  # fmt: skip
 
 ADMISSION_REQUESTS = _counter(
-    "headrace_admission_requests_total", "Requests that ended, by gRPC code.", "door", "model", "tier", "code"
+    "headrace_admission_requests_total", "Requests that ended, by result (OK, or the reason).", "door", "model", "tier", "result"
 )
 ADMISSION_RUNNING = _gauge("headrace_admission_running_requests", "Requests in flight.", "door")
 ADMISSION_TOKENS = _counter(
     "headrace_admission_tokens_total", "Tokens, by kind: prompt, cached or output.", "tenant", "model", "kind"
 )
 ADMISSION_SESSIONS = _gauge("headrace_admission_open_sessions", "Session streams that are open.")
-ADMISSION_REFUSALS = _counter(
-    "headrace_admission_refusals_total", "Requests refused, by error reason.", "reason"
-)
+ADMISSION_REFUSALS = _counter("headrace_admission_refusals_total", "Requests refused, by error reason.", "reason")
 
-ROUTER_WORKS = _counter(
-    "headrace_router_works_total", "Works that ended, by pool and gRPC code.", "pool", "code"
-)
+ROUTER_WORKS = _counter("headrace_router_works_total", "Works that ended, by pool and result (OK, or the reason).", "pool", "result")
 ROUTER_RUNNING = _gauge("headrace_router_running_works", "Works in flight.", "pool")
 ROUTER_RESUMES = _counter("headrace_router_resumes_total", "Works sent again after their lane broke.", "pool")
 ROUTER_LANES = _gauge("headrace_router_ready_lanes", "Lanes to batchers that carry works.")
 
-BATCHER_WORKS = _counter(
-    "headrace_batcher_works_total", "Works that ended, by gRPC code.", "pool", "tier", "code"
-)
+BATCHER_WORKS = _counter("headrace_batcher_works_total", "Works that ended, by result (OK, or the reason).", "pool", "tier", "result")
 BATCHER_WAITING = _gauge("headrace_batcher_waiting_works", "Works in the queue.", "pool", "tier")
-BATCHER_WAITING_TOKENS = _gauge(
-    "headrace_batcher_waiting_tokens", "Prompt tokens in the queue.", "pool", "tier"
-)
+BATCHER_WAITING_TOKENS = _gauge("headrace_batcher_waiting_tokens", "Prompt tokens in the queue.", "pool", "tier")
 BATCHER_RUNNING = _gauge("headrace_batcher_running_works", "Works on an executor.", "pool")
 BATCHER_WAIT = _histogram(
     "headrace_batcher_wait_seconds",
@@ -220,9 +212,7 @@ BATCHER_REQUEUES = _counter(
     "Works that went back to the queue, by cause: broken or preempted.",
     "cause",
 )
-BATCHER_EXPIRED = _counter(
-    "headrace_batcher_expired_works_total", "Works answered because of their deadline.", "pool"
-)
+BATCHER_EXPIRED = _counter("headrace_batcher_expired_works_total", "Works answered because of their deadline.", "pool")
 
 KVCACHE_LOOKUPS = _counter(
     "headrace_kvcache_lookups_total", "Lookups, by result: hit, miss or refused.", "pool", "result"
@@ -232,32 +222,22 @@ KVCACHE_LOOKUP = _histogram(
     buckets=(0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05),
 )  # fmt: skip
 KVCACHE_INDEXED = _gauge("headrace_kvcache_indexed_blocks", "Blocks in the prefix index.", "pool", "executor")
-KVCACHE_RESERVED = _gauge(
-    "headrace_kvcache_reserved_blocks", "Blocks reserved in the ledger.", "pool", "executor"
-)
-KVCACHE_GAPS = _counter(
-    "headrace_kvcache_event_gaps_total", "Gaps in block events that made a snapshot.", "executor"
-)
+KVCACHE_RESERVED = _gauge("headrace_kvcache_reserved_blocks", "Blocks reserved in the ledger.", "pool", "executor")
+KVCACHE_GAPS = _counter("headrace_kvcache_event_gaps_total", "Gaps in block events that made a snapshot.", "executor")
 KVCACHE_DRIFT = _gauge(
     "headrace_kvcache_drift_ratio", "Share of predicted cached tokens that were not cached.", "executor"
 )
 
-EXECUTOR_WORKS = _counter("headrace_executor_works_total", "Works that ended, by gRPC code.", "model", "code")
+EXECUTOR_WORKS = _counter("headrace_executor_works_total", "Works that ended, by result (OK, or the reason).", "model", "result")
 EXECUTOR_RUNNING = _gauge("headrace_executor_running_works", "Works in the batch.", "model")
 EXECUTOR_WAITING = _gauge("headrace_executor_waiting_works", "Works that wait for the batch.", "model")
-EXECUTOR_STEP = _histogram(
-    "headrace_executor_step_seconds", "Time per engine step.", "model", buckets=STEP_BUCKETS
-)
-EXECUTOR_BATCH = _histogram(
-    "headrace_executor_batch_works", "Works per engine step.", "model", buckets=SIZE_BUCKETS
-)
+EXECUTOR_STEP = _histogram("headrace_executor_step_seconds", "Time per engine step.", "model", buckets=STEP_BUCKETS)
+EXECUTOR_BATCH = _histogram("headrace_executor_batch_works", "Works per engine step.", "model", buckets=SIZE_BUCKETS)
 EXECUTOR_TOKENS = _counter(
     "headrace_executor_tokens_total", "Tokens, by kind: prompt, cached or output.", "model", "kind"
 )
 EXECUTOR_USED_BLOCKS = _gauge("headrace_executor_used_blocks", "KV blocks of running works.", "model")
-EXECUTOR_CACHED_BLOCKS = _gauge(
-    "headrace_executor_cached_blocks", "KV blocks kept for their prefix alone.", "model"
-)
+EXECUTOR_CACHED_BLOCKS = _gauge("headrace_executor_cached_blocks", "KV blocks kept for their prefix alone.", "model")
 EXECUTOR_BLOCKS = _gauge("headrace_executor_total_blocks", "KV blocks in all.", "model")
 EXECUTOR_LOAD = _histogram(
     "headrace_executor_load_seconds", "Time to load a model, self-test included.", "model",
@@ -266,9 +246,7 @@ EXECUTOR_LOAD = _histogram(
 
 PLACEMENT_LEADING = _gauge("headrace_placement_leading", "1 while this process leads.")
 PLACEMENT_PLANS = _counter("headrace_placement_plans_total", "Plans written.")
-PLACEMENT_UNPLACED = _gauge(
-    "headrace_placement_missing_replicas", "Replicas that no executor can hold.", "model"
-)
+PLACEMENT_UNPLACED = _gauge("headrace_placement_missing_replicas", "Replicas that no executor can hold.", "model")
 
 PROCESS_BUILD = _gauge("headrace_process_build_info", "Always 1; the labels say what runs.",
                        "service", "instance", "version", "python", "grpcio")  # fmt: skip
@@ -276,9 +254,7 @@ PROCESS_LOOP_LAG = _gauge(
     "headrace_process_loop_lag_seconds",
     "The latest that the event loop woke a sleeper in the last ten seconds.",
 )
-PROCESS_SPANS = _counter(
-    "headrace_process_spans_total", "Spans that ended, by fate: exported or dropped.", "fate"
-)
+PROCESS_SPANS = _counter("headrace_process_spans_total", "Spans that ended, by fate: exported or dropped.", "fate")
 PROCESS_ETCD = _gauge("headrace_process_etcd_connected", "1 while etcd answers.")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in globals().values() if isinstance(value, Metric))

@@ -22,7 +22,7 @@ _ERROR = 2  # opentelemetry.proto.trace.v1.Status.STATUS_CODE_ERROR
 _encode = msgspec.json.Encoder().encode
 
 
-class MalformedLineError(ValueError):
+class MalformedLine(ValueError):
     """A line is not a span: cut off by a crash, or not written by us."""
 
 
@@ -93,7 +93,7 @@ def _value(value: Value) -> dict[str, Any]:
 
 
 def decode_line(line: bytes | memoryview) -> list[SpanRecord]:
-    """The spans of one line. Raises MalformedLineError."""
+    """The spans of one line. Raises MalformedLine."""
     try:
         return list(_spans(msgspec.json.decode(line)))
     except (
@@ -104,7 +104,7 @@ def decode_line(line: bytes | memoryview) -> list[SpanRecord]:
         AttributeError,
         ValueError,
     ) as fault:
-        raise MalformedLineError(f"not a line of spans: {fault}") from fault
+        raise MalformedLine(f"not a line of spans: {fault}") from fault
 
 
 def _spans(data: dict[str, Any]) -> Iterator[SpanRecord]:
@@ -124,9 +124,7 @@ def _spans(data: dict[str, Any]) -> Iterator[SpanRecord]:
                     service=str(origin.get(names.SERVICE_NAME, "")),
                     instance=str(origin.get(names.SERVICE_INSTANCE_ID, "")),
                     attributes=_read_attributes(span.get("attributes", ())),
-                    events=[
-                        Event(int(event["timeUnixNano"]), event["name"]) for event in span.get("events", ())
-                    ],
+                    events=[Event(int(event["timeUnixNano"]), event["name"]) for event in span.get("events", ())],
                     error=status.get("message", "") if status.get("code") == _ERROR else None,
                     dropped=span.get("droppedAttributesCount", 0),
                 )

@@ -66,9 +66,7 @@ def parse_endpoint(endpoint: str) -> tuple[str, bool]:
     """
     parts = urlsplit(endpoint if "://" in endpoint else f"http://{endpoint}")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
-        raise ValueError(
-            f"{endpoint!r} is not the address of an OTLP gRPC collector, like http://localhost:4317"
-        )
+        raise ValueError(f"{endpoint!r} is not the address of an OTLP gRPC collector, like http://localhost:4317")
     return (parts.netloc if parts.port else f"{parts.netloc}:4317"), parts.scheme == "https"
 
 

@@ -3,7 +3,9 @@
 `headrace up` runs one for Envoy, which can send its spans but not write them; tests assert on one.
 """
 
+import asyncio
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,6 +38,7 @@ class OtlpSink(stubs.TraceServiceServicer):
         self._listen = listen
         self._server: grpc.aio.Server | None = None
         self._file: SpanFile | None = None
+        self._arrived = asyncio.Condition()
 
     @property
     def endpoint(self) -> str:
@@ -47,6 +50,12 @@ class OtlpSink(stubs.TraceServiceServicer):
         if self._file:
             self._file.close()
         self._file = SpanFile(path, limit_bytes)
+
+    async def received(self, enough: Callable[[Sequence[SpanRecord]], bool]) -> list[SpanRecord]:
+        """Waits until `enough` accepts the spans that are kept, and returns them. Put a timeout around it."""
+        async with self._arrived:
+            await self._arrived.wait_for(lambda: enough(self.spans))
+            return list(self.spans)
 
     async def start(self) -> None:
         """Listens. Raises RuntimeError when the port is taken."""
@@ -74,12 +83,14 @@ class OtlpSink(stubs.TraceServiceServicer):
     ) -> None:
         await self.stop()
 
-    async def Export(  # noqa: N802
+    async def Export(
         self, request: messages.ExportTraceServiceRequest, context: object
     ) -> messages.ExportTraceServiceResponse:
         """TraceService/Export. A span that cannot be written is still received: its sender has no remedy."""
         received = list(read_export(request))
-        self.spans.extend(record for _, record in received)
+        async with self._arrived:
+            self.spans.extend(record for _, record in received)
+            self._arrived.notify_all()
         if self._file:
             try:
                 self._file.append([encode_line(record, line_frame(origin)) for origin, record in received])

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from libs.telemetry import names
-from libs.telemetry.otlp import MalformedLineError, decode_line
+from libs.telemetry.otlp import MalformedLine, decode_line
 from libs.telemetry.span import SpanRecord
 from libs.telemetry.span_file import OLD
 
@@ -26,9 +26,7 @@ def find_request(traces_dir: Path, request_id: str) -> list[SpanRecord]:
     it, or not yet: spans reach their file within half a second after they ended.
     """
     traces = {
-        span.trace_id
-        for span in _scan(traces_dir, request_id)
-        if span.attributes.get(names.REQUEST_ID) == request_id
+        span.trace_id for span in _scan(traces_dir, request_id) if span.attributes.get(names.REQUEST_ID) == request_id
     }
     return sorted(
         (span for trace_id in traces for span in find_trace(traces_dir, trace_id)),
@@ -69,6 +67,6 @@ def _scan_file(path: Path, needle: bytes) -> Iterator[SpanRecord]:
                 end = len(data) if end < 0 else end
                 try:
                     yield from decode_line(data[start:end])
-                except MalformedLineError:
+                except MalformedLine:
                     pass
                 at = data.find(needle, end)

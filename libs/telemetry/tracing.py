@@ -168,7 +168,7 @@ class Tracing:
             number = _RANDOM.getrandbits(128) or 1
             # The lower half decides, as in the SDK's TraceIdRatioBased: all processes decide alike.
             sampled = (number & 0xFFFF_FFFF_FFFF_FFFF) < self._bound
-            context = TraceContext(f"{number:032x}", _span_id(), 3 if sampled else 2)
+            context = TraceContext(f"{number:032x}", _span_id(), 1 if sampled else 0)
             parent_id = ""
         elif above.sampled:
             context, parent_id = TraceContext(above.trace_id, _span_id(), above.flags), above.span_id

@@ -1,8 +1,9 @@
 """The bytes of every token of a byte-level vocabulary.
 
-Decoding such tokens is joining bytes. A table and an incremental UTF-8 decoder take a fraction of a
-microsecond per token; the `tokenizers` package's DecodeStream decodes the last tokens again for each one
-(the measured ratio is in docs of the detokenizer). A stage that detokenizes every token of every stream needs this.
+Decoding such tokens is joining bytes: a table and an incremental UTF-8 decoder do it in bounded memory and
+time. The `tokenizers` package's DecodeStream is as fast for one token at a time (0.6 µs; this takes a fourth
+of its time for eight), but with bytes that are not UTF-8 it holds back all that follows and decodes it again
+for each token (200 µs per token after 2,000), and what it holds cannot be had at the end.
 """
 
 import json
@@ -14,7 +15,8 @@ from tokenizers import Tokenizer as Encoder
 def _alphabet() -> dict[int, int]:
     """GPT-2's map from characters to the bytes they stand for.
 
-    Printable Latin-1 characters stand for themselves, the other bytes for characters from U+0100 on, in order.
+    Printable Latin-1 characters stand for themselves, the other bytes for characters from U+0100
+    on, in order.
     Source: OpenAI's GPT-2 encoder, `bytes_to_unicode`.
     """
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]

@@ -57,16 +57,17 @@ class _ByText:
     those that have been returned stay.
     """
 
-    __slots__ = ("_decode", "_new", "_seen")
+    __slots__ = ("_decode", "_new", "_seen", "_special")
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._decode = tokenizer.decode_slowly
+        self._special = tokenizer.special_ids
         self._seen: list[int] = []
         self._new: list[int] = []
 
     def push(self, ids: Sequence[int]) -> str:
         # One at a time: what is returned must not depend on the grouping.
-        return "".join([self._push_one(token) for token in ids])
+        return "".join([self._push_one(token) for token in ids if token not in self._special])
 
     def _push_one(self, token: int) -> str:
         self._new.append(token)
@@ -79,7 +80,7 @@ class _ByText:
         before = self._decode(self._seen)
         text = self._decode(self._seen + self._new)
         text = text[len(before) :] if text.startswith(before) else self._decode(self._new)
-        if text:
-            self._seen = self._new
+        # A token that shows nothing yet (a space at the very beginning) still changes what comes behind it.
+        self._seen = self._new if text else [*self._seen, *self._new][-CHARACTER_TOKENS:]
         self._new = []
         return text

@@ -69,7 +69,8 @@ PRE: Mapping[str, _Rules] = {
 def tokenizer_from_gguf(path: str | Path) -> GgufTokenizer:
     """Builds the tokenizer of a GGUF file. Blocks for a fraction of a second.
 
-    Raises FileNotFoundError; ValueError when the file is broken or its kind of tokenizer cannot be rebuilt exactly.
+    Raises FileNotFoundError, and ValueError when the file is broken or its kind of tokenizer cannot be
+    rebuilt exactly.
     """
     metadata = read_metadata(path)
 
@@ -116,9 +117,7 @@ def _document(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            _added(n, tokens[n], kind) for n, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)
-        ],
+        "added_tokens": [_added(n, tokens[n], kind) for n, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)],
         "normalizer": {"type": "NFC"} if rules.nfc else None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [rules.first, cut]} if rules.first else cut,
         "post_processor": _begin_with(bos, vocabulary[bos]) if bos else {**byte_level, "use_regex": True},

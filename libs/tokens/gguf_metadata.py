@@ -1,7 +1,8 @@
 """The metadata of a GGUF file, read in one pass.
 
 The `gguf` package's reader makes a numpy view of every string and takes two seconds for a vocabulary of
-49,000 tokens; this takes a tenth. Source of the format: the GGUF specification in the ggml project, versions 2 and 3.
+49,000 tokens; this takes a tenth. Source of the format: the GGUF specification of the
+ggml project, versions 2 and 3.
 """
 
 import mmap

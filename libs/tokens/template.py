@@ -23,15 +23,13 @@ NEVER = r"(?!)"
 
 
 class TemplateRefusedError(ValueError):
-    """The template does not take this chat (a system turn, say, or roles out of order); the text is its own."""
+    """The template does not take this chat (a system turn, say); the text is its own."""
 
 
 class ControlTokens:
     """The texts of a vocabulary's control tokens, and how to find them in a text."""
 
-    def __init__(
-        self, ids: Mapping[str, int], takes_space: Mapping[str, tuple[bool, bool]] | None = None
-    ) -> None:
+    def __init__(self, ids: Mapping[str, int], takes_space: Mapping[str, tuple[bool, bool]] | None = None) -> None:
         """`takes_space` says of a token whether it takes in the white space on its left and right.
 
         Raises ValueError for a token of one character: it cannot be cut.
@@ -43,7 +41,7 @@ class ControlTokens:
 
         def pattern(text: str) -> str:
             left, right = space.get(text, (False, False))
-            return rf"{r'\s*' if left else ''}({re.escape(text)}){r'\s*' if right else ''}"
+            return left * r"\s*" + f"({re.escape(text)})" + right * r"\s*"
 
         # The longest first: "<s>>" is not "<s>" and ">".
         texts = sorted(ids, key=len, reverse=True)
@@ -56,7 +54,7 @@ class ControlTokens:
         return [match[match.lastindex or 0] for match in self._whole.finditer(text)]
 
     def mark(self, content: str, mark: str) -> str:
-        """`content` with marks behind each character that begins a control token and before each that ends one.
+        """Puts marks behind each character that begins a control token, and before each that ends one.
 
         No control token can then lie in it, nor begin or end in it.
         """

@@ -35,7 +35,7 @@ class Tokenizer:
         except Exception as error:  # the package raises plain Exception
             raise ValueError(f"not a tokenizer.json: {error}") from error
         special = {name: text for name in SPECIAL_TOKENS if (text := _content(config.get(name)))}
-        template = _template(config.get("chat_template"))
+        template = _default(config.get("chat_template"))
         controls = _controls(document, template or "")
         # Marked special rather than taken out: taking them out would give other added tokens new ids.
         for token in document["added_tokens"]:
@@ -52,16 +52,18 @@ class Tokenizer:
         vocabulary = self._full.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         """One more than the greatest id."""
+        added = self._full.get_added_tokens_decoder().items()
+        self.special_ids = frozenset(token for token, entry in added if entry.special)
+        """Ids that leave no text."""
         eos = vocabulary.get(special.get("eos_token", ""))
-        self.eos_ids = frozenset(config.get("eos_token_ids") or ()) | (
-            {eos} if eos is not None else frozenset()
-        )
+        self.eos_ids = frozenset(config.get("eos_token_ids") or ()) | ({eos} if eos is not None else frozenset())
         """Ids that end an answer."""
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
         """Reads a folder with a tokenizer.json (and tokenizer_config.json, chat_template.jinja and
-        generation_config.json, where they are), such a file itself, or a .gguf file. Blocks for up to a second.
+        generation_config.json, where they are), such a file itself, or a .gguf file. Blocks for up to
+        a second.
 
         Raises FileNotFoundError and ValueError.
         """
@@ -122,7 +124,7 @@ class Tokenizer:
 
     @cached_property
     def byte_table(self) -> ByteTable | None:
-        """The bytes of each token, for byte-level vocabularies."""
+        """The bytes of each token, for byte-level vocabularies. Made when it is first used, in 0.1 s."""
         return byte_table(self._full)
 
     def _encode_plain(self, text: str) -> list[int]:
@@ -178,12 +180,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _content(token: Any) -> str | None:
     """A special token, which is either its text or an object with it."""
-    return token.get("content") if isinstance(token, dict) else token
+    text: object = token.get("content") if isinstance(token, dict) else token
+    return str(text) if text is not None else None
 
 
-def _template(template: Any) -> str | None:
-    """The default one, where a model has several."""
+def _default(template: str | list[dict[str, str]] | None) -> str | None:
+    """The template's text; the default one, where a model has several."""
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template}
-        template = named.get("default")
+        return {entry["name"]: entry["template"] for entry in template}.get("default")
     return template

@@ -64,6 +64,8 @@ class Generation:
         self.first_token: float | None = None
         self.tokens = len(self.work.resumed)
         """Tokens of the answer so far, resumed ones included."""
+        self.stop = ""
+        """The stop string that has appeared; then the answer is complete, and only its outcome is awaited."""
         self.ended = False
         self._changed = changed
         self._detokenizer = detokenizer
@@ -73,10 +75,10 @@ class Generation:
             # The caller has this text. What is held back, a half character or stop string, goes on from here.
             self._stops.push(detokenizer.push(self.work.resumed))
 
-    def push(self, tokens: Sequence[int], log_probs: Sequence[float], now: float) -> str | None:
-        """Takes new tokens in. Returns the stop string if one has appeared: then the work is to be cancelled."""
-        if self.ended:
-            return None
+    def push(self, tokens: Sequence[int], log_probs: Sequence[float], now: float) -> None:
+        """Takes new tokens in. When `stop` is set after it, the work is to be cancelled."""
+        if self.ended or self.stop:
+            return
         if self.first_token is None:
             self.first_token = now
         pending, request = self._pending, self.checked.request
@@ -86,29 +88,32 @@ class Generation:
             pending.token_ids += tokens
         if request.log_probs:
             pending.log_probs += log_probs
-        stopped = None
         if self._detokenizer is not None:
             text, stopped = self._stops.push(self._detokenizer.push(tokens))
+            self.stop = stopped or ""
             if request.text:
                 pending.text += text
         self._changed(self)
-        return stopped
 
-    def end(self, outcome: Outcome, now: float, stop: str = "") -> None:
-        """The answer is complete, or has failed; the first end counts."""
+    def end(self, outcome: Outcome, now: float) -> None:
+        """The answer is complete, or has failed; the first end counts.
+
+        Behind a stop string every outcome is a good one: the usual one is that of the cancel.
+        """
         if self.ended:
             return
         self.ended = True
-        if outcome.finish is None:
+        finish = FinishReason.STOP if self.stop else outcome.finish
+        if finish is None:
             self._pending.error = outcome.error
         else:
-            if self._detokenizer is not None and not stop and self.checked.request.text:
+            if self._detokenizer is not None and not self.stop and self.checked.request.text:
                 rest, _ = self._stops.push(self._detokenizer.flush())
                 self._pending.text += rest + self._stops.flush()
             first = self.first_token if self.first_token is not None else now
             self._pending.finish = Finish(
-                reason=outcome.finish,
-                stop=stop,
+                reason=finish,
+                stop=self.stop,
                 prompt_tokens=len(self.work.prompt),
                 cached_tokens=outcome.cached_tokens,
                 output_tokens=self.tokens,

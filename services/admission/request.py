@@ -55,3 +55,5 @@ class Request:
     """Of the server span."""
     call_deadline: float | None = None
     """Unix seconds; of the gRPC call."""
+    in_session: bool = False
+    """Whether it came through Session; else through Generate."""

@@ -8,8 +8,8 @@ from libs.lane.work import Work
 from libs.telemetry.tracing import Span
 
 if TYPE_CHECKING:
-    from services.batcher.pool import Executor
     from services.batcher.lanes import BatcherLane
+    from services.batcher.pool import Executor
 
 
 class Place(Enum):
@@ -29,7 +29,7 @@ class Held:
     """A work, how far it has come, and where it stands. Times are monotonic seconds."""
 
     __slots__ = (
-        "arrived", "attempts", "blocks", "cached_tokens", "dispatch_span", "down_id", "executor", "key", "lane", "place",
+        "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "dispatch_span", "down_id", "executor", "key", "lane", "place",
         "progress", "queue_span", "queued_s", "queued_since", "sent_tokens",
     )  # fmt: skip
 
@@ -42,6 +42,8 @@ class Held:
         self.place = Place.WAITING
         self.executor: Executor | None = None
         """Where it has a slot, from ASKING on; kept past its end until the slot is free."""
+        self.cancelled = False
+        """The caller has changed its mind: it is not dispatched again."""
         self.blocks = 0
         """Blocks reserved there."""
         self.arrived = now

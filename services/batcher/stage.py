@@ -183,7 +183,7 @@ class Batcher:
             return
         key, now = self._next(), self._clock.monotonic()
         span = self._tracing.start(names.QUEUE, work.traceparent, attributes={names.QUEUE_WAITING: len(pool.queue)})
-        held = lane.held[down_id] = self._held[key] = Held(key, lane, down_id, work, now, span)
+        lane.held[down_id] = self._held[key] = Held(key, lane, down_id, work, now, span)
         heapq.heappush(self._deadlines, (work.deadline, key))
         entry = Entry(key, work.tier, len(work.prompt), now)
         if work.resumed:
@@ -308,6 +308,9 @@ class Batcher:
         """Queues a work again whose executor failed it, unless it has failed too often."""
         if held.place is Place.ENDED:
             self._vacate(held, executor)
+        elif held.cancelled:
+            self._vacate(held, executor)
+            self._end(held, Outcome(error=Cancelled("cancelled by the caller"), output_tokens=len(held.progress.tokens)))
         elif held.attempts >= ATTEMPTS and len(held.progress.tokens) == held.sent_tokens:
             self._vacate(held, executor)
             error = StageUnavailable(f"given up after {ATTEMPTS} attempts; the last: {why}", retry_after_s=1.0)
@@ -337,6 +340,7 @@ class Batcher:
 
     def cancel(self, held: Held) -> None:
         """The caller changed its mind. A running work ends where it runs, so that its tokens are counted."""
+        held.cancelled = True
         if held.place is Place.RUNNING and held.executor is not None and held.executor.lane is not None:
             held.executor.lane.cancel(held.key)
         else:

@@ -66,8 +66,6 @@ def _attach(root: Node, below: dict[str, list[Node]], seen: set[str]) -> None:
     while pending:
         node = pending.pop()
         assert node.span is not None
-        node.children = [
-            child for child in below[node.span.span_id] if child.span and child.span.span_id not in seen
-        ]
+        node.children = [child for child in below[node.span.span_id] if child.span and child.span.span_id not in seen]
         seen.update(child.span.span_id for child in node.children if child.span)
         pending.extend(node.children)

@@ -59,9 +59,7 @@ def render(spans: Sequence[SpanRecord], width: int) -> RenderableType:
     if not spans:
         return Text("no spans", style="dim")
     by_trace = groupby(sorted(spans, key=lambda span: span.trace_id), key=lambda span: span.trace_id)
-    traces = sorted(
-        (list(group) for _, group in by_trace), key=lambda trace: min(span.start_ns for span in trace)
-    )
+    traces = sorted((list(group) for _, group in by_trace), key=lambda trace: min(span.start_ns for span in trace))
     parts: list[RenderableType] = []
     for trace in traces:
         parts += [_headline(trace), Text(), _table(trace, max(width, 60)), Text()]
@@ -70,9 +68,7 @@ def render(spans: Sequence[SpanRecord], width: int) -> RenderableType:
 
 def _headline(trace: Sequence[SpanRecord]) -> Text:
     start, end = _extent(trace)
-    request = next(
-        (span.attributes[names.REQUEST_ID] for span in trace if names.REQUEST_ID in span.attributes), ""
-    )
+    request = next((span.attributes[names.REQUEST_ID] for span in trace if names.REQUEST_ID in span.attributes), "")
     failed = sum(span.error is not None for span in trace)
     line = Text.assemble(
         (f"{request}  ", "bold"),

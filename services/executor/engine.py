@@ -4,20 +4,12 @@ An Engine loads models; a loaded model is a Runner. A runner takes works and tel
 engine step, everything that the step brought.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import Literal, Protocol
+from typing import Protocol
 
 from libs.catalogue import ModelSpec
+from libs.kvcache.values import BlockEvent, Exactness
 from libs.lane.work import Frame, Outcome, Work
-
-
-class Exactness(IntEnum):
-    """How true block events are; the numbers are those of headrace.kvcache.v1.Exactness."""
-
-    EXACT = 1
-    MODELLED = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +23,6 @@ class Capacity:
     block_tokens: int
     """Tokens per block."""
     exactness: Exactness
-
-
-@dataclass(frozen=True, slots=True)
-class BlockEvent:
-    """A change of the prefix cache, in the order in which it happened."""
-
-    kind: Literal["stored", "removed", "cleared"]
-    hashes: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +53,11 @@ class Step:
     """What the step changed in the prefix cache."""
     stats: RunnerStats = RunnerStats()
     """The state after the step."""
+
+
+__all__ = [
+    "BlockEvent", "Capacity", "Engine", "Exactness", "Listener", "LoadFailed", "Runner", "RunnerStats", "Step",
+]  # fmt: skip
 
 
 class Listener(Protocol):

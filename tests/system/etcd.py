@@ -4,7 +4,7 @@ import asyncio
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -106,6 +106,16 @@ class EtcdProcess:
         return command
 
 
+async def eventually(condition: Callable[[], bool], within_s: float) -> float:
+    """Waits for the condition; returns the seconds it took. Raises AssertionError when it took too long."""
+    started = asyncio.get_running_loop().time()
+    while not condition():
+        if (waited_s := asyncio.get_running_loop().time() - started) > within_s:
+            raise AssertionError(f"not after {waited_s:.1f} s")
+        await asyncio.sleep(0.01)
+    return asyncio.get_running_loop().time() - started
+
+
 async def healthy(members: Sequence[EtcdProcess]) -> None:
     """Waits until every member knows its leader. Raises AssertionError with the log of one that does not."""
     for member in members:
@@ -117,9 +127,9 @@ async def healthy(members: Sequence[EtcdProcess]) -> None:
                         break
                 except RegistryError:
                     pass
-                running = member.process is not None and member.process.poll() is None
                 late = asyncio.get_running_loop().time() > give_up
-                assert running and not late, f"{member.name} is not healthy:\n{member.log()}"
+                if late or member.process is None or member.process.poll() is not None:
+                    raise AssertionError(f"{member.name} is not healthy:\n{member.log()}")
                 await asyncio.sleep(0.05)
 
 
@@ -140,9 +150,7 @@ async def etcd_cluster(size: int = 3, *, tls: bool = False) -> AsyncIterator[lis
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="etcd-")))
         files = make_certificates(folder / "tls") if tls else None
         ports = free_ports(2 * size)
-        members = [
-            EtcdProcess(f"m{n}", folder, ports[2 * n], ports[2 * n + 1], files) for n in range(size)
-        ]
+        members = [EtcdProcess(f"m{n}", folder, ports[2 * n], ports[2 * n + 1], files) for n in range(size)]
         for member in members:
             member.cluster = ",".join(each.peer for each in members)
             member.launch()

@@ -3,7 +3,8 @@
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,18 +13,35 @@ from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 
 from libs.telemetry import names
 from libs.telemetry.export import QUEUE_SPANS, FileWriter, SpanQueue
-from libs.telemetry.otlp import MalformedLineError, decode_line
+from libs.telemetry.otlp import MalformedLine, decode_line
 from libs.telemetry.span import MAX_TEXT, Kind, SpanRecord
-from libs.telemetry.span_file import SpanFile
+from libs.telemetry.span_file import LIMIT_BYTES, SpanFile
 from libs.telemetry.store import find_request, find_trace
 from libs.telemetry.tracing import setup_tracing
 
 
-def a_record(number: int, request_id: str = "r", size: int = 0) -> SpanRecord:
+def a_record(number: int, request_id: str = "r") -> SpanRecord:
     return SpanRecord(
-        f"{number + 1:032x}", f"{number + 1:016x}", "", names.GENERATE, Kind.SERVER, number, number + 1, "admission",
-        "a-0", {names.REQUEST_ID: request_id, "x": "x" * size},
-    )  # fmt: skip
+        trace_id=f"{number + 1:032x}",
+        span_id=f"{number + 1:016x}",
+        parent_id="",
+        name=names.GENERATE,
+        kind=Kind.SERVER,
+        start_ns=number,
+        end_ns=number + 1,
+        service="admission",
+        instance="admission-0",
+        attributes={names.REQUEST_ID: request_id},
+    )
+
+
+@contextmanager
+def a_writer(path: Path, limit: int = LIMIT_BYTES) -> Iterator[FileWriter]:
+    writer = FileWriter(SpanFile(path, limit), {})
+    try:
+        yield writer
+    finally:
+        writer.close()
 
 
 def test_a_span_comes_back_as_it_went(tmp_path: Path) -> None:
@@ -63,7 +81,7 @@ def test_a_span_comes_back_as_it_went(tmp_path: Path) -> None:
 
 
 def test_a_line_is_otlp_json(tmp_path: Path) -> None:
-    """Protobuf's own JSON parser reads it, but for ids: these are hexadecimal in OTLP and base64 in protobuf."""
+    """Protobuf's own JSON parser reads it, but for ids: hexadecimal in OTLP, base64 in protobuf."""
     tracing = setup_tracing("router", "router-0", "", tmp_path, 1.0)
     span = tracing.start(names.ROUTE, attributes={names.POOL: "p", names.ATTEMPT: 1})
     span.event(names.RESUMED)
@@ -95,11 +113,10 @@ def test_a_person_sees_a_span_within_half_a_second(tmp_path: Path) -> None:
 
 def test_a_file_never_passes_its_bound(tmp_path: Path) -> None:
     path, limit = tmp_path / "a.jsonl", 40_000
-    writer = FileWriter(SpanFile(path, limit), {})
-    for number in range(0, 400, 8):
-        assert writer.write([a_record(number + index, f"r{number + index}") for index in range(8)])
-        assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= limit
-    writer.close()
+    with a_writer(path, limit) as writer:
+        for number in range(0, 400, 8):
+            assert writer.write([a_record(number + index, f"r{number + index}") for index in range(8)])
+            assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= limit
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jsonl", "a.jsonl.1"]
     assert not find_request(tmp_path, "r0")
     kept = [number for number in range(400) if find_request(tmp_path, f"r{number}")]
@@ -116,17 +133,19 @@ def test_a_line_that_never_fits_is_left_out(tmp_path: Path) -> None:
 
 def test_a_restart_goes_on_behind_a_torn_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    FileWriter(SpanFile(path), {}).write([a_record(0, "before")])
+    with a_writer(path) as writer:
+        writer.write([a_record(0, "before")])
     path.write_bytes(path.read_bytes() + b'{"resourceSpans":[{"reso "torn" after')
-    FileWriter(SpanFile(path), {}).write([a_record(1, "after")])
+    with a_writer(path) as writer:
+        writer.write([a_record(1, "after")])
     assert [find_request(tmp_path, name) != [] for name in ("before", "torn", "after")] == [True, False, True]
 
 
 def test_says_once_that_a_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "full.jsonl").symlink_to("/dev/full")
-    writer = FileWriter(SpanFile(tmp_path / "full.jsonl"), {})
-    assert not writer.write([a_record(0)])
-    assert not writer.write([a_record(1)])
+    with a_writer(tmp_path / "full.jsonl") as writer:
+        assert not writer.write([a_record(0)])
+        assert not writer.write([a_record(1)])
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
@@ -173,14 +192,15 @@ def test_finds_all_traces_of_a_request_and_all_their_spans(tmp_path: Path) -> No
 
 
 def test_a_span_that_came_twice_is_shown_once(tmp_path: Path) -> None:
-    FileWriter(SpanFile(tmp_path / "a.jsonl"), {}).write([a_record(0), a_record(0)])
+    with a_writer(tmp_path / "a.jsonl") as writer:
+        writer.write([a_record(0), a_record(0)])
     assert len(find_request(tmp_path, "r")) == 1
 
 
 def test_searches_a_hundred_megabytes_in_no_time(tmp_path: Path) -> None:
     """Measured: 0.15 s."""
-    writer = FileWriter(SpanFile(tmp_path / "a.jsonl", 1 << 30), {})
-    writer.write([a_record(0, "needle")])
+    with a_writer(tmp_path / "a.jsonl") as writer:
+        writer.write([a_record(0, "needle")])
     line = (tmp_path / "a.jsonl").read_bytes()
     hay = line.replace(b"needle", b"straws").replace(f"{1:032x}".encode(), f"{2:032x}".encode())
     with (tmp_path / "a.jsonl").open("wb") as file:
@@ -205,5 +225,5 @@ def test_searches_a_hundred_megabytes_in_no_time(tmp_path: Path) -> None:
     ],
 )
 def test_refuses_what_is_no_line(line: bytes) -> None:
-    with pytest.raises(MalformedLineError):
+    with pytest.raises(MalformedLine):
         decode_line(line)

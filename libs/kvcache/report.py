@@ -1,0 +1,139 @@
+"""The executor's side of the KV-cache manager: a snapshot, then numbered events, and again after each break."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+
+from headrace.kvcache.v1 import kvcache_pb2 as pb
+from headrace.kvcache.v1 import kvcache_pb2_grpc
+from libs.kvcache.stream import Connect, Endpoint, StandingStream
+from libs.kvcache.values import BlockChange, BlockEvent, CacheState, Hashes
+from libs.kvcache.wire import cache_to_proto, event_to_proto
+
+MESSAGE_HASHES = 200_000
+"""Block hashes in one message: below 2 MB. What a snapshot has beyond follows as events."""
+MAX_PENDING = 200_000
+"""Hashes and events that wait; beyond it all of them are dropped, and a snapshot goes out instead."""
+
+
+class Reporter:
+    """A standing report to one KV-cache manager. Start it on a running event loop.
+
+    Args:
+        executor: This executor's instance id.
+        snapshot: The state of every pool. Called when a snapshot is due; it must then include exactly what
+            has been pushed so far. So change the state (a CacheMirror) and push in one go, without an await.
+    """
+
+    def __init__(
+        self, executor: str, snapshot: Callable[[], Sequence[CacheState]], connect: Connect, endpoint: Endpoint
+    ) -> None:
+        self._executor = executor
+        self._snapshot = snapshot
+        self._up = False
+        self._sequence = 0
+        self._snapshot_due = False
+        self._rest: deque[pb.BlockEvent] = deque()  # of the snapshot; bounded by it
+        self._pending: deque[pb.BlockEvent] = deque()
+        self._pending_size = 0
+        self._stream: StandingStream[pb.ReportRequest, pb.ReportResponse] = StandingStream(
+            "report",
+            self,
+            lambda channel: kvcache_pb2_grpc.KvCacheServiceStub(channel).Report(),
+            connect,
+            endpoint,
+        )
+
+    @property
+    def up(self) -> bool:
+        """Whether the manager is there."""
+        return self._up
+
+    def push(self, pool: str, events: Sequence[BlockChange]) -> None:
+        """Reports changes of a pool's cache. While no stream stands there is nothing to do: the next one
+        starts with a snapshot."""
+        if not self._up or self._snapshot_due:
+            return
+        for event in events:
+            for part in _split(event):
+                self._pending.append(event_to_proto(pool, part))
+                self._pending_size += 1 + len(part.hashes)
+        if self._pending_size > MAX_PENDING:
+            self.refresh()
+        elif events:
+            self._stream.wake()
+
+    def refresh(self) -> None:
+        """Sends a snapshot instead of what waits: pools came or went, or too much waits."""
+        if self._up:
+            self._drop()
+            self._snapshot_due = True
+            self._stream.wake()
+
+    async def close(self) -> None:
+        """Ends the report."""
+        await self._stream.close()
+
+    def on_up(self) -> None:
+        self._up = True
+        self.refresh()
+
+    def take(self) -> pb.ReportRequest | None:
+        if self._snapshot_due:
+            self._snapshot_due = False
+            return self._take_snapshot()
+        if self._rest:
+            events, _size = _take(self._rest)
+        elif self._pending:
+            events, size = _take(self._pending)
+            self._pending_size -= size
+        else:
+            return None
+        self._sequence += 1
+        batch = pb.BlockEvents(sequence=self._sequence, events=events)
+        return pb.ReportRequest(executor=self._executor, events=batch)
+
+    def on_message(self, message: pb.ReportResponse) -> None:
+        if message.snapshot_wanted:
+            self.refresh()
+
+    def on_down(self) -> None:
+        self._up = self._snapshot_due = False
+        self._drop()
+
+    def _take_snapshot(self) -> pb.ReportRequest:
+        """The snapshot, cut to one message; the rest becomes the first events behind it."""
+        self._sequence += 1
+        snapshot = pb.Snapshot(sequence=self._sequence)
+        room = MESSAGE_HASHES
+        for state in self._snapshot():
+            snapshot.pools.append(cache_to_proto(state.info, state.hashes[:room]))
+            for part in _split(BlockEvent("stored", state.hashes[room:])):
+                if part.hashes:
+                    self._rest.append(event_to_proto(state.info.pool, part))
+            room -= min(room, len(state.hashes))
+        return pb.ReportRequest(executor=self._executor, snapshot=snapshot)
+
+    def _drop(self) -> None:
+        self._rest.clear()
+        self._pending.clear()
+        self._pending_size = 0
+
+
+def _take(events: deque[pb.BlockEvent]) -> tuple[list[pb.BlockEvent], int]:
+    """The oldest events that fit into a message, at least one, and their size."""
+    taken: list[pb.BlockEvent] = []
+    size = 0
+    while events:
+        more = 1 + len(events[0].stored.hashes) + len(events[0].removed.hashes)
+        if taken and size + more > MESSAGE_HASHES:
+            break
+        size += more
+        taken.append(events.popleft())
+    return taken, size
+
+
+def _split(event: BlockChange) -> Iterator[BlockEvent]:
+    """Events that fit into a message each."""
+    hashes: Hashes = event.hashes
+    for start in range(0, max(len(hashes), 1), MESSAGE_HASHES):
+        yield BlockEvent(event.kind, hashes[start : start + MESSAGE_HASHES])

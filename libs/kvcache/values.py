@@ -1,0 +1,104 @@
+"""What is said to the KV-cache manager and by it, as plain values; the messages are headrace.kvcache.v1."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal, Protocol
+
+Hashes = Sequence[int]
+"""Chained block hashes (libs.tokens.blocks), first block first: unsigned 64-bit integers."""
+
+
+class Exactness(IntEnum):
+    """How true block events are; the numbers are those of headrace.kvcache.v1.Exactness."""
+
+    EXACT = 1
+    MODELLED = 2
+
+
+class BlockChange(Protocol):
+    """A change of a prefix cache. The executor's BlockEvent is one, and so is BlockEvent here."""
+
+    @property
+    def kind(self) -> Literal["stored", "removed", "cleared"]: ...
+
+    @property
+    def hashes(self) -> Hashes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlockEvent:
+    """A BlockChange."""
+
+    kind: Literal["stored", "removed", "cleared"]
+    hashes: Hashes = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CacheInfo:
+    """What a pool's cache on an executor is."""
+
+    pool: str
+    capacity: int
+    """Blocks that the engine has in all."""
+    block_tokens: int
+    exactness: Exactness
+
+
+@dataclass(frozen=True, slots=True)
+class CacheState:
+    """A pool's cache on an executor, and what is in it."""
+
+    info: CacheInfo
+    hashes: Hashes
+    """Blocks that are stored, in any order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Where does this prefix lie, and does the work fit on this executor?"""
+
+    id: int
+    """Numbers question and reservation; unique within the batcher's process."""
+    pool: str
+    block_hashes: Hashes = ()
+    executor: str = ""
+    """Where to reserve; empty only asks."""
+    blocks: int = 0
+    """Blocks to reserve there."""
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixMatch:
+    """How much of a prefix an executor holds."""
+
+    executor: str
+    blocks: int
+    """Leading blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The answer to a Question."""
+
+    matches: Sequence[PrefixMatch]
+    """Executors that hold some of the prefix, best first; the one asked about is always among them if it
+    holds any, the others may be cut off."""
+    reserved: bool
+    free_blocks: int
+    """Blocks that are free on the executor asked about, after this reservation."""
+
+    def matched(self, executor: str) -> int:
+        """Leading blocks of the prefix that an executor holds."""
+        return next((match.blocks for match in self.matches if match.executor == executor), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Blocks held for one work on one executor."""
+
+    id: int
+    """The question's."""
+    executor: str
+    blocks: int

@@ -1,0 +1,64 @@
+"""The processes of one stage, followed in the registry: keeps one Stage per live endpoint."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+
+from grpc import aio
+from headrace.registry.v1 import registry_pb2
+
+from libs.lane.client import RemoteStage
+from libs.lane.stage import Stage
+from libs.registry import keys
+from libs.registry.registry import Registry
+from libs.tasks import Tasks
+
+HOLD_S = 10.0
+"""After an outage of etcd, processes that are missing get this long to announce themselves again."""
+
+
+class Neighbours:
+    """Follows the instances of a service.
+
+    Args:
+        service: The stage behind: "router" or "batcher".
+        changed: Gets all instances, by name, after each change; a Stage stays the same object as long as
+            its endpoint does.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        service: str,
+        connect: Callable[[str], aio.Channel],
+        tasks: Tasks,
+        changed: Callable[[Mapping[str, Stage]], None],
+    ) -> None:
+        self._mirror = registry.mirror(
+            keys.services(service), registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S
+        )
+        self._connect = connect
+        self._tasks = tasks
+        self._changed = changed
+        self._stages: dict[str, RemoteStage] = {}
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Returns once the instances have been read, however long etcd takes to come."""
+        await self._stack.enter_async_context(self._mirror)
+        self._apply()
+        self._mirror.on_change(self._apply)
+
+    async def close(self) -> None:
+        """Stops following."""
+        await self._stack.aclose()
+
+    def _apply(self) -> None:
+        stages: dict[str, RemoteStage] = {}
+        for name, instance in self._mirror.items.items():
+            known = self._stages.get(name)
+            if known is not None and known.endpoint == instance.endpoint:
+                stages[name] = known
+            else:
+                stages[name] = RemoteStage(self._connect, instance.endpoint, self._tasks)
+        self._stages = stages
+        self._changed(stages)

@@ -1,0 +1,178 @@
+"""What every process of the mesh is made of, and its life: settings → connections → state → server → drain.
+
+A service's `main.py` reads:
+
+    async def run(settings: Settings) -> None:
+        async with MeshProcess("router", settings.process, settings.etcd) as mesh:
+            ...                                  # state, and the tasks that keep it
+            await mesh.listen([Service(...)])    # the port is open, health says NOT_SERVING
+            await source.start()                 # what it needs to know before it can do its job
+            await mesh.announce(...)             # the others may come
+            await mesh.serve(...)                # until SIGTERM or SIGINT, then drains
+"""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import structlog
+import uvloop
+from google.protobuf.message import Message
+from headrace.registry.v1 import registry_pb2
+
+from libs import settings as settings_module
+from libs.clock import SystemClock
+from libs.registry import keys
+from libs.registry.announcement import Announcement
+from libs.registry.registry import Registry
+from libs.rpc.channels import Channels
+from libs.rpc.interceptors import Layer, errors
+from libs.rpc.server import RpcServer, Service
+from libs.settings import Etcd, Process, SettingsInvalid
+from libs.tasks import Tasks
+from libs.telemetry.logs import setup_logs
+from libs.telemetry.metrics import Metrics, serve_metrics
+from libs.telemetry.tracing import VERSION, setup_tracing
+
+log = structlog.get_logger()
+
+TTL_S = 5
+"""Of the leases that say that a process is there, in seconds."""
+TICK_S = 0.05
+"""Between two sweeps of what is past its deadline, in seconds."""
+
+S = TypeVar("S")
+
+
+def main(service: str, settings: type[S], run: Callable[[S], Coroutine[Any, Any, None]]) -> None:
+    """The entry of a service's process: parses the settings, runs, and exits.
+
+    Exits with 2 and a line per fault when the settings are wrong.
+    """
+    try:
+        parsed = settings_module.parse(settings, os.environ)
+    except SettingsInvalid as error:
+        sys.exit(f"headrace {service}: {error}")
+    uvloop.run(run(parsed))
+
+
+class MeshProcess:
+    """The connections and background tasks of one process; closes them all, last opened first.
+
+    Args:
+        service: "admission", "router", "batcher", "kvcache", "executor" or "placement".
+    """
+
+    def __init__(self, service: str, process: Process, etcd: Etcd) -> None:
+        self.service = service
+        self.instance = process.instance
+        self.process = process
+        self.clock = SystemClock()
+        self.started = time.time()
+        setup_logs(service, process.instance, process.log_level)
+        self.tracing = setup_tracing(
+            service, process.instance, process.otlp_endpoint, process.state_dir / "traces", process.trace_ratio
+        )
+        self.metrics = Metrics(service, process.instance, VERSION)
+        self.metrics.count_spans(self.tracing)
+        self.tasks = Tasks()
+        self.channels = Channels(process.tls_dir)
+        self.registry = Registry.from_settings(etcd)
+        self._server: RpcServer | None = None
+        self._announcement: Announcement | None = None
+        self._signalled = asyncio.Event()
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled.set)
+        self._stack.callback(self.tracing.shutdown)
+        self._stack.push_async_callback(self.registry.close)
+        self._stack.push_async_callback(self.channels.close)
+        self._stack.push_async_callback(self.tasks.close)
+        if self.process.metrics_port:
+            host = self.process.listen.rpartition(":")[0]
+            self._stack.enter_context(serve_metrics(self.metrics, self.process.metrics_port, host))
+        self.tasks.spawn(self.metrics.watch_loop(), "loop lag")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    def owns(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Calls `closer` when the process ends, before anything that was opened earlier is closed."""
+        self._stack.push_async_callback(closer)
+
+    @property
+    def endpoint(self) -> str:
+        """host:port at which others reach this process; known once it listens."""
+        assert self._server is not None
+        host = self.process.listen.rpartition(":")[0]
+        return self.process.advertise or f"{host}:{self._server.port}"
+
+    async def listen(self, services: Sequence[Service], layers: Sequence[Layer] = (errors,)) -> None:
+        """Opens the port. Raises RuntimeError when it is taken."""
+        self._server = RpcServer(self.process.listen, services, layers, self.process.tls_dir)
+        await self._server.start()
+        self._stack.push_async_callback(self._server.stop, 0)
+        log.info("listening", endpoint=self.endpoint)
+
+    async def announce(self, key: str, message: Message) -> Announcement:
+        """Says in etcd that this process is there, for as long as it is. Does not wait for etcd."""
+        self._announcement = await self._stack.enter_async_context(self.registry.announce(key, TTL_S))
+        await self._announcement.set(message)
+        return self._announcement
+
+    async def announce_stage(self) -> None:
+        """Announces this process as an instance of its service."""
+        await self.announce(
+            keys.service(self.service, self.instance),
+            registry_pb2.ServiceInstance(
+                service=self.service, instance=self.instance, endpoint=self.endpoint, start_time=self.started
+            ),
+        )
+
+    def every(self, seconds: float, action: Callable[[], None], name: str) -> None:
+        """Calls `action` again and again until the process ends."""
+
+        async def repeat() -> None:
+            while True:
+                await asyncio.sleep(seconds)
+                try:
+                    action()
+                except Exception:  # a fault in one turn must not end the turns
+                    log.exception("task failed in one turn", task=name)
+
+        self.tasks.spawn(repeat(), name)
+
+    async def serve(
+        self, begin_drain: Callable[[], None] = lambda: None, in_flight: Callable[[], int] = lambda: 0
+    ) -> None:
+        """Serves until a signal comes, then drains: health, then the lease, then no new work, then the end.
+
+        Args:
+            begin_drain: From then on new work is to be handed back.
+            in_flight: Works that are still to end; they get `drain_s` seconds.
+        """
+        assert self._server is not None
+        await self._server.set_serving(True)
+        log.info("serving")
+        await self._signalled.wait()
+        log.info("draining", in_flight=in_flight())
+        await self._server.set_serving(False)
+        if self._announcement is not None:
+            await self._announcement.withdraw()
+        begin_drain()
+        deadline = self.clock.monotonic() + self.process.drain_s
+        while in_flight() and self.clock.monotonic() < deadline:
+            await asyncio.sleep(TICK_S)  # noqa: ASYNC110  what is in flight has no event of its own
+        log.info("stopped", in_flight=in_flight())

@@ -1,0 +1,98 @@
+"""Admission's process."""
+
+from pathlib import Path
+
+from headrace.inference.v1 import inference_pb2_grpc
+from headrace.operations.v1 import operations_pb2_grpc
+from headrace.registry.v1 import registry_pb2
+
+from libs import process
+from libs.lane.forwarder import Forwarder
+from libs.lane.neighbours import HOLD_S, Neighbours
+from libs.models.tokenizers import tokenizer_files
+from libs.process import TICK_S, MeshProcess
+from libs.registry import keys
+from libs.rpc.call import Call
+from libs.rpc.interceptors import deadline, errors, identity, telemetry
+from libs.rpc.server import Service
+from libs.telemetry import names
+from libs.tokens.tokenizer import Tokenizer
+from services.admission.config import Settings
+from services.admission.front import Front
+from services.admission.identity import authenticate
+from services.admission.observe import Observer
+from services.admission.operations import OperationsServicer
+from services.admission.policy import Policy, Tenant
+from services.admission.policy_source import PolicySource
+from services.admission.router_choice import RouterChoice
+from services.admission.service import InferenceServicer
+from services.admission.tokenizers import Tokenizers
+
+TRACED = frozenset({f"/{names.GENERATE}"})
+"""A session's requests have spans of their own."""
+
+
+async def run(settings: Settings) -> None:
+    """Wires admission and runs it until it is told to stop."""
+    async with MeshProcess("admission", settings.process, settings.etcd) as mesh:
+        observer = Observer(mesh.metrics)
+        forwarder = Forwarder("admission", RouterChoice(), mesh.clock)
+        tokenizers = Tokenizers(load_tokenizer, settings.cache_dir, mesh.tasks)
+
+        def policy_changed(policy: Policy) -> None:
+            tokenizers.want(policy.models)
+
+        source = PolicySource(mesh.registry, policy_changed)
+        front = Front(forwarder, lambda: source.policy, tokenizers, observer, mesh.clock)
+        routers = Neighbours(mesh.registry, "router", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
+        services = mesh.registry.mirror(keys.SERVICES, registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S)
+        placements = mesh.registry.mirror(keys.PLACEMENTS, registry_pb2.Placement)
+
+        def who(call: Call) -> Tenant:
+            return authenticate(call.metadata, source.policy)
+
+        inference = InferenceServicer(front, source, mesh.tracing, observer)
+        operations = OperationsServicer(front, source, mesh.registry, services, placements, mesh.channels.connect)
+        await mesh.listen(
+            [
+                Service(
+                    "headrace.inference.v1.InferenceService",
+                    inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+                    inference,
+                ),
+                Service(
+                    "headrace.operations.v1.OperationsService",
+                    operations_pb2_grpc.add_OperationsServiceServicer_to_server,
+                    operations,
+                ),
+            ],
+            [telemetry(mesh.tracing, TRACED), errors, deadline(mesh.clock), identity(who)],
+        )
+        mesh.owns(source.close)
+        await source.start()
+        mesh.owns(routers.close)
+        await routers.start()
+        async with services, placements:
+            await tokenizers.loaded()
+            mesh.every(TICK_S, forwarder.expire, "expire")
+            await mesh.announce_stage()
+
+            def begin_drain() -> None:
+                front.draining = True
+
+            await mesh.serve(begin_drain, lambda: front.in_flight)
+            forwarder.close()
+
+
+def load_tokenizer(source: str, cache_dir: Path) -> Tokenizer:
+    """The tokenizer of a model's source; blocks."""
+    return Tokenizer.load(tokenizer_files(source, cache_dir))
+
+
+def main() -> None:
+    """Entry point."""
+    process.main("admission", Settings, run)
+
+
+if __name__ == "__main__":
+    main()

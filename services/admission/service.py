@@ -1,0 +1,109 @@
+"""The public API: proto in, proto out. Decides nothing."""
+
+import asyncio
+from typing import Any
+
+from grpc import aio
+
+from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from libs.rpc.call import CALL
+from libs.rpc.paging import page
+from libs.telemetry import names
+from libs.telemetry.tracing import Span, Tracing
+from services.admission.convert import chunk_to_proto, count_request_from_proto, request_from_proto
+from services.admission.front import Front
+from services.admission.observe import Observer
+from services.admission.policy_source import PolicySource
+from services.admission.session import Session
+
+Context = aio.ServicerContext[Any, Any]
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Serves headrace.inference.v1.InferenceService."""
+
+    def __init__(self, front: Front, source: PolicySource, tracing: Tracing, observer: Observer) -> None:
+        self._front = front
+        self._source = source
+        self._tracing = tracing
+        self._observer = observer
+
+    async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:  # type: ignore[override]
+        """One answer on one stream; whatever ends the stream early cancels the generation."""
+        call, wake = CALL.get(), asyncio.Event()
+        span = call.span or Span()
+        parsed = request_from_proto(request, traceparent=span.traceparent, call_deadline=call.deadline)
+        generation = await self._front.start(parsed, call.identity, span, lambda _: wake.set())
+        request_id = generation.work.request_id
+        try:
+            while True:
+                await wake.wait()
+                wake.clear()
+                chunk = generation.take()
+                if chunk.error is not None:
+                    raise chunk.error
+                if request_id:
+                    span.event(names.FIRST_TOKEN)
+                await context.write(chunk_to_proto(chunk, request_id))
+                request_id = ""
+                if chunk.finish is not None:
+                    span.set(names.GEN_AI_OUTPUT_TOKENS, chunk.finish.output_tokens)
+                    span.set(names.GEN_AI_CACHED_TOKENS, chunk.finish.cached_tokens)
+                    span.set(names.GEN_AI_FINISH_REASONS, [chunk.finish.reason.name.lower()])
+                    return
+        finally:
+            self._front.cancel(generation)
+
+    async def Session(self, _: object, context: Context) -> None:  # type: ignore[override]
+        """Many answers on one stream."""
+        session = Session(self._front, self._tracing, CALL.get())
+        reader = asyncio.create_task(_read(context, session), name="session-reader")
+        self._observer.sessions(1)
+        try:
+            await context.send_initial_metadata(())
+            while await session.wait():
+                await context.write(session.take())
+            await reader  # raises what ended the reading
+        finally:
+            self._observer.sessions(-1)
+            session.abandon()
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
+
+    async def CountTokens(
+        self, request: inference_pb2.CountTokensRequest, context: object
+    ) -> inference_pb2.CountTokensResponse:
+        """Counts as Generate would."""
+        tokens, most = await self._front.count_tokens(count_request_from_proto(request), CALL.get().identity)
+        return inference_pb2.CountTokensResponse(tokens=tokens, context_tokens=most)
+
+    async def ListModels(
+        self, request: inference_pb2.ListModelsRequest, context: object
+    ) -> inference_pb2.ListModelsResponse:
+        """Models and aliases that the caller may use."""
+        policy = self._source.policy
+        usable, token = page(policy.usable(CALL.get().identity), request.page_size, request.page_token)
+        response = inference_pb2.ListModelsResponse(next_page_token=token)
+        for name in usable:
+            spec = policy.model(name)
+            assert spec is not None
+            response.models.add(
+                name=name,
+                context_tokens=spec.context_tokens,
+                capabilities=spec.capabilities,
+                ready=self._source.ready(spec.name),
+                labels=self._source.labels(spec.name),
+            )
+        return response
+
+
+async def _read(context: Context, session: Session) -> None:
+    """Feeds a session from its stream. A fault of the stream itself wakes the writer, which then raises it."""
+    try:
+        while (message := await context.read()) is not aio.EOF:
+            for generate in message.generates:
+                await session.begin(generate)
+            for member_id in message.cancels:
+                session.cancel(member_id)
+    finally:
+        session.half_close()

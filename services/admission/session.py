@@ -1,0 +1,173 @@
+"""One Session stream: many generations in, and what has accumulated of all of them out."""
+
+import asyncio
+
+from headrace.inference.v1 import inference_pb2
+from libs.errors import HeadraceError, Overloaded, RequestInvalid, Violation
+from libs.rpc.call import Call
+from libs.rpc.status import to_failure
+from libs.telemetry import names
+from libs.telemetry.span import Kind
+from libs.telemetry.tracing import Span, Tracing
+from services.admission.convert import finish_to_proto, request_from_proto
+from services.admission.front import Front
+from services.admission.generation import Generation
+
+MAX_GENERATIONS = 4096
+"""In flight on one stream; one more is answered Overloaded."""
+RESPONSE_ENTRIES = 4096
+"""Generations in one message: with a step's tokens each, far below 4 MiB."""
+
+
+class Session:
+    """The generations of one stream.
+
+    Bounded: MAX_GENERATIONS, each of whose output waits merged until it is written.
+    """
+
+    def __init__(self, front: Front, tracing: Tracing, call: Call) -> None:
+        self._front = front
+        self._tracing = tracing
+        self._call = call
+        self._members: dict[int, _Member] = {}
+        self._by_generation: dict[Generation, _Member] = {}
+        self._dirty: dict[_Member, None] = {}
+        self._failed: list[inference_pb2.SessionEnd] = []
+        self._wake = asyncio.Event()
+        self._closed = False
+
+    async def begin(self, message: inference_pb2.SessionGenerate) -> None:
+        """Starts one generation; what is wrong with it ends it, not the stream."""
+        member = _Member(message.id, message.request)
+        if message.id in self._members:
+            fault = Violation("generates.id", f"{message.id} is in use by a running generation")
+            # Only the stream itself can carry this: an end for the id would end the other generation.
+            raise RequestInvalid.of([fault])
+        self._members[message.id] = member
+        member.span = self._tracing.start(
+            names.SESSION,
+            self._call.metadata.get("traceparent", ""),
+            kind=Kind.SERVER,
+            attributes={names.RPC_SYSTEM: "grpc", names.RPC_METHOD: names.SESSION},
+        )
+        request = request_from_proto(
+            message.request,
+            traceparent=member.span.traceparent,
+            call_deadline=self._call.deadline,
+            in_session=True,
+        )
+        try:
+            if len(self._members) > MAX_GENERATIONS:
+                raise Overloaded(f"{MAX_GENERATIONS} generations are in flight on this session", retry_after_s=1.0)
+            generation = await self._front.start(request, self._call.identity, member.span, self._changed)
+        except HeadraceError as error:
+            self._fail(member, error)
+            return
+        member.generation = generation
+        self._by_generation[generation] = member
+        self._changed(generation)
+
+    def cancel(self, member_id: int) -> None:
+        """Stops one generation; unknown ids are ignored."""
+        member = self._members.get(member_id)
+        if member is not None and member.generation is not None:
+            self._front.cancel(member.generation)
+
+    def half_close(self) -> None:
+        """The client sends nothing more: the stream ends when the last generation has."""
+        self._closed = True
+        self._wake.set()
+
+    def abandon(self) -> None:
+        """The stream has gone: everything on it stops."""
+        for member in self._members.values():
+            if member.generation is not None:
+                self._front.cancel(member.generation)
+                member.span.event(names.CANCELLED)
+                member.span.end()
+        self._members.clear()
+
+    async def wait(self) -> bool:
+        """Waits until there is something to write; False when there is not and never will be."""
+        while not (self._dirty or self._failed):
+            if self._closed and not self._members:
+                return False
+            self._wake.clear()
+            await self._wake.wait()
+        return True
+
+    def take(self) -> inference_pb2.SessionResponse:
+        """One message with what has accumulated."""
+        ids, counts, texts, has_text = [], [], [], False
+        token_ids: list[int] = []
+        log_probs: list[float] = []
+        ends, self._failed = self._failed, []
+        members = list(self._dirty)[:RESPONSE_ENTRIES]
+        for member in members:
+            del self._dirty[member]
+            assert member.generation is not None
+            chunk = member.generation.take()
+            if chunk.count or chunk.text:
+                ids.append(member.id)
+                counts.append(chunk.count)
+                texts.append(chunk.text)
+                has_text = has_text or bool(chunk.text)
+                token_ids += chunk.token_ids
+                log_probs += chunk.log_probs
+            if chunk.finish is not None:
+                ends.append(
+                    inference_pb2.SessionEnd(
+                        id=member.id, request_id=member.request_id, finish=finish_to_proto(chunk.finish)
+                    )
+                )
+                self._forget(member)
+            elif chunk.error is not None:
+                ends.append(
+                    inference_pb2.SessionEnd(
+                        id=member.id, request_id=member.request_id, failure=to_failure(chunk.error)
+                    )
+                )
+                member.span.error(chunk.error.message, chunk.error.reason)
+                self._forget(member)
+        return inference_pb2.SessionResponse(
+            ids=ids, counts=counts, texts=texts if has_text else None, token_ids=token_ids, log_probs=log_probs,
+            ends=ends,
+        )  # fmt: skip
+
+    def _changed(self, generation: Generation) -> None:
+        member = self._by_generation.get(generation)
+        if member is not None:
+            self._dirty[member] = None
+            self._wake.set()
+
+    def _fail(self, member: "_Member", error: HeadraceError) -> None:
+        member.span.error(error.message, error.reason)
+        request_id = error.metadata.get("request_id", member.request_id)
+        self._failed.append(
+            inference_pb2.SessionEnd(id=member.id, request_id=request_id, failure=to_failure(error))
+        )
+        self._forget(member)
+        self._wake.set()
+
+    def _forget(self, member: "_Member") -> None:
+        member.span.end()
+        self._members.pop(member.id, None)
+        if member.generation is not None:
+            del self._by_generation[member.generation]
+
+
+class _Member:
+    """One generation of the stream, by the client's number."""
+
+    __slots__ = ("_asked_id", "generation", "id", "span")
+
+    def __init__(self, member_id: int, request: inference_pb2.GenerateRequest) -> None:
+        self.id = member_id
+        self._asked_id = request.request_id
+        self.generation: Generation | None = None
+        self.span = Span()
+
+    @property
+    def request_id(self) -> str:
+        """The id of the request, as far as it has one yet."""
+        return self.generation.work.request_id if self.generation is not None else self._asked_id

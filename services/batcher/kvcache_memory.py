@@ -1,0 +1,55 @@
+"""The KV-cache manager over gRPC, as the batcher's Memory."""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from grpc import aio
+from headrace.registry.v1 import registry_pb2
+
+from libs.kvcache.consult import Consultation
+from libs.kvcache.values import Answer, Question
+from libs.registry import keys
+from libs.registry.registry import Registry
+from services.batcher.memory import Ask, Reply
+
+
+class KvCacheMemory:
+    """Asks the first KV-cache manager by name: all batchers and executors agree on it without a word."""
+
+    def __init__(self, registry: Registry, instance: str, connect: Callable[[str], aio.Channel]) -> None:
+        self._managers = registry.mirror(keys.services("kvcache"), registry_pb2.ServiceInstance)
+        self._instance = instance
+        self._connect = connect
+        self._consultation: Consultation | None = None
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Returns once the managers have been read; whether one is there does not matter."""
+        await self._stack.enter_async_context(self._managers)
+        self._consultation = Consultation(self._instance, self._connect, self._endpoint)
+        self._stack.push_async_callback(self._consultation.close)
+
+    async def close(self) -> None:
+        """Ends the conversation."""
+        await self._stack.aclose()
+
+    def ask(self, ask: Ask, done: Callable[[Reply | None], None]) -> None:
+        """See services.batcher.memory.Memory."""
+        if self._consultation is None:
+            done(None)
+            return
+        question = Question(ask.key, ask.pool, ask.block_hashes, ask.executor, ask.blocks, ask.traceparent)
+        self._consultation.ask(question, lambda answer: done(_reply(answer, ask.executor)))
+
+    def release(self, key: int) -> None:
+        """See services.batcher.memory.Memory."""
+        if self._consultation is not None:
+            self._consultation.release(key)
+
+    def _endpoint(self) -> str | None:
+        managers = self._managers.items
+        return managers[min(managers)].endpoint if managers else None
+
+
+def _reply(answer: Answer | None, executor: str) -> Reply | None:
+    return None if answer is None else Reply(answer.reserved, answer.matched(executor), answer.free_blocks)

@@ -1,0 +1,49 @@
+"""The batcher's process."""
+
+import random
+
+from headrace.lane.v1 import lane_pb2_grpc
+
+from libs import process
+from libs.lane.server import LaneServicer
+from libs.process import TICK_S, MeshProcess
+from libs.rpc.server import Service
+from services.batcher.config import Settings
+from services.batcher.executor_source import ExecutorSource
+from services.batcher.kvcache_memory import KvCacheMemory
+from services.batcher.observe import Observer
+from services.batcher.stage import Batcher
+
+
+async def run(settings: Settings) -> None:
+    """Wires a batcher and runs it until it is told to stop."""
+    async with MeshProcess("batcher", settings.process, settings.etcd) as mesh:
+        memory = KvCacheMemory(mesh.registry, mesh.instance, mesh.channels.connect)
+        source = ExecutorSource(mesh.registry, mesh.channels.connect, mesh.tasks)
+        batcher = Batcher(
+            mesh.instance, memory, source.limits, mesh.tracing, Observer(mesh.metrics), mesh.clock, random.randrange
+        )
+
+        servicer = LaneServicer(batcher)
+        await mesh.listen([Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)])
+        mesh.owns(memory.close)
+        await memory.start()
+        mesh.owns(source.close)
+        await source.start(batcher.set_executors)
+        mesh.every(TICK_S, batcher.tick, "tick")
+        await mesh.announce_stage()
+
+        def begin_drain() -> None:
+            batcher.draining = True
+
+        await mesh.serve(begin_drain, lambda: batcher.in_flight)
+        batcher.close()
+
+
+def main() -> None:
+    """Entry point."""
+    process.main("batcher", Settings, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The simulated engine: real accounting, invented tokens, time by a formula."""

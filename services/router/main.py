@@ -1,0 +1,50 @@
+"""The router's process."""
+
+from headrace.lane.v1 import lane_pb2_grpc
+
+from libs import process
+from libs.lane.forwarder import Forwarder
+from libs.lane.neighbours import Neighbours
+from libs.lane.server import LaneServicer
+from libs.process import TICK_S, MeshProcess
+from libs.rpc.server import Service
+from services.router.catalogue_source import CatalogueSource
+from services.router.config import Settings
+from services.router.observe import Observer
+from services.router.route import batcher_for
+from services.router.stage import Router
+
+
+async def run(settings: Settings) -> None:
+    """Wires a router and runs it until it is told to stop."""
+    async with MeshProcess("router", settings.process, settings.etcd) as mesh:
+        observer = Observer(mesh.metrics)
+        forwarder = Forwarder("router", batcher_for, mesh.clock, lambda work: observer.resumed(work.pool))
+        source = CatalogueSource(mesh.registry, mesh.clock)
+        router = Router(forwarder, lambda: source.catalogue, mesh.tracing, observer, mesh.clock)
+        batchers = Neighbours(mesh.registry, "batcher", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
+
+        servicer = LaneServicer(router)
+        await mesh.listen([Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)])
+        mesh.owns(source.close)
+        await source.start()
+        mesh.owns(batchers.close)
+        await batchers.start()
+        mesh.every(TICK_S, forwarder.expire, "expire")
+        mesh.every(1.0, lambda: observer.lanes(len(forwarder.ready_neighbours())), "count lanes")
+        await mesh.announce_stage()
+
+        def begin_drain() -> None:
+            router.draining = True
+
+        await mesh.serve(begin_drain, lambda: forwarder.in_flight)
+        forwarder.close()
+
+
+def main() -> None:
+    """Entry point."""
+    process.main("router", Settings, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The rules of the house that no linter knows, as tests over the tree itself."""
+
+import ast
+import filecmp
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SERVICES = ("admission", "router", "batcher", "kvcache", "executor", "placement")
+"""The services that know nothing of each other. The console composes them, so it is not among them."""
+
+EFFECTS = {
+    "asyncio", "etcdserverpb", "google", "grpc", "headrace", "os", "random", "socket", "subprocess", "threading",
+    "time", "uuid",
+}  # fmt: skip
+"""What deciding code does without: the network, time, chance, other processes, and protobuf."""
+
+SHELLS = {"main.py", "service.py", "config.py"}
+"""The shell of any service."""
+
+NAMED_SHELLS = {
+    "services/admission/convert.py": "messages of the public API to values and back",
+    "services/admission/front.py": "starts requests: gives them their ids, runs them",
+    "services/admission/operations.py": "the servicer of the operations API",
+    "services/admission/policy_source.py": "reads the policy from etcd",
+    "services/admission/session.py": "many requests on one stream",
+    "services/admission/tokenizers.py": "loads tokenizers in a thread",
+    "services/batcher/executor_source.py": "reads the executors from etcd, connects to them",
+    "services/batcher/kvcache_memory.py": "asks the KV-cache manager",
+    "services/executor/openvino/": "drives the engine's process",
+    "services/executor/reconcile.py": "reads placements from etcd, loads and unloads",
+    "services/executor/simulated/engine.py": "takes its steps in real time",
+    "services/placement/controller.py": "reads and writes etcd while it leads",
+    "services/router/catalogue_source.py": "reads the catalogue from etcd",
+}
+"""Everything else in a service that may have effects, and which. A module that is not here is pure."""
+
+PURE_DESPITE_FOLDER = {"services/executor/openvino/block_model.py"}
+
+PURE_LIBRARIES = (
+    "libs/errors.py", "libs/lane/forwarder.py", "libs/lane/progress.py", "libs/lane/stage.py", "libs/lane/work.py",
+    "libs/kvcache/values.py", "libs/registry/keys.py", "libs/tokens",
+)  # fmt: skip
+
+PLACES = (
+    r"py(pi|thonhosted)\.org", r"npmjs\.(org|com)", r"deb\.debian\.org", r"releases/down[l]oad", r"--(extra-)?inde[x]-url",
+    r"(?<![\w.}~])/(work|tmp|home|root)/",
+)  # fmt: skip
+"""Package indexes, download addresses, and folders of one machine: they change, the repository stays."""
+
+LONGEST, MEDIAN = 300, 120
+LONG = {
+    "libs/lane/forwarder.py": "one state machine: a work's way through a stage in the middle",
+    "services/batcher/stage.py": "one state machine: a work's way through the batcher",
+}
+"""Modules that may be longer, and why."""
+
+
+def tracked() -> list[str]:
+    """Every file that is or can be committed, from the root."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return sorted({path for path in listed.stdout.split("\0") if path and (ROOT / path).is_file()})
+
+
+FILES = tracked()
+MODULES = [path for path in FILES if path.endswith(".py") and not re.search(r"_pb2(_grpc)?\.py$", path)]
+
+
+def imports(path: str) -> Iterator[str]:
+    """The full names of what a module imports, wherever in it; relative imports resolved."""
+    package = path.split("/")[:-1]
+    for node in ast.walk(ast.parse((ROOT / path).read_text(), path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            stem = ".".join([*base, *([node.module] if node.module else [])])
+            yield from (f"{stem}.{alias.name}" for alias in node.names)
+
+
+def within(path: str, folder: str) -> bool:
+    """Whether a path is a folder (or file), or lies in it."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def is_shell(path: str) -> bool:
+    """Whether a service's module may have effects."""
+    if path in PURE_DESPITE_FOLDER:
+        return False
+    in_root_of_service = path.count("/") == 2
+    return (in_root_of_service and Path(path).name in SHELLS) or any(within(path, shell) for shell in NAMED_SHELLS)
+
+
+def foreign(paths: list[str], forbidden: re.Pattern[str]) -> list[str]:
+    """A line for each import of a forbidden name."""
+    return [f"{path} imports {name}" for path in paths for name in imports(path) if forbidden.match(name)]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_service_imports_no_other(service: str) -> None:
+    modules = [path for path in MODULES if within(path, f"services/{service}")]
+    assert modules
+    assert not foreign(modules, re.compile(rf"services\.(?!{service}(\.|$))"))
+
+
+def test_libraries_import_no_service() -> None:
+    assert not foreign([path for path in MODULES if within(path, "libs")], re.compile(r"services(\.|$)"))
+
+
+def test_the_client_stands_alone() -> None:
+    """It is a wheel of its own: of this repository it has the public API's stubs, and itself."""
+    modules = [path for path in MODULES if within(path, "libs/client")]
+    assert not foreign(modules, re.compile(r"services\.|libs\.(?!client(\.|$))|headrace\.(?!inference(\.|$))"))
+    absolute = [path for path in modules if re.search(r"^\s*(from|import) libs", (ROOT / path).read_text(), re.M)]
+    assert not absolute, "inside the wheel it is not called libs.client"
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_decisions_are_pure(service: str) -> None:
+    modules = [path for path in MODULES if within(path, f"services/{service}") and not is_shell(path)]
+    assert modules
+    assert not foreign(modules, re.compile(rf"({'|'.join(EFFECTS)})(\.|$)"))
+
+
+def test_the_values_between_stages_are_pure() -> None:
+    modules = [path for path in MODULES if any(within(path, pure) for pure in PURE_LIBRARIES)]
+    assert {pure for pure in PURE_LIBRARIES if not any(within(path, pure) for path in modules)} == set()
+    assert not foreign(modules, re.compile(rf"({'|'.join(EFFECTS)})(\.|$)"))
+
+
+def test_every_service_has_its_shell() -> None:
+    shells = [f"services/{service}/{name}" for service in SERVICES for name in ("main.py", "config.py")]
+    assert [path for path in shells if path not in MODULES] == []
+
+
+def test_named_exceptions_exist() -> None:
+    """An exception that outlives its module would cover the next one of that name."""
+    stale = [path for path in [*NAMED_SHELLS, *LONG] if not any(within(module, path) for module in MODULES)]
+    assert stale == []
+
+
+def test_only_a_composition_root_reads_the_environment() -> None:
+    roots = ("services/console", "libs/process.py", "libs/models", "services/executor/openvino")
+    readers = [
+        path
+        for path in MODULES
+        if within(path, "libs") or within(path, "services")
+        if Path(path).name != "main.py" and not any(within(path, root) for root in roots)
+        if re.search(r"\bos\.(environ|getenv)\b", (ROOT / path).read_text())
+    ]
+    assert readers == []
+
+
+def test_only_the_errors_layer_aborts_a_call() -> None:
+    aborting = [path for path in MODULES if re.search(r"\.abort(_with_status)?\(", (ROOT / path).read_text())]
+    outside = [path for path in aborting if not within(path, "libs/rpc") and not within(path, "tests")]
+    assert outside == []
+
+
+def test_modules_are_short() -> None:
+    lines = {path: (ROOT / path).read_text().count("\n") for path in MODULES}
+    long = {path: count for path, count in lines.items() if count > LONGEST and path not in LONG}
+    assert not long, "split them, or give the reason in LONG"
+    own = [count for path, count in lines.items() if not within(path, "tests") and count > 1]
+    assert statistics.median(own) <= MEDIAN
+
+
+def test_every_module_says_what_it_is() -> None:
+    silent = [
+        path for path in MODULES if (source := (ROOT / path).read_text()).strip() and not source.startswith('"""')
+    ]
+    assert silent == []
+
+
+def test_the_stubs_are_those_of_the_protos(tmp_path: Path) -> None:
+    scripts = Path(sys.executable).parent  # protoc looks for its plug-ins on the PATH
+    environment = {**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"}
+    generator = [sys.executable, str(ROOT / "protos/generate.py"), str(tmp_path)]
+    subprocess.run(generator, check=True, env=environment, timeout=60)
+    fresh = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*_pb2*.py*")}
+    committed = {path.removeprefix("protos/") for path in FILES if re.search(r"^protos/.*_pb2(_grpc)?\.pyi?$", path)}
+    assert fresh == committed, "run `make proto`"
+    _, different, errors = filecmp.cmpfiles(tmp_path, ROOT / "protos", sorted(fresh), shallow=False)
+    assert (different, errors) == ([], []), "run `make proto`"
+
+
+def test_the_lock_holds_hashes_of_all_that_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    declared = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    names = {re.split(r"[\[=<>~!; ]", line, maxsplit=1)[0].lower().replace("_", "-") for line in declared}
+    lock = (ROOT / "deploy/requirements.lock").read_text().replace("\\\n", " ")
+    locked = {line.split("==")[0]: line for line in lock.splitlines() if line and not line.startswith("#")}
+    assert names - locked.keys() == set(), "run `make lock`"
+    assert [line for line in locked.values() if "--hash=sha256:" not in line or "://" in line] == []
+
+
+def test_the_tree_names_no_place() -> None:
+    named = []
+    for path in FILES:
+        try:
+            text = (ROOT / path).read_text()
+        except UnicodeDecodeError:  # a picture
+            continue
+        found = re.search("|".join(PLACES), text)
+        if found and path != "tests/unit/test_house.py":
+            named.append(f"{path}: {found[0]}")
+    assert named == []
