@@ -3,7 +3,6 @@
 import sys
 from pathlib import Path
 
-
 GENERATED, COMMITTED = (Path(argument) for argument in sys.argv[1:3])
 
 

@@ -68,7 +68,7 @@ class RemoteLane:
     Works and cancels accumulate while a write is in flight, at most MAX_WORKS of the server.
     """
 
-    def __init__(self, stub: lane_pb2_grpc.LaneServiceAsyncStub, endpoint: str, sink: Sink) -> None:
+    def __init__(self, stub: "lane_pb2_grpc.LaneServiceAsyncStub", endpoint: str, sink: Sink) -> None:
         self.endpoint = endpoint
         self.ready = False
         self.task: asyncio.Task[None] | None = None

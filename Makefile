@@ -1,0 +1,58 @@
+# Everything a person does here. `make up` and `make test` need nothing but Python 3.11 and this folder.
+
+PYTHON  ?= python3.11
+VENV    := .venv
+BIN     := $(VENV)/bin
+LOCK    := deploy/requirements.lock
+STAMP   := $(VENV)/.lock-sha256
+PYSRC   := libs services tests protos/generate.py bazel
+
+.PHONY: setup up down test check format bench proto lock bazel clean
+
+setup: $(STAMP)  ## the environment, exactly as locked
+
+$(STAMP): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "headrace: $(PYTHON) with venv is needed (Debian: apt install python3.11 python3.11-venv)"; exit 1; }
+	@echo "headrace: installing the locked environment into $(VENV) (about a minute) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --require-hashes -r $(LOCK)
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@sha256sum $(LOCK) | cut -d' ' -f1 > $@
+
+up: setup  ## the whole mesh with a real model, in the foreground; arguments in ARGS="--executors 2"
+	@$(BIN)/headrace up $(ARGS)
+
+down:  ## stops what `make up ARGS=--detach` started
+	@$(BIN)/headrace down
+
+test: setup  ## unit, rpc, sim and system tests; one suite: ARGS=tests/unit
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup  ## style, types, layers, protos
+	@$(BIN)/ruff check $(PYSRC)
+	@$(BIN)/ruff format --check $(PYSRC)
+	@$(BIN)/mypy libs services
+	@$(BIN)/lint-imports
+	@cd protos && ../$(BIN)/buf lint
+	@if git rev-parse -q --verify main >/dev/null; then \
+	  cd protos && ../$(BIN)/buf breaking --against "../.git#branch=main,subdir=protos"; fi
+
+format: setup  ## rewrites the sources in the house's style
+	@$(BIN)/ruff check --fix -q $(PYSRC); $(BIN)/ruff format -q $(PYSRC)
+
+bench: setup  ## measures the lanes and prints a table; arguments in ARGS="--rounds 5"
+	@$(BIN)/python -m tests.bench.lanes $(ARGS)
+
+proto: setup  ## generates the Python stubs beside their protos
+	@$(BIN)/python protos/generate.py
+
+lock: setup  ## resolves pyproject.toml anew; versions and hashes only, no addresses
+	@$(BIN)/uv pip compile -q --group dev --generate-hashes --no-annotate --no-header --no-emit-index-url \
+	  --python-version 3.11 --python-platform x86_64-manylinux_2_36 pyproject.toml -o $(LOCK)
+
+bazel: setup  ## builds and unit-tests with Debian's Bazel, offline
+	@bazel test //...
+
+clean:  ## removes everything that git does not know
+	git clean -fdxq -e .headrace

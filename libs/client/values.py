@@ -1,0 +1,111 @@
+"""What a caller gets."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a generation used, in tokens."""
+
+    prompt_tokens: int
+    """Tokens of the prompt."""
+    cached_tokens: int
+    """Of these, tokens that the engine did not have to compute."""
+    output_tokens: int
+    """Tokens generated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in seconds. After a re-send: of the last try."""
+
+    queued: float
+    """In the mesh's queue."""
+    first_token: float
+    """From the request's arrival to its first token."""
+    total: float
+    """From its arrival to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """How an answer ended."""
+
+    reason: Literal["stop", "length"]
+    """"stop": the model was done, or a stop string came. "length": no more tokens were allowed."""
+    stop: str | None
+    """The stop string, if one ended it."""
+    usage: Usage
+    """What was used."""
+    timings: Timings
+    """Where the time went."""
+    model: str
+    """The model that answered, where an alias or a fallback chose."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of an answer: what came since the last one."""
+
+    text: str = ""
+    """New text, never a part of a character; may be empty."""
+    token_ids: tuple[int, ...] = ()
+    """New token ids; see GenerateOptions.output."""
+    log_probs: tuple[float, ...] = ()
+    """One per new token, if asked for."""
+    finish: Finish | None = None
+    """On the last chunk, and only there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole answer."""
+
+    text: str
+    """All of it."""
+    token_ids: tuple[int, ...]
+    """All of them; see GenerateOptions.output."""
+    log_probs: tuple[float, ...]
+    """One per token, if asked for."""
+    finish: Finish
+    """How it ended: reason, usage, timings, model."""
+    request_id: str
+    """Names the request in traces and logs."""
+
+    @property
+    def usage(self) -> Usage:
+        """What was used."""
+        return self.finish.usage
+
+    @property
+    def timings(self) -> Timings:
+        """Where the time went."""
+        return self.finish.timings
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCount:
+    """The length of a prompt."""
+
+    tokens: int
+    """Tokens of the prompt, template included."""
+    context_tokens: int
+    """Tokens that prompt and answer may have together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that the caller may use."""
+
+    name: str
+    """What to give to `generate`."""
+    context_tokens: int
+    """Tokens that prompt and answer may have together."""
+    capabilities: frozenset[str]
+    """Of "chat", "grammar", "log_probs"."""
+    ready: bool
+    """Whether it can answer now."""
+    labels: Mapping[str, Any]
+    """What else the catalogue says."""

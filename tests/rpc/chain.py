@@ -1,0 +1,230 @@
+"""The mesh's stages over real gRPC servers on free ports, in one process: what the tests of lanes drive."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+
+from headrace.lane.v1 import lane_pb2_grpc
+
+from libs.catalogue import ModelSpec, Simulation
+from libs.clock import SystemClock
+from libs.lane.client import RemoteStage
+from libs.lane.forwarder import Forwarder
+from libs.lane.server import LaneServicer
+from libs.lane.stage import Stage
+from libs.lane.work import Frame, Outcome, Sampling, Tier, Work
+from libs.rpc.channels import Channels
+from libs.rpc.interceptors import errors
+from libs.rpc.server import RpcServer, Service
+from libs.tasks import Tasks
+from libs.telemetry.metrics import Metrics
+from libs.telemetry.tracing import Tracing, untraced
+from services.batcher.memory import Ask, Reply
+from services.batcher.observe import Observer as BatcherObserver
+from services.batcher.pool import ExecutorInfo, ModelCapacity
+from services.batcher.queue import Limits
+from services.batcher.stage import Batcher
+from services.executor.host import Host
+from services.executor.simulated.engine import SimulatedEngine
+from services.router.observe import Observer as RouterObserver
+from services.router.route import Catalogue, PoolState, batcher_for
+from services.router.stage import Router
+
+MODEL = "simulated"
+
+
+def spec(**changes: object) -> ModelSpec:
+    """A simulated model with 16 slots and steps of 2 ms."""
+    values: dict[str, object] = {
+        "name": MODEL, "source": "simulated:", "context_tokens": 4096, "blocks": 1024, "block_tokens": 16,
+        "slots": 16, "step_tokens": 512, "simulation": Simulation(step_base_us=2000.0, seed=7),
+    }  # fmt: skip
+    return ModelSpec(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def work(index: int = 0, *, tokens: int = 20, prompt: int = 40, timeout_s: float = 30.0, **changes: object) -> Work:
+    """A work whose answer is a function of `index` alone."""
+    values: dict[str, object] = {
+        "request_id": f"request-{index}", "tenant": "t", "tier": Tier.INTERACTIVE, "model": MODEL, "pool": MODEL,
+        "prompt": [1000 + (index * 31 + i) % 5000 for i in range(prompt)],
+        "sampling": Sampling(max_tokens=tokens, ignore_end=True), "deadline": SystemClock().now() + timeout_s,
+    }  # fmt: skip
+    return Work(**{**values, **changes})  # type: ignore[arg-type]
+
+
+class NoMemory:
+    """A batcher's Memory when no KV-cache manager is there."""
+
+    def ask(self, ask: Ask, done) -> None:  # type: ignore[no-untyped-def]
+        done(None)
+
+    def release(self, key: int) -> None:
+        pass
+
+
+class Answers:
+    """A Sink that puts answers together and notices every gap and repeat."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, list[int]] = {}
+        self.outcomes: dict[int, Outcome] = {}
+        self.frames: list[tuple[int, ...]] = []
+        """Work ids of each frame."""
+        self._changed = asyncio.Event()
+
+    def on_ready(self) -> None:
+        self._changed.set()
+
+    def on_frame(self, frame: Frame) -> None:
+        self.frames.append(tuple(frame.work_ids))
+        end = 0
+        for work_id, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
+            start, end = end, end + count
+            answer = self.tokens.setdefault(work_id, [])
+            assert offset == len(answer), f"work {work_id}: offset {offset} behind {len(answer)} tokens"
+            answer += frame.token_ids[start:end]
+        self._changed.set()
+
+    def on_outcome(self, work_id: int, outcome: Outcome) -> None:
+        assert work_id not in self.outcomes, f"work {work_id} ended twice"
+        self.outcomes[work_id] = outcome
+        self._changed.set()
+
+    def on_broken(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+    async def until(self, condition, timeout_s: float = 20.0) -> None:  # type: ignore[no-untyped-def]
+        """Waits for a condition on this sink."""
+        async with asyncio.timeout(timeout_s):
+            while not condition(self):
+                self._changed.clear()
+                await self._changed.wait()
+
+
+@dataclass(slots=True)
+class Served:
+    """A stage behind a port, which can be cut off and served again at the same port."""
+
+    stage: Stage
+    server: RpcServer
+    port: int
+
+    @property
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def cut(self) -> None:
+        """Ends the server and every stream on it at once."""
+        await self.server.stop(0)
+
+    async def mend(self) -> None:
+        """Serves again."""
+        self.server = await _serve(self.stage, self.port)
+
+
+@dataclass(slots=True)
+class Chain:
+    """Router → batchers → executors."""
+
+    tasks: Tasks
+    channels: Channels
+    tracing: Tracing
+    executors: dict[str, Served] = field(default_factory=dict)
+    hosts: dict[str, Host] = field(default_factory=dict)
+    batchers: dict[str, Served] = field(default_factory=dict)
+    forwarder: Forwarder | None = None
+    router: Router | None = None
+
+    def remote(self, served: Served) -> RemoteStage:
+        return RemoteStage(self.channels.connect, served.endpoint, self.tasks)
+
+
+async def _serve(stage: Stage, port: int = 0) -> RpcServer:
+    add = lane_pb2_grpc.add_LaneServiceServicer_to_server
+    service = Service("headrace.lane.v1.LaneService", add, LaneServicer(stage))
+    server = RpcServer(f"127.0.0.1:{port}", [service], [errors], None)
+    await server.start()
+    return server
+
+
+async def served(stage: Stage) -> Served:
+    """Serves a stage on a free port."""
+    server = await _serve(stage)
+    return Served(stage, server, server.port)
+
+
+@asynccontextmanager
+async def chain(
+    *,
+    executors: int = 1,
+    batchers: int = 1,
+    model: ModelSpec | None = None,
+    tracing: Tracing | None = None,
+    limits: Limits | None = None,
+    catalogue: Mapping[str, str] | None = None,
+) -> AsyncIterator[Chain]:
+    """Runs a chain whose pieces all are ready."""
+    model = model or spec()
+    tasks, channels, clock = Tasks(), Channels(), SystemClock()
+    made = Chain(tasks, channels, tracing or untraced())
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(tasks.close)
+        stack.push_async_callback(channels.close)
+        for index in range(executors):
+            name = f"executor-{index}"
+            engine = SimulatedEngine(clock)
+            stack.push_async_callback(engine.close)
+            host = Host(name, made.tracing, lambda *_: None, lambda *_: None)
+            hosted = host.host(model.name)
+            hosted.runner = await engine.load(model, hosted)
+            made.hosts[name] = host
+            made.executors[name] = await served(host)
+            stack.push_async_callback(made.executors[name].cut)
+        capacity = ModelCapacity(model.slots, model.blocks, model.block_tokens)
+        ticking: list[Batcher] = []
+        for index in range(batchers):
+            name = f"batcher-{index}"
+            batcher = Batcher(
+                name, NoMemory(), lambda tier: limits or Limits(), made.tracing,
+                BatcherObserver(Metrics("batcher", name, "0")), clock, random.Random(index).randrange,
+            )  # fmt: skip
+            batcher.set_executors(
+                {n: ExecutorInfo(made.remote(e), {model.name: capacity}) for n, e in made.executors.items()}
+            )
+            ticking.append(batcher)
+            made.batchers[name] = await served(batcher)
+            stack.push_async_callback(made.batchers[name].cut)
+        made.forwarder = Forwarder("router", batcher_for, clock)
+        made.forwarder.set_neighbours({n: made.remote(b) for n, b in made.batchers.items()})
+        known = Catalogue(frozenset({model.name}), pools={model.name: PoolState(1, 0, clock.monotonic())})
+        observer = RouterObserver(Metrics("router", "router-0", "0"))
+        made.router = Router(made.forwarder, lambda: known, made.tracing, observer, clock)
+
+        async def tick() -> None:
+            while True:
+                for batcher in ticking:
+                    batcher.tick()
+                assert made.forwarder is not None
+                made.forwarder.expire()
+                await asyncio.sleep(0.02)
+
+        tasks.spawn(tick(), "tick")
+        yield made
+
+
+async def reference(works: Sequence[Work], model: ModelSpec | None = None) -> list[list[int]]:
+    """The answers of an undisturbed engine, without any gRPC."""
+    engine = SimulatedEngine(SystemClock())
+    host = Host("reference", untraced(), lambda *_: None, lambda *_: None)
+    model = model or spec()
+    hosted = host.host(model.name)
+    hosted.runner = await engine.load(model, hosted)
+    sink = Answers()
+    lane = host.open(sink)
+    for index, one in enumerate(works):
+        lane.submit(index, one)
+    await sink.until(lambda s: len(s.outcomes) == len(works))
+    await engine.close()
+    return [sink.tokens[index] for index in range(len(works))]

@@ -1,0 +1,350 @@
+"""The KV-cache manager and its two clients over real servers: gaps, restarts, leases, claims."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import grpc
+import pytest
+from grpc import aio
+
+from headrace.kvcache.v1 import kvcache_pb2 as pb
+from headrace.kvcache.v1 import kvcache_pb2_grpc
+from libs.clock import ManualClock
+from libs.kvcache import consult, report
+from libs.kvcache.consult import Consultation
+from libs.kvcache.mirror import CacheMirror
+from libs.kvcache.report import Reporter
+from libs.kvcache.values import Answer, BlockEvent, CacheInfo, Exactness, PrefixMatch, Question
+from libs.rpc import interceptors
+from libs.rpc.channels import Channels
+from libs.rpc.server import RpcServer, Service
+from libs.telemetry.span import SpanRecord
+from libs.telemetry.tracing import Tracing
+from services.kvcache.index import PrefixIndex
+from services.kvcache.ledger import Ledger
+from services.kvcache.memory import Memory
+from services.kvcache.reports import Reports
+from services.kvcache.service import KvCacheServicer, Observer
+
+GRACE_S = 10.0
+PATIENT_S = 5.0
+"""A budget for questions whose answer a test waits for, however busy the machine is."""
+
+
+class Gaps(Observer):
+    def __init__(self) -> None:
+        self.count = 0
+
+    def gap(self, executor: str) -> None:
+        self.count += 1
+
+
+class Manager:
+    """A KV-cache manager that can be killed and started again."""
+
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.spans: list[SpanRecord] = []
+        self.channels = Channels()
+        self.endpoint: str | None = None
+        self.gaps = Gaps()
+        self._server: RpcServer | None = None
+
+    async def start(self) -> None:
+        self.memory = Memory(PrefixIndex(), Ledger(grace_s=GRACE_S), Reports(grace_s=GRACE_S))
+        tracing = Tracing("kvcache", "kvcache-0", 1.0, self.spans.append)
+        self.servicer = KvCacheServicer(self.memory, self.clock, tracing, self.gaps)
+        name = pb.DESCRIPTOR.services_by_name["KvCacheService"].full_name
+        service = Service(name, kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, self.servicer)
+        self._server = RpcServer("127.0.0.1:0", [service], [interceptors.errors], None)
+        await self._server.start()
+        self.endpoint = f"127.0.0.1:{self._server.port}"
+
+    async def kill(self) -> None:
+        """Nothing is said to anybody: the connections break."""
+        if self._server is not None:
+            server, self._server, self.endpoint = self._server, None, None
+            await server.stop(0)
+
+    @property
+    def stub(self) -> "kvcache_pb2_grpc.KvCacheServiceAsyncStub":
+        assert self.endpoint is not None
+        stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(
+            self.channels.connect(self.endpoint)
+        )
+        return stub
+
+    async def caches(self) -> list[pb.Cache]:
+        return list((await self.stub.ListCaches(pb.ListCachesRequest(), timeout=5)).caches)
+
+
+class Executor:
+    """An executor's report, and the cache behind it."""
+
+    def __init__(self, manager: Manager, name: str = "e", capacity: int = 100) -> None:
+        self.mirror = CacheMirror(CacheInfo("p", capacity, 16, Exactness.EXACT))
+        self.snapshots = 0
+        self.reporter = Reporter(name, self._snapshot, manager.channels.connect, lambda: manager.endpoint)
+
+    def _snapshot(self) -> Sequence[Any]:
+        self.snapshots += 1
+        return [self.mirror.state()]
+
+    def store(self, *hashes: int) -> None:
+        self.change(BlockEvent("stored", hashes))
+
+    def change(self, *events: BlockEvent) -> None:
+        self.mirror.apply(events)
+        self.reporter.push("p", events)
+
+
+@pytest.fixture
+async def manager() -> AsyncIterator[Manager]:
+    one = Manager()
+    await one.start()
+    yield one
+    await one.kill()
+    await one.channels.close()
+
+
+@pytest.fixture
+async def executor(manager: Manager) -> AsyncIterator[Executor]:
+    one = Executor(manager)
+    await until(lambda: manager.memory.reports.executors["e"].whole if manager.memory.reports.executors else False)
+    yield one
+    await one.reporter.close()
+
+
+@pytest.fixture
+async def batcher(manager: Manager) -> AsyncIterator[Consultation]:
+    one = Consultation("b", manager.channels.connect, lambda: manager.endpoint, budget_s=PATIENT_S)
+    await until(lambda: one.up)
+    yield one
+    await one.close()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        await asyncio.sleep(0.005)
+
+
+def indexed(manager: Manager, count: int, executor: str = "e") -> Callable[[], bool]:
+    return lambda: manager.memory.index.size(executor, "p") == count
+
+
+def reserved(manager: Manager, count: int) -> Callable[[], bool]:
+    return lambda: manager.memory.ledger.reserved("e", "p") == count
+
+
+async def test_what_is_stored_is_found_and_reserved(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    executor.store(1, 2, 3)
+    executor.change(BlockEvent("removed", (3,)), BlockEvent("stored", (4,)))
+    await until(indexed(manager, 3))
+    answer = await batcher.answer(Question(1, "p", [1, 2, 3], "e", 30))
+    assert answer == Answer([PrefixMatch("e", 2)], reserved=True, free_blocks=70)
+    assert batcher.held == 1
+    (cache,) = await manager.caches()
+    assert cache == pb.Cache(
+        executor="e", pool="p", capacity=100, reserved=30, indexed=3, block_tokens=16,
+        exactness=pb.EXACTNESS_EXACT, live=True,
+    )  # fmt: skip
+    refused = await batcher.answer(Question(2, "p", [1], "e", 71))
+    assert refused == Answer([PrefixMatch("e", 1)], reserved=False, free_blocks=70)
+    batcher.release(1)
+    await until(reserved(manager, 0))
+    assert batcher.held == 0
+
+
+async def test_questions_that_accumulate_share_messages(manager: Manager, batcher: Consultation) -> None:
+    answers = await asyncio.gather(*(batcher.answer(Question(i, "p", [i])) for i in range(2000)))
+    assert answers == [Answer([], reserved=False, free_blocks=0)] * 2000
+
+
+async def test_a_gap_makes_a_snapshot(manager: Manager, executor: Executor) -> None:
+    executor.store(1)
+    await until(indexed(manager, 1))
+    executor.reporter._sequence += 1  # a batch is lost
+    executor.store(2)
+    executor.store(3)
+    await until(indexed(manager, 3))
+    assert manager.gaps.count == 1
+    assert executor.snapshots == 2
+
+
+async def test_a_restart_is_whole_again(manager: Manager, executor: Executor, batcher: Consultation) -> None:
+    executor.store(1, 2)
+    await until(indexed(manager, 2))
+    assert (await batcher.answer(Question(1, "p", [], "e", 60))) == Answer([], True, 40)
+    await manager.kill()
+    await until(lambda: not batcher.up and not executor.reporter.up)
+    executor.store(3)
+    assert await batcher.answer(Question(2, "p", [1], "e", 10)) is None
+    await manager.start()
+    await until(indexed(manager, 3))
+    await until(reserved(manager, 60))
+    answer = await batcher.answer(Question(3, "p", [1, 2, 3], "e", 41))
+    assert answer == Answer([PrefixMatch("e", 3)], reserved=False, free_blocks=40)
+
+
+async def test_the_reservations_of_a_dead_batcher_lapse(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    await batcher.answer(Question(1, "p", [], "e", 60))
+    await batcher.close()
+    await until(lambda: not manager.memory._batchers)
+    manager.clock.advance(GRACE_S - 1)
+    assert (await manager.caches())[0].reserved == 60
+    manager.clock.advance(1)
+    assert (await manager.caches())[0].reserved == 0
+
+
+async def test_a_batcher_that_reconnects_claims_what_it_holds(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    await batcher.answer(Question(1, "p", [], "e", 60))
+    await batcher.answer(Question(2, "p", [], "e", 20))
+    batcher._stream.restart()
+    await until(lambda: not batcher.up)
+    batcher.release(2)
+    await until(lambda: batcher.up)
+    await until(reserved(manager, 60))
+    manager.clock.advance(GRACE_S * 10)
+    assert (await manager.caches())[0].reserved == 60
+
+
+async def test_a_restarted_batcher_holds_nothing(manager: Manager, executor: Executor, batcher: Consultation) -> None:
+    await batcher.answer(Question(1, "p", [], "e", 60))
+    other = Consultation("b", manager.channels.connect, lambda: manager.endpoint)
+    await until(reserved(manager, 0))
+    await until(lambda: other.up)
+    await other.close()
+
+
+async def test_without_an_answer_in_time_it_goes_on_and_nothing_leaks(
+    manager: Manager, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batcher = Consultation("late", manager.channels.connect, lambda: manager.endpoint, budget_s=0.0)
+    await until(lambda: batcher.up)
+    assert await batcher.answer(Question(1, "p", [], "e", 60)) is None
+    assert batcher.held == 0
+    await until(reserved(manager, 0))
+    assert (await manager.caches())[0].reserved == 0
+    await batcher.close()
+
+
+async def test_a_question_that_is_cancelled_reserves_nothing(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    asking = asyncio.ensure_future(batcher.answer(Question(1, "p", [], "e", 60)))
+    await asyncio.sleep(0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert (await batcher.answer(Question(2, "p", [], "e", 100))) == Answer([], True, 0)
+
+
+async def test_too_many_questions_are_answered_at_once(batcher: Consultation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consult, "MAX_PENDING", 3)
+    answers = await asyncio.gather(*(batcher.answer(Question(i, "p")) for i in range(5)))
+    assert [answer is None for answer in answers] == [False, False, False, True, True]
+
+
+async def test_too_many_events_become_a_snapshot(
+    manager: Manager, executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "MAX_PENDING", 50)
+    executor.store(*range(40))
+    executor.store(*range(40, 80))
+    executor.change(BlockEvent("removed", (0,)))
+    await until(indexed(manager, 79))
+    assert executor.snapshots == 2
+    assert manager.gaps.count == 0
+
+
+async def test_a_large_snapshot_comes_in_parts(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "MESSAGE_HASHES", 30)
+    executor = Executor(manager, "large", capacity=1000)
+    executor.store(*range(100))
+    await until(indexed(manager, 100, "large"))
+    executor.store(*range(100, 200))
+    await until(indexed(manager, 200, "large"))
+    assert executor.snapshots == 1
+    await executor.reporter.close()
+
+
+async def test_a_dead_executor_is_forgotten_after_its_grace(manager: Manager, executor: Executor) -> None:
+    executor.store(1)
+    await until(indexed(manager, 1))
+    await executor.reporter.close()
+    await until(lambda: manager.memory.reports.executors["e"].stream is None)
+    assert [cache.live for cache in await manager.caches()] == [False]
+    manager.clock.advance(GRACE_S)
+    assert await manager.caches() == []
+    assert manager.memory.index.size("e", "p") == 0
+
+
+async def test_a_shutdown_ends_the_streams_at_once(manager: Manager, executor: Executor, batcher: Consultation) -> None:
+    old, manager.endpoint = manager.endpoint, None
+    manager.servicer.close()
+    await until(lambda: not batcher.up and not executor.reporter.up)
+    manager.endpoint = old
+    await until(lambda: batcher.up and executor.reporter.up)
+
+
+async def test_a_sampled_question_leaves_a_span(manager: Manager, executor: Executor, batcher: Consultation) -> None:
+    executor.store(1)
+    await until(indexed(manager, 1))
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    await batcher.answer(Question(1, "p", [1], "e", 7, f"00-{trace}-b7ad6b7169203331-01"))
+    await batcher.answer(Question(2, "p", [1], "e", 7, f"00-{trace}-b7ad6b7169203331-00"))
+    await batcher.answer(Question(3, "p", [1], "e", 7))
+    (span,) = manager.spans
+    assert (span.name, span.trace_id, span.parent_id) == ("lookup", trace, "b7ad6b7169203331")
+    assert span.attributes["headrace.blocks.matched"] == 1
+    assert span.attributes["headrace.blocks.reserved"] == 7
+
+
+async def test_streams_that_begin_wrong_are_refused(manager: Manager) -> None:
+    consulting = manager.stub.Consult()
+    await consulting.write(pb.ConsultRequest(releases=[1]))
+    await refused(consulting)
+    for wrong in (
+        pb.ReportRequest(),
+        pb.ReportRequest(executor="e"),
+        pb.ReportRequest(executor="e", events=pb.BlockEvents(sequence=1, events=[pb.BlockEvent(pool="p")])),
+    ):
+        reporting = manager.stub.Report()
+        await reporting.write(wrong)
+        await refused(reporting)
+
+
+async def refused(call: Any) -> None:
+    with pytest.raises(aio.AioRpcError) as raised:
+        await call.read()
+    assert raised.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_client_that_half_closes_gets_its_answers(manager: Manager) -> None:
+    call = manager.stub.Consult()
+    await call.write(pb.ConsultRequest(batcher="x", questions=[pb.Question(id=i, pool="p") for i in range(5)]))
+    await call.done_writing()
+    answers = [answer.id async for message in call for answer in message.answers]
+    assert answers == [0, 1, 2, 3, 4]
+    assert await call.code() == grpc.StatusCode.OK
+
+
+async def test_caches_come_in_pages(manager: Manager) -> None:
+    executors = [Executor(manager, f"e{i}") for i in range(3)]
+    await until(lambda: len(manager.memory.caches()) == 3)
+    first = await manager.stub.ListCaches(pb.ListCachesRequest(page_size=2))
+    second = await manager.stub.ListCaches(pb.ListCachesRequest(page_size=2, page_token=first.next_page_token))
+    assert [cache.executor for cache in [*first.caches, *second.caches]] == ["e0", "e1", "e2"]
+    assert second.next_page_token == ""
+    for executor in executors:
+        await executor.reporter.close()
