@@ -24,8 +24,8 @@ from typing import Any, Self, TypeVar
 import structlog
 import uvloop
 from google.protobuf.message import Message
-from headrace.registry.v1 import registry_pb2
 
+from headrace.registry.v1 import registry_pb2
 from libs import settings as settings_module
 from libs.clock import SystemClock
 from libs.registry import keys
@@ -174,5 +174,5 @@ class MeshProcess:
         begin_drain()
         deadline = self.clock.monotonic() + self.process.drain_s
         while in_flight() and self.clock.monotonic() < deadline:
-            await asyncio.sleep(TICK_S)  # noqa: ASYNC110  what is in flight has no event of its own
+            await asyncio.sleep(TICK_S)
         log.info("stopped", in_flight=in_flight())

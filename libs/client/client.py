@@ -191,7 +191,7 @@ class HeadraceClient(_Asks):
         credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.certificate)
         return aio.secure_channel(self._target, credentials, options=options, interceptors=self._interceptors)
 
-    def _open(self) -> rpc.InferenceServiceAsyncStub:
+    def _open(self) -> "rpc.InferenceServiceAsyncStub":
         if self._channel is None:
             raise RuntimeError("use the client with `async with`")
         return self._stub

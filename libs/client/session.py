@@ -1,7 +1,7 @@
 """Many answers on one stream.
 
-A connection is one Session call: one task writes what has accumulated, and its parent deals out what comes. When it breaks, every answer on it fails with StageUnavailable (and is sent again by answer.py, on the
-next connection).
+A connection is one Session call: one task writes what has accumulated, and its parent deals out what comes.
+When it breaks, every answer on it fails with StageUnavailable, and answer.py sends it again on the next one.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class SessionTransport:
         max_running: Answers on the stream at once; more wait in `start`, first come, first served.
     """
 
-    def __init__(self, stub: rpc.InferenceServiceAsyncStub, metadata: CallMetadata, max_running: int) -> None:
+    def __init__(self, stub: "rpc.InferenceServiceAsyncStub", metadata: CallMetadata, max_running: int) -> None:
         self._stub = stub
         self._metadata = metadata
         self._free = asyncio.Semaphore(max_running)
@@ -63,13 +63,15 @@ class SessionTransport:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._connection is not None:  # a task that was cancelled before its first step has not done this
+            self._connection.end(StageUnavailable("the session was closed", code=14))
 
 
 class _Connection:
     """One Session call."""
 
     def __init__(
-        self, call: aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse], free: asyncio.Semaphore
+        self, call: "aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]", free: asyncio.Semaphore
     ) -> None:
         self.broken = False
         self._call = call
@@ -88,7 +90,7 @@ class _Connection:
         try:
             error = await self._read()
         finally:
-            self._break(error)
+            self.end(error)
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
 
@@ -175,7 +177,8 @@ class _Connection:
             else:
                 attempt.end(from_status(end.failure.code, end.failure.message, end.failure.details))
 
-    def _break(self, error: HeadraceError) -> None:
+    def end(self, error: HeadraceError) -> None:
+        """Ends the call, and every answer on it with this error. Idempotent."""
         self.broken = True
         self._call.cancel()
         for attempt in self._running.values():

@@ -16,6 +16,8 @@ from .values import Chunk
 
 CallMetadata = Sequence[tuple[str, str]]
 
+# The stub of asynchronous channels exists for type checkers only; hence the quotes.
+
 
 class Attempt(Protocol):
     """One try at an answer."""
@@ -43,7 +45,7 @@ class Transport(Protocol):
 class StreamTransport:
     """One Generate call per try. Reads no further ahead than HTTP/2's window for one stream (64 KiB)."""
 
-    def __init__(self, stub: rpc.InferenceServiceAsyncStub, metadata: CallMetadata) -> None:
+    def __init__(self, stub: "rpc.InferenceServiceAsyncStub", metadata: CallMetadata) -> None:
         self._stub = stub
         self._metadata = metadata
 
@@ -52,7 +54,7 @@ class StreamTransport:
 
 
 class _StreamAttempt:
-    def __init__(self, call: aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]) -> None:
+    def __init__(self, call: "aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]") -> None:
         self._call = call
         self.request_id = ""
 

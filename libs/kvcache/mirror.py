@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from libs.kvcache.values import BlockChange, CacheInfo, CacheState
+from libs.kvcache.values import BlockEvent, CacheInfo, CacheState
 
 
 class CacheMirror:
@@ -12,7 +12,7 @@ class CacheMirror:
         self.info = info
         self._hashes: set[int] = set()
 
-    def apply(self, events: Iterable[BlockChange]) -> None:
+    def apply(self, events: Iterable[BlockEvent]) -> None:
         """Takes changes in, in order."""
         for event in events:
             if event.kind == "stored":

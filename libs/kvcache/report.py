@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from headrace.kvcache.v1 import kvcache_pb2 as pb
 from headrace.kvcache.v1 import kvcache_pb2_grpc
 from libs.kvcache.stream import Connect, Endpoint, StandingStream
-from libs.kvcache.values import BlockChange, BlockEvent, CacheState, Hashes
+from libs.kvcache.values import BlockEvent, CacheState, Hashes
 from libs.kvcache.wire import cache_to_proto, event_to_proto
 
 MESSAGE_HASHES = 200_000
@@ -48,7 +48,7 @@ class Reporter:
         """Whether the manager is there."""
         return self._up
 
-    def push(self, pool: str, events: Sequence[BlockChange]) -> None:
+    def push(self, pool: str, events: Sequence[BlockEvent]) -> None:
         """Reports changes of a pool's cache. While no stream stands there is nothing to do: the next one
         starts with a snapshot."""
         if not self._up or self._snapshot_due:
@@ -132,7 +132,7 @@ def _take(events: deque[pb.BlockEvent]) -> tuple[list[pb.BlockEvent], int]:
     return taken, size
 
 
-def _split(event: BlockChange) -> Iterator[BlockEvent]:
+def _split(event: BlockEvent) -> Iterator[BlockEvent]:
     """Events that fit into a message each."""
     hashes: Hashes = event.hashes
     for start in range(0, max(len(hashes), 1), MESSAGE_HASHES):

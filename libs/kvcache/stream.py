@@ -15,6 +15,9 @@ log = structlog.get_logger()
 _BACKOFF_S = (0.05, 1.0)
 """First and longest wait before a stream is opened again; grows by half, with jitter."""
 
+_FOLLOW_S = 0.5
+"""How often a stream looks whether it still goes to the right manager."""
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 Said = TypeVar("Said", covariant=True)
@@ -24,7 +27,8 @@ Call = aio.StreamStreamCall[Request, Response]
 Connect = Callable[[str], aio.Channel]
 """Gives the channel to host:port; the channel is shared and not closed here."""
 Endpoint = Callable[[], str | None]
-"""The manager's host:port as the registry knows it now; asked before each attempt."""
+"""The manager's host:port as the registry knows it now; None while it knows none. When it becomes another,
+the stream moves there, so that all who ask and all who report agree on one."""
 
 
 class Talk(Protocol[Said, Heard]):
@@ -68,8 +72,10 @@ class StandingStream(Generic[Request, Response]):
         self._endpoint = endpoint
         self._wake = asyncio.Event()
         self._call: Call[Request, Response] | None = None
+        self._connected_to = ""
         self._tasks = Tasks()
         self._tasks.spawn(self._run(), name)
+        self._tasks.spawn(self._follow(), f"{name} follows")
 
     def wake(self) -> None:
         """There is something to say."""
@@ -104,7 +110,7 @@ class StandingStream(Generic[Request, Response]):
             await call.initial_metadata()
             if call.done():
                 return False
-            self._call = call
+            self._call, self._connected_to = call, endpoint
             log.info("stream up", stream=self._name, endpoint=endpoint)
             self._talk.on_up()
             writer = asyncio.create_task(self._write(call), name=f"{self._name} writer")
@@ -126,6 +132,13 @@ class StandingStream(Generic[Request, Response]):
                 log.info("stream down", stream=self._name, endpoint=endpoint)
                 self._talk.on_down()
         return writer is not None
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(_FOLLOW_S)
+            # A registry that knows no manager is no reason to leave one that answers.
+            if self._call is not None and self._endpoint() not in (None, self._connected_to):
+                self.restart()
 
     async def _write(self, call: Call[Request, Response]) -> None:
         while True:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, Protocol
+from typing import Literal
 
 Hashes = Sequence[int]
 """Chained block hashes (libs.tokens.blocks), first block first: unsigned 64-bit integers."""
@@ -16,19 +16,9 @@ class Exactness(IntEnum):
     MODELLED = 2
 
 
-class BlockChange(Protocol):
-    """A change of a prefix cache. The executor's BlockEvent is one, and so is BlockEvent here."""
-
-    @property
-    def kind(self) -> Literal["stored", "removed", "cleared"]: ...
-
-    @property
-    def hashes(self) -> Hashes: ...
-
-
 @dataclass(frozen=True, slots=True)
 class BlockEvent:
-    """A BlockChange."""
+    """A change of a prefix cache, in the order in which it happened."""
 
     kind: Literal["stored", "removed", "cleared"]
     hashes: Hashes = ()

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from headrace.kvcache.v1 import kvcache_pb2 as pb
 from libs.kvcache.values import (
     Answer,
-    BlockChange,
     BlockEvent,
     CacheInfo,
     CacheState,
@@ -61,7 +60,7 @@ def reservation_from_proto(message: pb.Reservation) -> Reservation:
     return Reservation(message.id, message.executor, message.blocks)
 
 
-def event_to_proto(pool: str, event: BlockChange) -> pb.BlockEvent:
+def event_to_proto(pool: str, event: BlockEvent) -> pb.BlockEvent:
     """The event of a pool."""
     hashes = pb.BlockHashes(hashes=event.hashes)
     if event.kind == "stored":

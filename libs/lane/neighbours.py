@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from grpc import aio
-from headrace.registry.v1 import registry_pb2
 
+from headrace.registry.v1 import registry_pb2
 from libs.lane.client import RemoteStage
 from libs.lane.stage import Stage
 from libs.registry import keys
@@ -33,9 +33,7 @@ class Neighbours:
         tasks: Tasks,
         changed: Callable[[Mapping[str, Stage]], None],
     ) -> None:
-        self._mirror = registry.mirror(
-            keys.services(service), registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S
-        )
+        self._mirror = registry.mirror(keys.services(service), registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S)
         self._connect = connect
         self._tasks = tasks
         self._changed = changed

@@ -10,10 +10,12 @@ from collections import deque
 
 from headrace.lane.v1 import lane_pb2
 from libs.lane.wire import frame_to_proto, outcome_to_proto
-from libs.lane.work import Frame, Outcome
+from libs.lane.work import NAN, Frame, Outcome
 
 FRAME_TOKENS = 200_000
-"""Tokens and outcomes in one message, at most: below 2 MB however large the token ids are."""
+"""Tokens in one message, at most: below 2 MB however large the token ids are."""
+OUTCOME_TOKENS = 100
+"""What an outcome counts as."""
 
 
 class Outbox:
@@ -24,7 +26,7 @@ class Outbox:
     """
 
     def __init__(self) -> None:
-        self._messages: deque[tuple[Frame, list[tuple[int, Outcome]]]] = deque()
+        self._messages: deque[_Message] = deque()
         self._wake = asyncio.Event()
         self.broken = ""
         """Why nothing more will come; empty while more may."""
@@ -33,22 +35,14 @@ class Outbox:
         """Nothing to tell the other side: the stream stands."""
 
     def on_frame(self, frame: Frame) -> None:
-        if not frame.work_ids:
-            return
-        pending, _ = self._room(len(frame.token_ids))
-        if not pending.work_ids:
-            pending.work_ids[:] = frame.work_ids
-            pending.offsets[:] = frame.offsets
-            pending.counts[:] = frame.counts
-            pending.token_ids[:] = frame.token_ids
-            pending.log_probs[:] = frame.log_probs
-        else:
-            append_frame(pending, frame)
-        self._wake.set()
+        if frame.work_ids:
+            message = self._room(len(frame.token_ids))
+            append_frame(message.frame, frame)
+            message.frames += 1
+            self._wake.set()
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
-        _, outcomes = self._room(100)
-        outcomes.append((work_id, outcome))
+        self._room(OUTCOME_TOKENS).outcomes.append((work_id, outcome))
         self._wake.set()
 
     def on_broken(self, reason: str) -> None:
@@ -66,29 +60,67 @@ class Outbox:
 
     def take(self) -> lane_pb2.ExchangeResponse:
         """The oldest message; everything that accumulated, unless that is too large for one."""
-        frame, outcomes = self._messages.popleft()
+        message = self._messages.popleft()
+        frame = message.frame if message.frames < 2 else joined(message.frame)
         return lane_pb2.ExchangeResponse(
             frame=frame_to_proto(frame) if frame.work_ids else None,
-            outcomes=[outcome_to_proto(work_id, outcome) for work_id, outcome in outcomes],
+            outcomes=[outcome_to_proto(work_id, outcome) for work_id, outcome in message.outcomes],
         )
 
-    def _room(self, size: int) -> tuple[Frame, list[tuple[int, Outcome]]]:
+    def _room(self, size: int) -> "_Message":
         if self._messages:
-            frame, outcomes = self._messages[-1]
-            if len(frame.token_ids) + 100 * len(outcomes) + size <= FRAME_TOKENS:
-                return frame, outcomes
-        self._messages.append((Frame(), []))
+            last = self._messages[-1]
+            if len(last.frame.token_ids) + OUTCOME_TOKENS * len(last.outcomes) + size <= FRAME_TOKENS:
+                return last
+        self._messages.append(_Message())
         return self._messages[-1]
+
+
+class _Message:
+    """What will be one message."""
+
+    __slots__ = ("frame", "frames", "outcomes")
+
+    def __init__(self) -> None:
+        self.frame = Frame()
+        self.frames = 0
+        """Frames that accumulated in `frame`."""
+        self.outcomes: list[tuple[int, Outcome]] = []
 
 
 def append_frame(target: Frame, frame: Frame) -> None:
     """Appends all entries of one frame to another."""
     if frame.log_probs or target.log_probs:
-        nan = float("nan")
         if not target.log_probs:
-            target.log_probs.extend([nan] * len(target.token_ids))
-        target.log_probs.extend(frame.log_probs or [nan] * len(frame.token_ids))
+            target.log_probs += [NAN] * len(target.token_ids)
+        target.log_probs += frame.log_probs or [NAN] * len(frame.token_ids)
     target.work_ids += frame.work_ids
     target.offsets += frame.offsets
     target.counts += frame.counts
     target.token_ids += frame.token_ids
+
+
+def joined(frame: Frame) -> Frame:
+    """The same tokens with one entry per work.
+
+    Every stage behind pays per entry, so several steps of one work are joined here, once, before they leave.
+    """
+    tokens, log_probs = frame.token_ids, frame.log_probs
+    merged: dict[int, tuple[int, list[int], list[float]]] = {}
+    rest = Frame()
+    end = 0
+    for work_id, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
+        start, end = end, end + count
+        known = merged.get(work_id)
+        if known is None:
+            merged[work_id] = offset, tokens[start:end], log_probs[start:end]
+        elif known[0] + len(known[1]) == offset:
+            known[1].extend(tokens[start:end])
+            known[2].extend(log_probs[start:end])
+        else:  # a repeat or a gap: the receiver sees to it
+            rest.add(work_id, offset, tokens[start:end], log_probs[start:end])
+    result = Frame()
+    for work_id, (offset, its_tokens, its_log_probs) in merged.items():
+        result.add(work_id, offset, its_tokens, its_log_probs)
+    append_frame(result, rest)
+    return result

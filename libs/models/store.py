@@ -16,9 +16,7 @@ from pathlib import Path
 PARTIAL = ".partial-"
 
 
-def build_once(
-    folder: Path, build: Callable[[Path], None], waiting: Callable[[], None] = lambda: None
-) -> Path:
+def build_once(folder: Path, build: Callable[[Path], None], waiting: Callable[[], None] = lambda: None) -> Path:
     """Returns `folder`, calling `build` with an empty folder to fill if it is not there yet.
 
     Blocks while another process builds the same; `waiting` is called before it does. What `build` raises

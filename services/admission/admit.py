@@ -51,9 +51,7 @@ def check(request: Request, tenant: Tenant, policy: Policy, running: int, now: f
         raise errors.RequestInvalid.of(faults)
     spec = policy.model(request.model)
     if spec is None:
-        raise errors.ModelUnknown(
-            f"no model or alias is called {request.model!r}", metadata={"model": request.model}
-        )
+        raise errors.ModelUnknown(f"no model or alias is called {request.model!r}", metadata={"model": request.model})
     if not may_use(tenant, request.model, spec.name):
         raise errors.NotAllowed(f"tenant {tenant.name} may not use {request.model}")
     if (reason := policy.models_off.get(spec.name)) is not None:
@@ -91,7 +89,9 @@ def admit(checked: Checked, prompt: Sequence[int], vocabulary: int, request_id: 
     asked = request.sampling.max_tokens
     if asked is not None and asked > most and len(prompt) <= longest:
         faults.append(
-            Violation("sampling.max_tokens", f"is {asked}; with a prompt of {len(prompt)} tokens at most {most} are allowed")
+            Violation(
+                "sampling.max_tokens", f"is {asked}; with a prompt of {len(prompt)} tokens at most {most} are allowed"
+            )
         )
     max_tokens = most if asked is None else asked
     if len(request.resumed) >= max_tokens > 0:
@@ -119,7 +119,9 @@ def admit(checked: Checked, prompt: Sequence[int], vocabulary: int, request_id: 
         deadline=checked.deadline,
         traceparent=request.traceparent,
     )  # fmt: skip
-    return Admitted(work, f"{len(prompt)} prompt tokens, at most {max_tokens} answer tokens, {checked.tier.name.lower()}")
+    return Admitted(
+        work, f"{len(prompt)} prompt tokens, at most {max_tokens} answer tokens, {checked.tier.name.lower()}"
+    )
 
 
 def _deadline(request: Request, rules: TierPolicy, now: float) -> float:

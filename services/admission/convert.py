@@ -32,15 +32,15 @@ def request_from_proto(
     form = message.grammar.WhichOneof("form")
     has = message.sampling.HasField
     optional: dict[str, Any] = {
-        name: getattr(message.sampling, name) for name in _OPTIONAL_SAMPLING if has(name)  # type: ignore[arg-type]
+        name: getattr(message.sampling, name)
+        for name in _OPTIONAL_SAMPLING
+        if has(name)  # type: ignore[arg-type]
     }
     return Request(
         model=message.model,
         chat=_turns(message.chat) if message.HasField("chat") else None,
         prompt=message.prompt if message.HasField("prompt") else None,
-        sampling=SamplingRequest(
-            ignore_end=message.sampling.ignore_end, stop=tuple(message.sampling.stop), **optional
-        ),
+        sampling=SamplingRequest(ignore_end=message.sampling.ignore_end, stop=tuple(message.sampling.stop), **optional),
         grammar=Grammar(form, getattr(message.grammar, form)) if form else None,
         log_probs=message.log_probs,
         tier=Tier(message.tier) if message.tier in (1, 2) else None,

@@ -157,6 +157,7 @@ class Front:
 
 async def _tokenize(request: Request, tokenizer: Tokenizer) -> list[int]:
     """The prompt's tokens. Raises RequestInvalid when the model's template refuses the chat."""
+
     def encode() -> list[int]:
         if request.chat is not None:
             return tokenizer.render_chat([(turn.role, turn.content) for turn in request.chat])

@@ -5,7 +5,6 @@ from pathlib import Path
 from headrace.inference.v1 import inference_pb2_grpc
 from headrace.operations.v1 import operations_pb2_grpc
 from headrace.registry.v1 import registry_pb2
-
 from libs import process
 from libs.lane.forwarder import Forwarder
 from libs.lane.neighbours import HOLD_S, Neighbours

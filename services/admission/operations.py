@@ -141,13 +141,19 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
     ) -> operations_pb2.PutSwitchResponse:
         """Writes the switch; every process follows it in the registry."""
         operator, switch = _operator(), request.switch
-        faults = [] if switch.reason.strip() else [Violation("switch.reason", "is required: it is told to whoever is refused")]
+        faults = (
+            []
+            if switch.reason.strip()
+            else [Violation("switch.reason", "is required: it is told to whoever is refused")]
+        )
         key = _switch_key(switch.kind, switch.name, "switch.", faults)
         switch.set_by = operator.name
         try:
             await self._registry.put_message(key, switch)
         except RegistryError as error:
-            raise StageUnavailable("etcd does not answer; the switch was perhaps not written", retry_after_s=1.0) from error
+            raise StageUnavailable(
+                "etcd does not answer; the switch was perhaps not written", retry_after_s=1.0
+            ) from error
         log.warning("switch on", kind=_KINDS[switch.kind], name=switch.name, set_by=operator.name, reason=switch.reason)
         return operations_pb2.PutSwitchResponse(switch=switch)
 
@@ -189,7 +195,9 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         _operator()
 
         async def ask(endpoint: str) -> Sequence[kvcache_pb2.Cache]:
-            stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(self._connect(endpoint))
+            stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(
+                self._connect(endpoint)
+            )
             response = await stub.ListCaches(kvcache_pb2.ListCachesRequest(page_size=1000), timeout=ASK_TIMEOUT_S)
             return response.caches
 
@@ -198,9 +206,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         part, token = page(caches, request.page_size, request.page_token)
         return operations_pb2.ListCachesResponse(caches=part, next_page_token=token)
 
-    async def Explain(
-        self, request: operations_pb2.ExplainRequest, context: object
-    ) -> operations_pb2.ExplainResponse:
+    async def Explain(self, request: operations_pb2.ExplainRequest, context: object) -> operations_pb2.ExplainResponse:
         """Each stage's own word, in order."""
         tenant: Tenant | None = _operator()
         if request.tenant:

@@ -143,9 +143,7 @@ class Session:
     def _fail(self, member: "_Member", error: HeadraceError) -> None:
         member.span.error(error.message, error.reason)
         request_id = error.metadata.get("request_id", member.request_id)
-        self._failed.append(
-            inference_pb2.SessionEnd(id=member.id, request_id=request_id, failure=to_failure(error))
-        )
+        self._failed.append(inference_pb2.SessionEnd(id=member.id, request_id=request_id, failure=to_failure(error)))
         self._forget(member)
         self._wake.set()
 

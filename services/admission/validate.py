@@ -64,7 +64,9 @@ def _sampling(sampling: SamplingRequest) -> Iterator[Violation]:
         value = getattr(sampling, name)
         # written so that NaN is out of range
         if value is not None and not (low < value <= high or (included and value == low)):
-            yield Violation(f"sampling.{name}", f"is {value:g}; it has to be in {'[' if included else '('}{low:g}, {high:g}]")
+            yield Violation(
+                f"sampling.{name}", f"is {value:g}; it has to be in {'[' if included else '('}{low:g}, {high:g}]"
+            )
     if len(sampling.stop) > MAX_STOPS:
         yield Violation("sampling.stop", f"has {len(sampling.stop)} strings; at most {MAX_STOPS} are allowed")
     for index, stop in enumerate(sampling.stop[:MAX_STOPS]):

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from grpc import aio
+
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-
 from libs.lane.client import RemoteStage
 from libs.lane.neighbours import HOLD_S
 from libs.lane.work import Tier

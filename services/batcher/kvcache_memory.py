@@ -4,8 +4,8 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from grpc import aio
-from headrace.registry.v1 import registry_pb2
 
+from headrace.registry.v1 import registry_pb2
 from libs.kvcache.consult import Consultation
 from libs.kvcache.values import Answer, Question
 from libs.registry import keys

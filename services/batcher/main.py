@@ -3,7 +3,6 @@
 import random
 
 from headrace.lane.v1 import lane_pb2_grpc
-
 from libs import process
 from libs.lane.server import LaneServicer
 from libs.process import TICK_S, MeshProcess
@@ -25,7 +24,9 @@ async def run(settings: Settings) -> None:
         )
 
         servicer = LaneServicer(batcher)
-        await mesh.listen([Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)])
+        await mesh.listen(
+            [Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)]
+        )
         mesh.owns(memory.close)
         await memory.start()
         mesh.owns(source.close)

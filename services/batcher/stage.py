@@ -310,7 +310,9 @@ class Batcher:
             self._vacate(held, executor)
         elif held.cancelled:
             self._vacate(held, executor)
-            self._end(held, Outcome(error=Cancelled("cancelled by the caller"), output_tokens=len(held.progress.tokens)))
+            self._end(
+                held, Outcome(error=Cancelled("cancelled by the caller"), output_tokens=len(held.progress.tokens))
+            )
         elif held.attempts >= ATTEMPTS and len(held.progress.tokens) == held.sent_tokens:
             self._vacate(held, executor)
             error = StageUnavailable(f"given up after {ATTEMPTS} attempts; the last: {why}", retry_after_s=1.0)

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 
 from grpc import aio
-from headrace.registry.v1 import registry_pb2
 
+from headrace.registry.v1 import registry_pb2
 from libs.kvcache.mirror import CacheMirror
 from libs.kvcache.report import Reporter
 from libs.kvcache.values import CacheInfo, CacheState
@@ -41,7 +41,11 @@ class CacheReport:
 
     def set_models(self, statuses: Mapping[str, ModelStatus]) -> None:
         """Replaces the models whose caches are reported: those that are READY."""
-        ready = {m: CacheInfo(m, s.blocks, s.block_tokens, s.exactness) for m, s in statuses.items() if s.state is State.READY}
+        ready = {
+            m: CacheInfo(m, s.blocks, s.block_tokens, s.exactness)
+            for m, s in statuses.items()
+            if s.state is State.READY
+        }
         if {m: mirror.info for m, mirror in self._mirrors.items()} == ready:
             return
         self._mirrors = {

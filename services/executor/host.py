@@ -104,9 +104,7 @@ class Host:
         broken: Told of each runner that died, with the reason.
     """
 
-    def __init__(
-        self, instance: str, tracing: Tracing, observe: Observe, broken: Callable[[str, str], None]
-    ) -> None:
+    def __init__(self, instance: str, tracing: Tracing, observe: Observe, broken: Callable[[str, str], None]) -> None:
         self.instance = instance
         self.tracing = tracing
         self.observe = observe

@@ -2,7 +2,6 @@
 
 from headrace.lane.v1 import lane_pb2_grpc
 from headrace.registry.v1 import registry_pb2
-
 from libs import process
 from libs.catalogue import ModelSpec
 from libs.lane.server import LaneServicer
@@ -29,7 +28,9 @@ async def run(settings: Settings) -> None:
         reconciler = Reconciler(engine, host, mesh.tasks, lambda: changed())
 
         servicer = LaneServicer(host)
-        await mesh.listen([Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)])
+        await mesh.listen(
+            [Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)]
+        )
         mesh.owns(report.close)
         report.start()
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import cast
 
 from headrace.registry.v1 import registry_pb2
-
 from services.executor.config import Settings
 from services.executor.state import ModelStatus
 

@@ -8,7 +8,7 @@ hashes that stops where nobody holds the next one. Per pool one table, hash → 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
-from libs.kvcache.values import BlockChange, Hashes, PrefixMatch
+from libs.kvcache.values import BlockEvent, Hashes, PrefixMatch
 
 MAX_BLOCKS = 1 << 20
 """Blocks that one executor may have in one pool; what comes beyond is not taken in. (65 million tokens in
@@ -39,7 +39,7 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._pools: dict[str, _Pool] = {}
 
-    def apply(self, executor: str, pool: str, events: Iterable[BlockChange]) -> int:
+    def apply(self, executor: str, pool: str, events: Iterable[BlockEvent]) -> int:
         """Takes changes in, in order; returns how many blocks there was no room for. Storing what is stored
         and removing what is not there change nothing."""
         refused = 0

@@ -3,8 +3,8 @@
 import asyncio
 
 import structlog
-from headrace.registry.v1 import registry_pb2
 
+from headrace.registry.v1 import registry_pb2
 from libs.catalogue import ModelSpec
 from libs.clock import Clock
 from libs.registry import keys

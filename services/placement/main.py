@@ -1,7 +1,6 @@
 """The placement controller's process. Several may run; one leads."""
 
 from headrace.registry.v1 import registry_pb2
-
 from libs import process
 from libs.process import TTL_S, MeshProcess
 from libs.registry import keys
@@ -17,9 +16,7 @@ async def run(settings: Settings) -> None:
         executors = mesh.registry.mirror(keys.EXECUTORS, registry_pb2.Executor, hold_deletions_s=2 * TTL_S)
         placements = mesh.registry.mirror(keys.PLACEMENTS, registry_pb2.Placement)
         election = mesh.registry.stand_for("placement", mesh.instance, TTL_S)
-        controller = Controller(
-            election, models, executors, placements, mesh.metrics, mesh.clock, settings.absence_s
-        )
+        controller = Controller(election, models, executors, placements, mesh.metrics, mesh.clock, settings.absence_s)
         async with models, executors, placements, election:
             mesh.tasks.spawn(controller.run(), "plan")
             await mesh.announce_stage()

@@ -5,7 +5,6 @@ from contextlib import AsyncExitStack
 
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-
 from libs.clock import Clock
 from libs.lane.neighbours import HOLD_S
 from libs.registry import keys

@@ -1,7 +1,6 @@
 """The router's process."""
 
 from headrace.lane.v1 import lane_pb2_grpc
-
 from libs import process
 from libs.lane.forwarder import Forwarder
 from libs.lane.neighbours import Neighbours
@@ -25,7 +24,9 @@ async def run(settings: Settings) -> None:
         batchers = Neighbours(mesh.registry, "batcher", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
 
         servicer = LaneServicer(router)
-        await mesh.listen([Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)])
+        await mesh.listen(
+            [Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)]
+        )
         mesh.owns(source.close)
         await source.start()
         mesh.owns(batchers.close)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import uvloop
 from grpc import aio
-from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 
+from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from libs.rpc.channels import CLIENT_OPTIONS
 
 
@@ -38,7 +38,9 @@ def request(arguments: argparse.Namespace, number: int) -> inference_pb2.Generat
     )
 
 
-async def generate(stub: "inference_pb2_grpc.InferenceServiceAsyncStub", arguments: argparse.Namespace, tally: Tally) -> None:
+async def generate(
+    stub: "inference_pb2_grpc.InferenceServiceAsyncStub", arguments: argparse.Namespace, tally: Tally
+) -> None:
     """One worker: Generate after Generate."""
     metadata = (("authorization", f"Bearer {arguments.key}"),)
     number = 0
@@ -62,7 +64,9 @@ async def generate(stub: "inference_pb2_grpc.InferenceServiceAsyncStub", argumen
             call.cancel()
 
 
-async def session(stub: "inference_pb2_grpc.InferenceServiceAsyncStub", arguments: argparse.Namespace, tally: Tally) -> None:
+async def session(
+    stub: "inference_pb2_grpc.InferenceServiceAsyncStub", arguments: argparse.Namespace, tally: Tally
+) -> None:
     """All requests on one stream."""
     call = stub.Session(metadata=(("authorization", f"Bearer {arguments.key}"),))
     started: dict[int, float] = {}

@@ -7,7 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from headrace.lane.v1 import lane_pb2_grpc
-
 from libs.catalogue import ModelSpec, Simulation
 from libs.clock import SystemClock
 from libs.lane.client import RemoteStage
@@ -21,7 +20,7 @@ from libs.rpc.server import RpcServer, Service
 from libs.tasks import Tasks
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import Tracing, untraced
-from services.batcher.memory import Ask, Reply
+from services.batcher.memory import Ask
 from services.batcher.observe import Observer as BatcherObserver
 from services.batcher.pool import ExecutorInfo, ModelCapacity
 from services.batcher.queue import Limits

@@ -297,6 +297,19 @@ async def test_a_shutdown_ends_the_streams_at_once(manager: Manager, executor: E
     await until(lambda: batcher.up and executor.reporter.up)
 
 
+async def test_the_streams_move_with_the_manager(manager: Manager, executor: Executor, batcher: Consultation) -> None:
+    executor.store(1)
+    await batcher.answer(Question(1, "p", [], "e", 60))
+    successor = Manager()
+    await successor.start()
+    manager.endpoint = successor.endpoint
+    await until(indexed(successor, 1))
+    await until(reserved(successor, 60))
+    await batcher.close()
+    await executor.reporter.close()
+    await successor.kill()
+
+
 async def test_a_sampled_question_leaves_a_span(manager: Manager, executor: Executor, batcher: Consultation) -> None:
     executor.store(1)
     await until(indexed(manager, 1))

@@ -96,9 +96,7 @@ class SimulatedModel:
         if self._waiting or self._prefilling:
             prefilled = self._prefill(max(self._spec.step_tokens - decoded, 1), now, step)
         step.events = self._blocks.drain_events()
-        step.stats = RunnerStats(
-            len(self._running), len(self._waiting), self._blocks.used, self._blocks.cached
-        )
+        step.stats = RunnerStats(len(self._running), len(self._waiting), self._blocks.used, self._blocks.cached)
         return step, self._duration(decoded, prefilled)
 
     def check_integrity(self) -> None:
@@ -171,9 +169,7 @@ class SimulatedModel:
     def _admit(self, sequence: Sequence, now: float, step: Step) -> bool:
         """Whether the first of the waiting works goes on: into the batch, or out because it is too late."""
         if sequence.work.deadline <= now and not sequence.reported:
-            error = DeadlinePassed(
-                "the deadline passed in the engine's queue", metadata={"stage": "executor"}
-            )
+            error = DeadlinePassed("the deadline passed in the engine's queue", metadata={"stage": "executor"})
             self._works.pop(sequence.work_id)
             step.outcomes.append((sequence.work_id, Outcome(error=error, output_tokens=sequence.produced)))
             return True
@@ -207,9 +203,7 @@ class SimulatedModel:
         return count
 
     def _finish(self, sequence: Sequence, step: Step) -> None:
-        outcome = Outcome(
-            finish=sequence.finish, output_tokens=sequence.end, cached_tokens=sequence.cached_tokens
-        )
+        outcome = Outcome(finish=sequence.finish, output_tokens=sequence.end, cached_tokens=sequence.cached_tokens)
         self._end(sequence, outcome, step.outcomes)
 
     def _end(self, sequence: Sequence, outcome: Outcome, outcomes: list[tuple[int, Outcome]]) -> None:

@@ -1,0 +1,1 @@
+"""The mesh on one machine: which processes it has, and what keeps them running."""

@@ -1,0 +1,193 @@
+"""Which processes a mesh has, at which ports, with which settings. Pure.
+
+Ports, at the default base of 8400 (`--port P` shifts them all):
+
+  8400        the clients' door: Envoy, or the first admission without it
+  8401–8409   admission          8451–8469   executors
+  8411–8419   routers            8471, 8472  etcd: clients, peers
+  8421–8429   batchers           8481        Envoy's admin page
+  8431        kvcache            8482        the supervisor's OTLP sink, for Envoy's spans
+  8441        placement          +100        the metrics of each service
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+HOST = "127.0.0.1"
+BASE_PORT = 8400
+METRICS_OFFSET = 100
+ENGINES = ("openvino", "simulated")
+STAGE_OFFSETS = {
+    "admission": (1, 9),
+    "router": (11, 9),
+    "batcher": (21, 9),
+    "kvcache": (31, 1),
+    "placement": (41, 1),
+    "executor": (51, 19),
+}
+"""Of each service: the first port behind the base, and how many processes have one."""
+ETCD_OFFSET, ENVOY_ADMIN_OFFSET, SINK_OFFSET = 71, 81, 82
+START_ORDER = ("etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "envoy")
+STOP_ORDER = ("envoy", "admission", "router", "batcher", "executor", "kvcache", "placement", "etcd")
+"""From the clients inwards: nothing loses what it leans on before it has ended itself."""
+
+Service = Literal["etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "envoy"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a person can choose."""
+
+    state_dir: Path
+    """Absolute: logs, traces, etcd's data and the state file go here."""
+    policy_dir: Path
+    """Folder of tenants, tiers, routes and models."""
+    cache_dir: Path
+    """Prepared models."""
+    engine: str = "openvino"
+    """Of every executor; one of ENGINES."""
+    admissions: int = 1
+    routers: int = 1
+    batchers: int = 1
+    executors: int = 1
+    envoy: bool = True
+    """Whether Envoy stands in front; without it the first admission is the door."""
+    port: int = BASE_PORT
+    """The clients' door; every other port follows from it."""
+    etcd_port: int | None = None
+    """etcd's port for clients, where it is not to follow; its peers' is the next one."""
+
+
+class OptionsInvalid(ValueError):
+    """The options do not make a mesh; the text has a line per fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One process of the mesh."""
+
+    name: str
+    """Unique: "etcd", "router-1"…; for services it is the instance's name."""
+    service: Service
+    port: int
+    """What its users connect to; its gRPC health is asked here."""
+    ports: dict[int, str]
+    """Every port it listens on, and what for."""
+    settings: dict[str, str] = field(default_factory=dict)
+    """Environment variables of a service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All processes, in the order in which they start."""
+
+    options: Options
+    components: tuple[Component, ...]
+    target: str
+    """host:port of the clients' door."""
+    etcd: str
+    """host:port of etcd."""
+    sink_port: int | None
+    """Where the supervisor takes Envoy's spans; None without Envoy."""
+
+    def of(self, service: Service) -> list[Component]:
+        """The processes of one service."""
+        return [component for component in self.components if component.service == service]
+
+    def ports(self) -> dict[int, str]:
+        """Every port of the mesh, and who wants it for what."""
+        wanted = {
+            port: f"{component.name} ({use})"
+            for component in self.components
+            for port, use in component.ports.items()
+        }
+        if self.sink_port is not None:
+            wanted[self.sink_port] = "supervisor (spans from Envoy)"
+        return wanted
+
+
+def draw(options: Options) -> Plan:
+    """The plan for these options. Raises OptionsInvalid."""
+    etcd_port = options.etcd_port or options.port + ETCD_OFFSET
+    etcd = f"{HOST}:{etcd_port}"
+    parts = [Component("etcd", "etcd", etcd_port, {etcd_port: "clients", etcd_port + 1: "peers"})]
+    counts = {
+        "kvcache": 1,
+        "placement": 1,
+        "executor": options.executors,
+        "batcher": options.batchers,
+        "router": options.routers,
+        "admission": options.admissions,
+    }
+    faults = [*_faults(options, counts)]
+    if faults:
+        raise OptionsInvalid("\n".join(faults))
+    for service in START_ORDER:
+        if service in counts:
+            parts += [_process(options, service, number, etcd) for number in range(1, counts[service] + 1)]
+    if options.envoy:
+        admin = options.port + ENVOY_ADMIN_OFFSET
+        parts.append(Component("envoy", "envoy", options.port, {options.port: "clients", admin: "admin"}))
+    plan = Plan(
+        options=options,
+        components=tuple(parts),
+        target=f"{HOST}:{options.port}",
+        etcd=etcd,
+        sink_port=options.port + SINK_OFFSET if options.envoy else None,
+    )
+    _check_distinct(plan)
+    return plan
+
+
+def _process(options: Options, service: Service, number: int, etcd: str) -> Component:
+    name = f"{service}-{number}"
+    port = options.port + STAGE_OFFSETS[service][0] + number - 1
+    if name == "admission-1" and not options.envoy:
+        port = options.port
+    settings = {
+        "HEADRACE_INSTANCE": name,
+        "HEADRACE_LISTEN": f"{HOST}:{port}",
+        "HEADRACE_METRICS_PORT": str(port + METRICS_OFFSET),
+        "HEADRACE_STATE_DIR": str(options.state_dir),
+        "HEADRACE_ETCD": etcd,
+    }
+    if service in ("executor", "admission"):
+        settings["HEADRACE_CACHE_DIR"] = str(options.cache_dir)
+    if service == "executor":
+        settings["HEADRACE_ENGINE"] = options.engine
+    return Component(name, service, port, {port: "gRPC", port + METRICS_OFFSET: "metrics"}, settings)
+
+
+def _faults(options: Options, counts: dict[str, int]) -> Iterator[str]:
+    if options.engine not in ENGINES:
+        yield f"--engine {options.engine}: it is one of {', '.join(ENGINES)}"
+    for service, count in counts.items():
+        most = STAGE_OFFSETS[service][1]
+        if not 1 <= count <= most:
+            yield f"--{service}s {count}: from 1 to {most}"
+    highest = options.port + max(offset + count for offset, count in STAGE_OFFSETS.values()) + METRICS_OFFSET
+    if options.port < 1024 or highest > 65535:
+        yield f"--port {options.port}: from 1024 to {options.port + 65535 - highest}"
+
+
+def _check_distinct(plan: Plan) -> None:
+    """An `--etcd-port` of one's own may hit a port that something else has."""
+    seen: dict[int, str] = {}
+    clashes: list[str] = []
+    for component in plan.components:
+        for port in component.ports:
+            if port in seen:
+                clashes.append(f"port {port} would be both {seen[port]}'s and {component.name}'s")
+            seen[port] = component.name
+    if plan.sink_port in seen:
+        clashes.append(f"port {plan.sink_port} would be both {seen[plan.sink_port]}'s and the supervisor's")
+    if clashes:
+        raise OptionsInvalid("\n".join(clashes))
+
+
+def in_stop_order(components: Sequence[Component]) -> list[list[Component]]:
+    """Groups that stop one after the other; those of one group stop together."""
+    groups = [[part for part in components if part.service == service] for service in STOP_ORDER]
+    return [group for group in groups if group]

@@ -1,0 +1,86 @@
+"""What is told of a running mesh: by its supervisor in STATE/mesh.json, to the other commands. Pure."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+Phase = Literal["preparing", "starting", "healthy", "degraded", "stopping", "failed"]
+State = Literal["waiting", "starting", "healthy", "unhealthy", "restarting", "stopping", "stopped", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentSnapshot:
+    """One process."""
+
+    name: str
+    service: str
+    state: State
+    port: int
+    metrics_port: int | None = None
+    pid: int | None = None
+    """None while it does not run."""
+    started: float | None = None
+    """When this run of it was started, Unix seconds; tells it from a later process with the same pid."""
+    restarts: int = 0
+    """How often it had to be started again."""
+    detail: str = ""
+    """What a person should know, for example how it ended last."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSnapshot:
+    """One model, from its preparation to its readiness."""
+
+    name: str
+    state: Literal["waiting", "preparing", "loading", "ready", "failed"]
+    detail: str = ""
+    """The phase of its preparation, where it is ready, or why it failed."""
+    fraction: float | None = None
+    """Of its preparation, from 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeshSnapshot:
+    """The whole mesh."""
+
+    supervisor: int
+    """Its pid."""
+    started: float
+    """When the mesh was started, Unix seconds."""
+    phase: Phase
+    engine: str
+    target: str
+    """host:port of the clients' door."""
+    etcd: str
+    """host:port of etcd."""
+    state_dir: str
+    key: str | None = None
+    """A key that the mesh accepts, if its policy has the development key."""
+    collector: str = ""
+    """Where spans go; empty when they go to STATE/traces."""
+    components: tuple[ComponentSnapshot, ...] = ()
+    models: tuple[ModelSnapshot, ...] = ()
+    failure: str = ""
+    """Why the mesh could not be started."""
+    failed_component: str = ""
+    """Whose log says more."""
+    notes: tuple[str, ...] = field(default=())
+    """What happened lately, oldest first."""
+
+    def component(self, name: str) -> ComponentSnapshot:
+        """A process by its name. Raises KeyError."""
+        for component in self.components:
+            if component.name == name:
+                return component
+        raise KeyError(name)
+
+
+def encode(snapshot: MeshSnapshot) -> bytes:
+    """As JSON, for people too."""
+    return msgspec.json.format(msgspec.json.encode(snapshot), indent=2)
+
+
+def decode(data: bytes) -> MeshSnapshot:
+    """Reads what `encode` wrote. Raises msgspec.MsgspecError."""
+    return msgspec.json.decode(data, type=MeshSnapshot)

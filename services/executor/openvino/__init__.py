@@ -1,0 +1,1 @@
+"""OpenVINO GenAI continuous batching: one child process per loaded model (docs/engines.md)."""
