@@ -13,6 +13,7 @@ from libs.lane.stage import Lane, Stage
 from libs.lane.wire import decision_to_proto, queue_to_proto, work_from_proto
 from libs.lane.work import Outcome
 from libs.rpc.paging import page
+from libs.rpc.server import Service
 
 log = structlog.get_logger()
 
@@ -97,3 +98,8 @@ class _CountedSink:
 
     def refuse(self, work_id: int, why: str) -> None:
         self.outbox.on_outcome(work_id, Outcome(error=Overloaded(why, retry_after_s=1.0)))
+
+
+def lane_service(stage: Stage) -> Service:
+    """The stage's lanes, ready to be served."""
+    return Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, LaneServicer(stage))

@@ -111,7 +111,7 @@ def errors(inner: Handler) -> Handler:
         status = to_status(failure)
         if (span := CALL.get().span) is not None:
             span.error(failure.message, failure.reason)
-        await context.abort(
+        return await context.abort(
             _CODES[status.code], status.message, trailing_metadata=((_STATUS_DETAILS, status.SerializeToString()),)
         )
 

@@ -1,5 +1,7 @@
 """Admission's metrics."""
 
+from functools import cache
+
 from libs.errors import HeadraceError
 from libs.lane.work import Outcome
 from libs.telemetry import names
@@ -11,40 +13,40 @@ class Observer:
     """Turns what happens into metrics. Labels are names that the policy knows: bounded sets."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._requests = metrics.counter(names.ADMISSION_REQUESTS)
-        self._running = metrics.gauge(names.ADMISSION_RUNNING)
-        self._tokens = metrics.counter(names.ADMISSION_TOKENS)
-        self._refusals = metrics.counter(names.ADMISSION_REFUSALS)
+        self._requests = cache(metrics.counter(names.ADMISSION_REQUESTS).labels)
+        self._running = cache(metrics.gauge(names.ADMISSION_RUNNING).labels)
+        self._tokens = cache(metrics.counter(names.ADMISSION_TOKENS).labels)
+        self._refusals = cache(metrics.counter(names.ADMISSION_REFUSALS).labels)
         self._sessions = metrics.gauge(names.ADMISSION_SESSIONS)
-        self._duration = metrics.histogram(names.GEN_AI_SERVER_REQUEST_DURATION)
-        self._first_token = metrics.histogram(names.GEN_AI_SERVER_TIME_TO_FIRST_TOKEN)
-        self._per_token = metrics.histogram(names.GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN)
+        self._duration = cache(metrics.histogram(names.GEN_AI_SERVER_REQUEST_DURATION).labels)
+        self._first_token = cache(metrics.histogram(names.GEN_AI_SERVER_TIME_TO_FIRST_TOKEN).labels)
+        self._per_token = cache(metrics.histogram(names.GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN).labels)
 
     def refused(self, error: HeadraceError) -> None:
         """A request did not enter."""
-        self._refusals.labels(error.reason).inc()
+        self._refusals(error.reason).inc()
 
     def started(self, generation: Generation) -> None:
         """A request entered."""
-        self._running.labels(_door(generation)).inc()
+        self._running(_door(generation)).inc()
 
     def ended(self, generation: Generation, outcome: Outcome, now: float) -> None:
         """A request has its outcome."""
         work, model = generation.work, generation.checked.spec.name
         ok = outcome.error is None or bool(generation.stop)
         code = "OK" if ok or outcome.error is None else outcome.error.reason
-        self._running.labels(_door(generation)).dec()
-        self._requests.labels(_door(generation), model, work.tier.name.lower(), code).inc()
-        self._tokens.labels(work.tenant, model, "prompt").inc(len(work.prompt))
-        self._tokens.labels(work.tenant, model, "cached").inc(outcome.cached_tokens)
-        self._tokens.labels(work.tenant, model, "output").inc(generation.tokens - len(work.resumed))
+        self._running(_door(generation)).dec()
+        self._requests(_door(generation), model, work.tier.name.lower(), code).inc()
+        self._tokens(work.tenant, model, "prompt").inc(len(work.prompt))
+        self._tokens(work.tenant, model, "cached").inc(outcome.cached_tokens)
+        self._tokens(work.tenant, model, "output").inc(generation.tokens - len(work.resumed))
         operation = names.CHAT if generation.checked.request.chat is not None else names.TEXT_COMPLETION
         labels = (operation, names.PROVIDER, model)
-        self._duration.labels(*labels, "" if ok else code).observe(now - generation.started)
+        self._duration(*labels, "" if ok else code).observe(now - generation.started)
         if ok and generation.first_token is not None:
-            self._first_token.labels(*labels).observe(generation.first_token - generation.started)
+            self._first_token(*labels).observe(generation.first_token - generation.started)
             if generation.tokens > 1:
-                self._per_token.labels(*labels).observe((now - generation.first_token) / (generation.tokens - 1))
+                self._per_token(*labels).observe((now - generation.first_token) / (generation.tokens - 1))
 
     def sessions(self, change: int) -> None:
         """A session opened (1) or ended (-1)."""

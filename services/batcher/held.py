@@ -29,8 +29,8 @@ class Held:
     """A work, how far it has come, and where it stands. Times are monotonic seconds."""
 
     __slots__ = (
-        "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "dispatch_span", "down_id", "executor", "key", "lane", "place",
-        "progress", "queue_span", "queued_s", "queued_since", "sent_tokens",
+        "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "dispatch_span", "down_id", "executor", "key",
+        "lane", "place", "progress", "queue_span", "queued_s", "queued_since", "sent_tokens",
     )  # fmt: skip
 
     def __init__(self, key: int, lane: "BatcherLane", down_id: int, work: Work, now: float, span: Span) -> None:

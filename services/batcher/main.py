@@ -2,11 +2,9 @@
 
 import random
 
-from headrace.lane.v1 import lane_pb2_grpc
 from libs import process
-from libs.lane.server import LaneServicer
+from libs.lane.server import lane_service
 from libs.process import TICK_S, MeshProcess
-from libs.rpc.server import Service
 from services.batcher.config import Settings
 from services.batcher.executor_source import ExecutorSource
 from services.batcher.kvcache_memory import KvCacheMemory
@@ -23,10 +21,7 @@ async def run(settings: Settings) -> None:
             mesh.instance, memory, source.limits, mesh.tracing, Observer(mesh.metrics), mesh.clock, random.randrange
         )
 
-        servicer = LaneServicer(batcher)
-        await mesh.listen(
-            [Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)]
-        )
+        await mesh.listen([lane_service(batcher)])
         mesh.owns(memory.close)
         await memory.start()
         mesh.owns(source.close)

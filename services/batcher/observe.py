@@ -1,5 +1,8 @@
 """The batcher's metrics."""
 
+from collections.abc import Iterable
+from functools import cache
+
 from libs.lane.work import Outcome, Tier, Work
 from libs.telemetry import names
 from libs.telemetry.metrics import Metrics
@@ -7,39 +10,42 @@ from services.batcher.pool import Pool
 
 
 class Observer:
-    """Turns what happens into metrics. Pools are models of the catalogue: a bounded set."""
+    """Turns what happens into metrics.
+
+    Pools are models of the catalogue, so labels are a bounded set. `labels` costs 2.6 µs, hence the caches.
+    """
 
     def __init__(self, metrics: Metrics) -> None:
-        self._works = metrics.counter(names.BATCHER_WORKS)
-        self._waiting = metrics.gauge(names.BATCHER_WAITING)
-        self._waiting_tokens = metrics.gauge(names.BATCHER_WAITING_TOKENS)
-        self._running = metrics.gauge(names.BATCHER_RUNNING)
-        self._wait = metrics.histogram(names.BATCHER_WAIT)
-        self._requeues = metrics.counter(names.BATCHER_REQUEUES)
-        self._expired = metrics.counter(names.BATCHER_EXPIRED)
+        self._works = cache(metrics.counter(names.BATCHER_WORKS).labels)
+        self._waiting = cache(metrics.gauge(names.BATCHER_WAITING).labels)
+        self._waiting_tokens = cache(metrics.gauge(names.BATCHER_WAITING_TOKENS).labels)
+        self._running = cache(metrics.gauge(names.BATCHER_RUNNING).labels)
+        self._wait = cache(metrics.histogram(names.BATCHER_WAIT).labels)
+        self._requeues = cache(metrics.counter(names.BATCHER_REQUEUES).labels)
+        self._expired = cache(metrics.counter(names.BATCHER_EXPIRED).labels)
 
-    def queued(self, pool: Pool) -> None:
-        """The queue of a pool changed."""
-        for tier in Tier:
-            label = tier.name.lower()
-            self._waiting.labels(pool.name, label).set(pool.queue.waiting(tier))
-            self._waiting_tokens.labels(pool.name, label).set(pool.queue.waiting_tokens(tier))
+    def pools(self, pools: Iterable[Pool]) -> None:
+        """Sets the gauges; once per tick."""
+        for pool in pools:
+            for tier in Tier:
+                label = tier.name.lower()
+                self._waiting(pool.name, label).set(pool.queue.waiting(tier))
+                self._waiting_tokens(pool.name, label).set(pool.queue.waiting_tokens(tier))
+            self._running(pool.name).set(pool.held - len(pool.queue))
 
-    def dispatched(self, pool: Pool, tier: Tier, waited_s: float) -> None:
+    def dispatched(self, pool: str, tier: Tier, waited_s: float) -> None:
         """A work got a slot."""
-        self._wait.labels(pool.name, tier.name.lower()).observe(waited_s)
-        self._running.labels(pool.name).set(pool.held - len(pool.queue))
-        self.queued(pool)
+        self._wait(pool, tier.name.lower()).observe(waited_s)
 
     def requeued(self, cause: str) -> None:
         """A work came back: "broken" or "refused"."""
-        self._requeues.labels(cause).inc()
+        self._requeues(cause).inc()
 
     def expired(self, pool: str) -> None:
         """A work was answered because of its deadline."""
-        self._expired.labels(pool).inc()
+        self._expired(pool).inc()
 
     def ended(self, work: Work, outcome: Outcome) -> None:
         """A work has its outcome."""
-        code = "OK" if outcome.error is None else outcome.error.reason
-        self._works.labels(work.pool, work.tier.name.lower(), code).inc()
+        result = "OK" if outcome.error is None else outcome.error.reason
+        self._works(work.pool, work.tier.name.lower(), result).inc()

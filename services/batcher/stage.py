@@ -110,8 +110,10 @@ class Batcher:
                 self._observer.expired(held.work.pool)
                 error = DeadlinePassed(f"the deadline passed in the batcher ({where})", metadata={"stage": where})
                 self.stop(held, error)
-        for name, pool in list(self._pools.items()):
+        for pool in self._pools.values():
             self._pump(pool)
+        self._observer.pools(self._pools.values())
+        for name, pool in list(self._pools.items()):
             if not pool.held:
                 del self._pools[name]  # bounds the dictionary by the works held
 
@@ -191,7 +193,6 @@ class Batcher:
         else:
             pool.queue.push(entry)
         pool.held += 1
-        self._observer.queued(pool)
         self._pump(pool)
 
     def _pump(self, pool: Pool) -> None:
@@ -219,7 +220,7 @@ class Batcher:
         waited = self._clock.monotonic() - held.queued_since
         held.queued_s += waited
         held.queue_span.end()
-        self._observer.dispatched(pool, held.work.tier, waited)
+        self._observer.dispatched(pool.name, held.work.tier, waited)
         held.dispatch_span = span = self._tracing.start(
             names.DISPATCH,
             held.work.traceparent,
@@ -270,7 +271,6 @@ class Batcher:
         held.queue_span = self._tracing.start(names.QUEUE, held.work.traceparent, attributes={names.REASON: why})
         pool = self._pools[held.work.pool]
         pool.queue.push_front(Entry(held.key, held.work.tier, len(held.work.prompt), held.arrived))
-        self._observer.queued(pool)
 
     def lost(self, executor: Executor, reason: str) -> None:
         """An executor's lane broke: everything on it comes back, in the order in which it came."""
@@ -333,7 +333,6 @@ class Batcher:
         if executor is None:
             pool = self._pools[held.work.pool]
             pool.queue.remove(held.key)
-            self._observer.queued(pool)
             held.queue_span.end()
         elif place is Place.ASKING:
             self._vacate(held, executor)

@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from google.protobuf import json_format
 from google.protobuf.message import Message
+
 from headrace.inference.v1 import inference_pb2
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-
 from libs.registry import keys
 from services.console import policy_rules
 
@@ -52,9 +52,7 @@ class Policy:
         """Whether some tenant has this API key."""
         digest = key_sha256(key)
         return any(
-            digest in message.key_sha256
-            for message in self.objects.values()
-            if isinstance(message, policy_pb2.Tenant)
+            digest in message.key_sha256 for message in self.objects.values() if isinstance(message, policy_pb2.Tenant)
         )
 
 

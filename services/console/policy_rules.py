@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf.message import Message
+
 from headrace.inference.v1 import inference_pb2
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2

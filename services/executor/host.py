@@ -145,13 +145,8 @@ class Host:
         if hosted is None or hosted.runner is None:
             return [Decision("executor", "refuse", f"{self.instance} does not hold {work.model}")]
         capacity, stats = hosted.runner.capacity, hosted.stats
-        return [
-            Decision(
-                "executor",
-                f"run on {self.instance}",
-                f"{stats.running} of {capacity.slots} slots and {stats.blocks_used} of {capacity.blocks} blocks are used",
-            )
-        ]
+        slots, blocks = f"{stats.running} of {capacity.slots} slots", f"{stats.blocks_used} of {capacity.blocks} blocks"
+        return [Decision("executor", f"run on {self.instance}", f"{slots} and {blocks} are used")]
 
     async def queues(self) -> Sequence[QueueState]:
         """Works inside the runners, by model and tier."""

@@ -1,13 +1,11 @@
 """The executor's process."""
 
-from headrace.lane.v1 import lane_pb2_grpc
 from headrace.registry.v1 import registry_pb2
 from libs import process
 from libs.catalogue import ModelSpec
-from libs.lane.server import LaneServicer
+from libs.lane.server import lane_service
 from libs.process import MeshProcess
 from libs.registry import keys
-from libs.rpc.server import Service
 from services.executor.cache_report import CacheReport
 from services.executor.config import Settings
 from services.executor.engines import make_engine
@@ -27,10 +25,7 @@ async def run(settings: Settings) -> None:
         host = Host(mesh.instance, mesh.tracing, observer.on_step, lambda model, why: reconciler.broken(model, why))
         reconciler = Reconciler(engine, host, mesh.tasks, lambda: changed())
 
-        servicer = LaneServicer(host)
-        await mesh.listen(
-            [Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)]
-        )
+        await mesh.listen([lane_service(host)])
         mesh.owns(report.close)
         report.start()
 

@@ -96,7 +96,7 @@ class Reconciler:
             self._set(model, State.DRAINING, "")
             deadline = asyncio.get_running_loop().time() + DRAIN_S
             while hosted.works and asyncio.get_running_loop().time() < deadline:
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # works have no event of their own
         self._host.drop(model)
         await runner.close()
         log.info("model unloaded", model=model)

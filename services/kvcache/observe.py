@@ -1,5 +1,7 @@
 """The KV-cache manager's metrics."""
 
+from functools import cache
+
 from libs.telemetry import names
 from libs.telemetry.metrics import Metrics
 from services.kvcache.memory import Memory
@@ -10,23 +12,23 @@ class MetricsObserver(Observer):
     """Turns what happens into metrics. Pools and executors are those of the registry: bounded sets."""
 
     def __init__(self, metrics: Metrics) -> None:
-        self._lookups = metrics.counter(names.KVCACHE_LOOKUPS)
-        self._lookup = metrics.histogram(names.KVCACHE_LOOKUP)
-        self._gaps = metrics.counter(names.KVCACHE_GAPS)
+        self._lookups = cache(metrics.counter(names.KVCACHE_LOOKUPS).labels)
+        self._lookup = cache(metrics.histogram(names.KVCACHE_LOOKUP).labels)
+        self._gaps = cache(metrics.counter(names.KVCACHE_GAPS).labels)
         self._indexed = metrics.gauge(names.KVCACHE_INDEXED)
         self._reserved = metrics.gauge(names.KVCACHE_RESERVED)
 
     def lookup(self, pool: str, result: str, duration_s: float) -> None:
-        self._lookups.labels(pool, result).inc()
-        self._lookup.labels(pool).observe(duration_s)
+        self._lookups(pool, result).inc()
+        self._lookup(pool).observe(duration_s)
 
     def gap(self, executor: str) -> None:
-        self._gaps.labels(executor).inc()
+        self._gaps(executor).inc()
 
     def caches(self, memory: Memory) -> None:
         """Sets the gauges of all caches; those that are gone vanish."""
         self._indexed.clear()
         self._reserved.clear()
-        for cache in memory.caches():
-            self._indexed.labels(cache.info.pool, cache.executor).set(cache.indexed)
-            self._reserved.labels(cache.info.pool, cache.executor).set(cache.reserved)
+        for view in memory.caches():
+            self._indexed.labels(view.info.pool, view.executor).set(view.indexed)
+            self._reserved.labels(view.info.pool, view.executor).set(view.reserved)

@@ -1,12 +1,10 @@
 """The router's process."""
 
-from headrace.lane.v1 import lane_pb2_grpc
 from libs import process
 from libs.lane.forwarder import Forwarder
 from libs.lane.neighbours import Neighbours
-from libs.lane.server import LaneServicer
+from libs.lane.server import lane_service
 from libs.process import TICK_S, MeshProcess
-from libs.rpc.server import Service
 from services.router.catalogue_source import CatalogueSource
 from services.router.config import Settings
 from services.router.observe import Observer
@@ -23,10 +21,7 @@ async def run(settings: Settings) -> None:
         router = Router(forwarder, lambda: source.catalogue, mesh.tracing, observer, mesh.clock)
         batchers = Neighbours(mesh.registry, "batcher", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
 
-        servicer = LaneServicer(router)
-        await mesh.listen(
-            [Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, servicer)]
-        )
+        await mesh.listen([lane_service(router)])
         mesh.owns(source.close)
         await source.start()
         mesh.owns(batchers.close)

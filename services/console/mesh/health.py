@@ -41,6 +41,7 @@ async def channel(endpoint: str) -> AsyncIterator[aio.Channel]:
 
 async def check_all(endpoints: Mapping[str, str]) -> dict[str, str]:
     """Asks every endpoint (name → host:port) once, together; name → what `check` says."""
+
     async def ask(endpoint: str) -> str:
         async with channel(endpoint) as connection:
             return await check(connection)

@@ -36,7 +36,7 @@ class Keeper:
         self._process: Process | None = None
         self._state: State = "waiting"
         self._detail = ""
-        self._stopping = False
+        self._stop_asked = asyncio.Event()
         self._healthy_since: float | None = None
         self.restarts = 0
         self.was_healthy = False
@@ -66,20 +66,21 @@ class Keeper:
     async def run(self) -> None:
         """Runs it, again and again, until `stop` is called."""
         backoff = Backoff()
-        while not self._stopping:
+        while not self._stop_asked.is_set():
             self._become("starting")
             healthy_s = await self._run_once()
-            if self._stopping:
+            if self._stop_asked.is_set():
                 return
             self.restarts += 1
             delay_s = backoff.delay(healthy_s)
             log.warning("component died", component=self.component.name, how=self._detail, restart_in_s=delay_s)
             self._become("restarting", self._detail)
-            await asyncio.sleep(delay_s)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop_asked.wait(), delay_s)
 
     async def stop(self, patience_s: float) -> None:
         """Ends the process for good, and with it `run`. Idempotent."""
-        self._stopping = True
+        self._stop_asked.set()
         if self._process and self._process.returncode is None:
             self._become("stopping")
             await self._process.stop(patience_s)
@@ -93,7 +94,7 @@ class Keeper:
         except OSError as error:
             self._detail = f"cannot be started: {error}"
             return 0.0
-        if self._stopping:  # asked while it was being started
+        if self._stop_asked.is_set():  # asked while it was being started
             await self._process.stop(0.0)
             return 0.0
         self._changed()
@@ -109,14 +110,14 @@ class Keeper:
 
     async def _watch(self) -> None:
         async with health.channel(f"{HOST}:{self.component.port}") as channel:
-            while not self._stopping:
+            while not self._stop_asked.is_set():
                 await self._check(channel)
                 process.rotate(self._command.log, process.LOG_LIMIT_BYTES)
                 await asyncio.sleep(HEALTHY_CHECK_S if self._state == "healthy" else STARTING_CHECK_S)
 
     async def _check(self, channel: aio.Channel) -> None:
         fault = await health.check(channel)
-        if self._stopping:
+        if self._stop_asked.is_set():
             return
         if not fault:
             if self._healthy_since is None:

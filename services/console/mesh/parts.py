@@ -40,4 +40,6 @@ def _program(wheel: str, package: str, path: str) -> Path:
         program = Path(folder) / path
         if program.is_file():
             return program
-    raise PartMissing(f"{path.rpartition('/')[2]} is missing: this environment lacks the wheel {wheel}; run `make setup`")
+    raise PartMissing(
+        f"{path.rpartition('/')[2]} is missing: this environment lacks the wheel {wheel}; run `make setup`"
+    )

@@ -10,10 +10,12 @@ Ports, at the default base of 8400 (`--port P` shifts them all):
   8441        placement          +100        the metrics of each service
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+Service = Literal["etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "envoy"]
 
 HOST = "127.0.0.1"
 BASE_PORT = 8400
@@ -29,11 +31,18 @@ STAGE_OFFSETS = {
 }
 """Of each service: the first port behind the base, and how many processes have one."""
 ETCD_OFFSET, ENVOY_ADMIN_OFFSET, SINK_OFFSET = 71, 81, 82
-START_ORDER = ("etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "envoy")
+START_ORDER: tuple[Service, ...] = (
+    "etcd",
+    "kvcache",
+    "placement",
+    "executor",
+    "batcher",
+    "router",
+    "admission",
+    "envoy",
+)
 STOP_ORDER = ("envoy", "admission", "router", "batcher", "executor", "kvcache", "placement", "etcd")
 """From the clients inwards: nothing loses what it leans on before it has ended itself."""
-
-Service = Literal["etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "envoy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +108,7 @@ class Plan:
     def ports(self) -> dict[int, str]:
         """Every port of the mesh, and who wants it for what."""
         wanted = {
-            port: f"{component.name} ({use})"
-            for component in self.components
-            for port, use in component.ports.items()
+            port: f"{component.name} ({use})" for component in self.components for port, use in component.ports.items()
         }
         if self.sink_port is not None:
             wanted[self.sink_port] = "supervisor (spans from Envoy)"
@@ -113,7 +120,7 @@ def draw(options: Options) -> Plan:
     etcd_port = options.etcd_port or options.port + ETCD_OFFSET
     etcd = f"{HOST}:{etcd_port}"
     parts = [Component("etcd", "etcd", etcd_port, {etcd_port: "clients", etcd_port + 1: "peers"})]
-    counts = {
+    counts: dict[Service, int] = {
         "kvcache": 1,
         "placement": 1,
         "executor": options.executors,
@@ -160,7 +167,7 @@ def _process(options: Options, service: Service, number: int, etcd: str) -> Comp
     return Component(name, service, port, {port: "gRPC", port + METRICS_OFFSET: "metrics"}, settings)
 
 
-def _faults(options: Options, counts: dict[str, int]) -> Iterator[str]:
+def _faults(options: Options, counts: Mapping[Service, int]) -> Iterator[str]:
     if options.engine not in ENGINES:
         yield f"--engine {options.engine}: it is one of {', '.join(ENGINES)}"
     for service, count in counts.items():

@@ -48,11 +48,13 @@ def _holders(ports: set[int]) -> dict[int, str]:
         connections = psutil.net_connections("tcp")
     except psutil.AccessDenied:
         return {}
-    return {
-        connection.laddr.port: _name(connection.pid)
-        for connection in connections
-        if connection.status == psutil.CONN_LISTEN and connection.laddr.port in ports and connection.pid
-    }
+    holders: dict[int, str] = {}
+    for connection in connections:
+        if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.pid:
+            port = connection.laddr.port
+            if port in ports:
+                holders[port] = _name(connection.pid)
+    return holders
 
 
 def _name(pid: int) -> str:

@@ -1,26 +1,213 @@
 """What the child knows of its works: which run, which wait, which blocks they hold. Pure.
 
-The engine is given a work only when it has a slot and, by the model, blocks for it; so "started" is the
+The engine is given a work only when it has a slot and, by the model, blocks for it. So "started" is the
 moment of entry, a work that waits can be cancelled without the engine knowing, and with the ledger's
 reservations in front the engine has no reason to preempt.
 
-The blocks are a model of what the engine does (Exactness.MODELLED): it tells neither events nor hits. Paging
-and least-recently-used prefix caching are those of services.executor.blocks; the engine's block size is
-measured. Where the two can differ: the engine takes a prompt's blocks chunk by chunk, the model all at entry;
-the engine also finds blocks that are not full; it does not know our hashes' salts.
+The blocks are a model of what the engine does (Exactness.MODELLED), for it tells neither events nor hits:
+paging and least-recently-used prefix caching of services.executor.blocks, with the measured block size.
+Where the two can differ: the engine takes a prompt's blocks chunk by chunk, the model all at entry; the
+engine also finds blocks that are not full, and knows nothing of the salts in our hashes.
 """
 
-import math
 from collections import deque
 from collections.abc import Sequence
+from hashlib import blake2b
 
-from libs.tokens.blocks import chain, extend, salt
+from libs.lane.work import Frame
+from libs.tokens.blocks import HASH_BYTES, TOKEN_BYTES, chain, salt
 from services.executor.blocks import PagedBlocks
 from services.executor.openvino.wire import Ended, Stepped, Submit
 
-FAULTS_REMEMBERED = 64
-"""Steps without a fault after which the engine counts as healthy again."""
+HEALTHY_AFTER = 64
+"""Steps without a fault after which the engine counts as healthy."""
 
 
-class Sequence_:
-    pass
+class Run:
+    """A work in the child."""
+
+    __slots__ = (
+        "answer", "cached_tokens", "entry_tokens", "fresh", "hashes", "matched", "since_entry", "suspicion", "work",
+    )  # fmt: skip
+
+    def __init__(self, work: Submit, hashes: list[int]) -> None:
+        self.work = work
+        self.answer = list(work.resumed)
+        """Tokens of the answer that have passed on."""
+        self.hashes = hashes
+        """Of its full blocks, as far as computed."""
+        self.cached_tokens: int | None = None
+        """None until it first enters the engine."""
+        self.entry_tokens = 0
+        """Tokens given to the engine as the prompt."""
+        self.since_entry = 0
+        """Tokens that the engine has made since."""
+        self.matched = 0
+        """How many of these repeated the answer, which a grammar makes necessary."""
+        self.fresh = True
+        """Whether it has brought nothing since it entered."""
+        self.suspicion = 0
+        """Faults of the engine at which it was fresh."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether the engine makes the answer from its start: a grammar's state cannot be set."""
+        return bool(self.work.grammar_form)
+
+    @property
+    def tokens(self) -> list[int]:
+        """What the engine takes as the prompt when the work enters now."""
+        return self.work.prompt if self.replays else self.work.prompt + self.answer
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that the engine is to make at most."""
+        return self.work.max_tokens - (0 if self.replays else len(self.answer))
+
+
+class Batch:
+    """The works of one model, and what the next message will say about them.
+
+    Works wait in a queue that the runner in the parent bounds.
+    """
+
+    def __init__(self, model: str, slots: int, blocks: int, block_tokens: int) -> None:
+        self.blocks = PagedBlocks(blocks, block_tokens)
+        self.running: dict[int, Run] = {}
+        self.waiting: deque[Run] = deque()
+        self.faults = 0
+        """Since the engine was last healthy."""
+        self._salt = salt(model)
+        self._slots = slots
+        self._careful = 0
+        self._frame = Frame()
+        self._said = self._out = Stepped()
+
+    def submit(self, work: Submit) -> None:
+        """Queues a work."""
+        hashes = work.hashes
+        if hashes is None:
+            hashes = chain(work.prompt, self.blocks.block_tokens, self._salt)
+        self.waiting.append(Run(work, list(hashes)))
+
+    def find(self, work_id: int) -> Run | None:
+        """The work, if it is here."""
+        if (run := self.running.get(work_id)) is not None:
+            return run
+        return next((run for run in self.waiting if run.work.work_id == work_id), None)
+
+    def overdue(self, now: float) -> list[Run]:
+        """Works whose deadline, in Unix seconds, is past."""
+        return [run for run in (*self.running.values(), *self.waiting) if run.work.deadline <= now]
+
+    def admit(self) -> list[Run]:
+        """Lets waiting works in, in order, as far as slots and blocks go.
+
+        After a fault only one work at a time may be new to the engine, so that the next fault has a culprit.
+        """
+        entered = []
+        careful = self._careful > 0 and any(run.fresh for run in self.running.values())
+        while self.waiting and len(self.running) < self._slots and not careful:
+            run = self.waiting[0]
+            tokens = run.tokens
+            self._extend(run, tokens)
+            allocation = self.blocks.allocate(run.work.work_id, run.hashes, len(tokens))
+            if allocation is None:
+                break
+            self.waiting.popleft()
+            self.running[run.work.work_id] = run
+            run.entry_tokens, run.since_entry, run.matched, run.fresh = len(tokens), 0, 0, True
+            if run.cached_tokens is None:
+                run.cached_tokens = allocation.cached_blocks * self.blocks.block_tokens
+                self._out.started.append((run.work.work_id, run.cached_tokens))
+            entered.append(run)
+            careful = self._careful > 0
+        return entered
+
+    def advance(self, run: Run, tokens: Sequence[int], log_probs: Sequence[float]) -> bool:
+        """Takes in what the engine has made for a work; False when it departs from the answer so far."""
+        run.fresh = False
+        run.since_entry += len(tokens)
+        if run.replays and run.matched < len(run.answer):
+            expected = run.answer[run.matched : run.matched + len(tokens)]
+            if expected != list(tokens[: len(expected)]):
+                return False
+            run.matched += len(expected)
+            tokens, log_probs = tokens[len(expected) :], log_probs[len(expected) :]
+        if tokens:
+            offset = len(run.answer)
+            run.answer += tokens
+            run.matched = len(run.answer)
+            self._frame.add(run.work.work_id, offset, tokens, log_probs if run.work.log_probs else ())
+        self._page(run)
+        return True
+
+    def end(self, run: Run, how: str, message: str = "") -> None:
+        """Ends a work and takes its blocks back. `how`: see wire.Ended."""
+        work_id = run.work.work_id
+        if self.running.pop(work_id, None) is not None:
+            self.blocks.free(work_id)
+        else:
+            self.waiting.remove(run)
+        self._out.ended.append(Ended(work_id, how, message, len(run.answer), run.cached_tokens or 0))
+
+    def recover(self) -> None:
+        """The engine was built anew after a fault: every running work goes back to the front of the queue, to
+        continue behind its tokens. A work that was alone in being new at two faults is their cause."""
+        self.faults += 1
+        self._careful = HEALTHY_AFTER
+        runs = list(self.running.values())
+        fresh = [run for run in runs if run.fresh]
+        for run in fresh:
+            run.suspicion += 1
+        if len(fresh) == 1 and fresh[0].suspicion > 1:
+            self.end(fresh[0], "INTERNAL", "the engine fails on this request")
+            runs.remove(fresh[0])
+        for run in runs:
+            self.blocks.free(run.work.work_id)
+        self.running.clear()
+        self.blocks.clear()
+        self.waiting.extendleft(reversed(sorted(runs, key=lambda run: run.fresh)))
+
+    def report(self) -> Stepped | None:
+        """What is new since the last report; None when nothing is."""
+        if self._careful:
+            self._careful -= 1
+            if not self._careful:
+                self.faults = 0
+        out, frame = self._out, self._frame
+        out.events = [(event.kind, list(event.hashes)) for event in self.blocks.drain_events()]
+        out.stats = (len(self.running), len(self.waiting), self.blocks.used, self.blocks.cached)
+        if not (frame or out.started or out.ended or out.events) and out.stats == self._said.stats:
+            return None
+        out.work_ids, out.offsets, out.counts = frame.work_ids, frame.offsets, frame.counts
+        out.token_ids, out.log_probs = frame.token_ids, frame.log_probs
+        self._said, self._out, self._frame = out, Stepped(), Frame()
+        return out
+
+    def _page(self, run: Run) -> None:
+        """Gives a work the blocks that it has filled, and makes full ones findable. Keys and values of the
+        newest token are not computed yet."""
+        computed = run.entry_tokens + run.since_entry - 1
+        work_id, block_tokens = run.work.work_id, self.blocks.block_tokens
+        if not self.blocks.grow(work_id, computed):
+            return  # beyond the ledger's promise: the engine now preempts, and the model says "full"
+        full = computed // block_tokens
+        if len(run.hashes) < full:
+            self._extend(run, (run.work.prompt + run.answer)[:computed])
+        self.blocks.publish(work_id, run.hashes[:full])
+
+    def _extend(self, run: Run, tokens: list[int]) -> None:
+        """Hashes further full blocks behind the known ones. Without a first one there is nothing to chain to:
+        its salt is admission's secret."""
+        step = self.blocks.block_tokens
+        while run.hashes and len(tokens) >= (len(run.hashes) + 1) * step:
+            start = len(run.hashes) * step
+            run.hashes.append(link(run.hashes[-1], tokens[start : start + step]))
+
+
+def link(parent: int, tokens: Sequence[int]) -> int:
+    """The hash of a block behind a known one, as libs.tokens.blocks.chain would have it."""
+    data = b"".join(token.to_bytes(TOKEN_BYTES, "little") for token in tokens)
+    digest = blake2b(parent.to_bytes(HASH_BYTES, "little") + data, digest_size=HASH_BYTES)
+    return int.from_bytes(digest.digest(), "little")

@@ -1,6 +1,6 @@
 """What runner and child say to each other: length-prefixed msgpack over a socket pair.
 
-Up go Load (once, first), then Submit and Cancel; down come Ready or LoadFailed, then one Stepped per engine
+Up go Load (once, first), then Submit and Cancel; down come Ready or LoadRefused, then one Stepped per engine
 step. A child that cannot go on sends Broken and exits. The socket's end, from either side, ends the other.
 """
 
@@ -54,8 +54,8 @@ class Submit(msgspec.Struct, tag=True, frozen=True, array_like=True):
     grammar_form: str
     """"json_schema", "regex", "ebnf", or "" for none."""
     grammar_text: str
-    hashes: list[int]
-    """Of the prompt's full blocks; empty lets the child compute them."""
+    hashes: list[int] | None
+    """Of the prompt's full blocks; None lets the child compute them, an empty list keeps them unnamed."""
 
 
 class Cancel(msgspec.Struct, tag=True, frozen=True, array_like=True):
