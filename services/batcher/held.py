@@ -30,12 +30,12 @@ class Held:
 
     __slots__ = (
         "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "dispatch_span", "down_id", "executor", "key",
-        "lane", "place", "progress", "queue_span", "queued_s", "queued_since", "sent_tokens",
+        "lane", "place", "progress", "queue_span", "queued_s", "queued_since", "reservation", "sent_tokens",
     )  # fmt: skip
 
     def __init__(self, key: int, lane: "BatcherLane", down_id: int, work: Work, now: float, span: Span) -> None:
         self.key = key
-        """Its number here: in the queue, on the executor's lane, and as the reservation's id."""
+        """Its number here: in the queue and on the executor's lane."""
         self.lane = lane
         self.down_id = down_id
         self.progress = Progress(work)
@@ -46,6 +46,9 @@ class Held:
         """The caller has changed its mind: it is not dispatched again."""
         self.blocks = 0
         """Blocks reserved there."""
+        self.reservation = 0
+        """Number of the question that reserved them: a new one for each dispatch, so that a late answer to an
+        earlier one is known for what it is."""
         self.arrived = now
         self.queued_since = now
         self.queued_s = 0.0

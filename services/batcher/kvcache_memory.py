@@ -38,13 +38,13 @@ class KvCacheMemory:
         if self._consultation is None:
             done(None)
             return
-        question = Question(ask.key, ask.pool, ask.block_hashes, ask.executor, ask.blocks, ask.traceparent)
+        question = Question(ask.reservation, ask.pool, ask.block_hashes, ask.executor, ask.blocks, ask.traceparent)
         self._consultation.ask(question, lambda answer: done(_reply(answer, ask.executor)))
 
-    def release(self, key: int) -> None:
+    def release(self, reservation: int) -> None:
         """See services.batcher.memory.Memory."""
         if self._consultation is not None:
-            self._consultation.release(key)
+            self._consultation.release(reservation)
 
     def _endpoint(self) -> str | None:
         managers = self._managers.items

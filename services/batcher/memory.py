@@ -9,8 +9,8 @@ from typing import Protocol
 class Ask:
     """Where does this prefix lie, and does the work fit on this executor?"""
 
-    key: int
-    """Also the id of the reservation."""
+    reservation: int
+    """Numbers the question and what it reserves; never used twice."""
     pool: str
     block_hashes: Sequence[int]
     executor: str
@@ -36,6 +36,6 @@ class Memory(Protocol):
         batcher goes on by load alone. It may be called before `ask` returns."""
         ...
 
-    def release(self, key: int) -> None:
+    def release(self, reservation: int) -> None:
         """Ends a reservation, or a question whose answer is not wanted any more."""
         ...

@@ -47,9 +47,13 @@ class Executor:
 
     def candidate(self, pool: str, now: float) -> Candidate | None:
         """What `dispatch.choose` is to know of it; None when it takes nothing for this pool now."""
+        ready = self.lane is not None and self.lane.ready
+        return self.capacity(pool) if ready and self.shut_until.get(pool, 0.0) <= now else None
+
+    def capacity(self, pool: str) -> Candidate | None:
+        """What it holds for a pool, whether or not it takes works now; None when that is nothing."""
         capacity = self.info.models.get(pool)
-        usable = not self.gone and self.lane is not None and self.lane.ready
-        if capacity is None or not usable or self.shut_until.get(pool, 0.0) > now:
+        if capacity is None or self.gone:
             return None
         return Candidate(
             self.name, capacity.slots, self.running.get(pool, 0), capacity.blocks, self.reserved.get(pool, 0),

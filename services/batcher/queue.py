@@ -1,9 +1,11 @@
 """The order in which works of one pool run. Pure.
 
 Interactive before async, each in order of arrival; async work that has waited AGE_S counts as interactive,
-so it never starves. Work that was running and comes back goes to the front: it has waited already.
+so it never starves. Work that was running and comes back goes to the front, in the order in which it came: it
+has waited already.
 """
 
+from bisect import insort
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +30,7 @@ class Entry:
     """A work in the queue."""
 
     key: int
+    """Grows with each arrival."""
     tier: Tier
     tokens: int
     """Prompt tokens."""
@@ -40,6 +43,8 @@ class WaitQueue:
 
     def __init__(self) -> None:
         self._tiers: dict[Tier, OrderedDict[int, Entry]] = {tier: OrderedDict() for tier in Tier}
+        self._front: dict[Tier, list[int]] = {tier: [] for tier in Tier}
+        """Keys of the entries that came back: they are the first of their tier, in this order, by key."""
         self._tokens: dict[Tier, int] = dict.fromkeys(Tier, 0)
 
     def refusal(self, tier: Tier, tokens: int, limits: Limits) -> str | None:
@@ -52,13 +57,19 @@ class WaitQueue:
         return None
 
     def push(self, entry: Entry) -> None:
-        """Appends a new work."""
+        """Appends a new work. Raises ValueError when it is here already."""
         self._add(entry)
 
     def push_front(self, entry: Entry) -> None:
-        """Puts a work back that was running. Never refused: it was let in before."""
+        """Puts a work back that was running. Never refused: it was let in before.
+
+        Raises ValueError when it is here already. Costs as much as there are works that came back.
+        """
         self._add(entry)
-        self._tiers[entry.tier].move_to_end(entry.key, last=False)
+        entries, front = self._tiers[entry.tier], self._front[entry.tier]
+        insort(front, entry.key)
+        for key in reversed(front):
+            entries.move_to_end(key, last=False)
 
     def peek(self, now: float) -> Entry | None:
         """The work that runs next. Does not modify the queue."""
@@ -74,6 +85,8 @@ class WaitQueue:
         for tier, entries in self._tiers.items():
             if (entry := entries.pop(key, None)) is not None:
                 self._tokens[tier] -= entry.tokens
+                if key in self._front[tier]:
+                    self._front[tier].remove(key)
                 return entry
         return None
 
@@ -86,7 +99,7 @@ class WaitQueue:
         return self._tokens[tier]
 
     def oldest(self, tier: Tier) -> float | None:
-        """When the first work of a tier arrived, in monotonic seconds."""
+        """When the work of a tier that runs next arrived, in monotonic seconds."""
         head = _head(self._tiers[tier])
         return None if head is None else head.arrived
 
@@ -102,6 +115,7 @@ class WaitQueue:
         for tier, entries in self._tiers.items():
             assert self._tokens[tier] == sum(entry.tokens for entry in entries.values())
             assert all(entry.tier == tier and entry.key == key for key, entry in entries.items())
+            assert list(entries)[: len(self._front[tier])] == sorted(self._front[tier])
 
     def _add(self, entry: Entry) -> None:
         if any(entry.key in entries for entries in self._tiers.values()):

@@ -42,8 +42,11 @@ log = structlog.get_logger()
 
 SHUT_S = 0.05
 """An executor that refused a work of a pool is left alone this long, unless a work on it ends before."""
+TOO_LARGE = "prompt and max_tokens together are larger than the KV cache of any executor"
 ATTEMPTS = 5
 """A work that was dispatched this often without a single new token is given up: it may be what kills them."""
+SLACK = 1024
+"""Deadlines of works that have ended are forgotten when they outnumber the others by this many."""
 
 
 class Batcher:
@@ -85,6 +88,8 @@ class Batcher:
     def set_executors(self, infos: Mapping[str, ExecutorInfo]) -> None:
         """Replaces what is known of executors. A lane is kept as long as its Stage is the same object."""
         for name, executor in list(self._executors.items()):
+            if executor.gone:
+                continue
             info = infos.get(name)
             if info is None or info.stage is not executor.info.stage:
                 executor.gone = True
@@ -97,8 +102,7 @@ class Batcher:
             if name not in self._executors:
                 self._executors[name] = executor = Executor(name, info)
                 executor.lane = info.stage.open(ExecutorSink(self, executor))
-        for pool in self._pools.values():
-            self._pump(pool)
+        self._pump_all()
 
     def tick(self) -> None:
         """Ends what is past its deadline and tries again what waits. To be called several times a second."""
@@ -110,8 +114,10 @@ class Batcher:
                 self._observer.expired(held.work.pool)
                 error = DeadlinePassed(f"the deadline passed in the batcher ({where})", metadata={"stage": where})
                 self.stop(held, error)
-        for pool in self._pools.values():
-            self._pump(pool)
+        if len(self._deadlines) > 2 * len(self._held) + SLACK:
+            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._held]
+            heapq.heapify(self._deadlines)
+        self._pump_all()
         self._observer.pools(self._pools.values())
         for name, pool in list(self._pools.items()):
             if not pool.held:
@@ -178,10 +184,11 @@ class Batcher:
         refusal = None
         if not work.resumed:  # what has begun is let in: it was accepted once
             refusal = pool.queue.refusal(work.tier, len(work.prompt), self._limits(work.tier))
-        if refusal is None and fits_nowhere(self._candidates(work.pool), len(work.prompt) + work.sampling.max_tokens):
-            refusal = "prompt and max_tokens together are larger than the KV cache of any executor"
+        if refusal is None and self._too_large(work.pool, len(work.prompt) + work.sampling.max_tokens):
+            refusal = TOO_LARGE
         if refusal is not None:
-            lane.sink.on_outcome(down_id, Outcome(error=Overloaded(refusal, retry_after_s=1.0)))
+            full = Overloaded(refusal, retry_after_s=1.0)
+            lane.sink.on_outcome(down_id, Outcome(error=full, output_tokens=len(work.resumed)))
             return
         key, now = self._next(), self._clock.monotonic()
         span = self._tracing.start(names.QUEUE, work.traceparent, attributes={names.QUEUE_WAITING: len(pool.queue)})
@@ -202,9 +209,21 @@ class Batcher:
             held = self._held[entry.key]
             choice = self._choose(pool.name, held.total_tokens)
             if choice.executor is None:
-                return
+                if not self._too_large(pool.name, held.total_tokens):
+                    return
+                # The executors changed since it came; nobody behind it is to wait for what cannot be.
+                self.stop(held, Overloaded(TOO_LARGE, retry_after_s=1.0))
+                continue
             pool.queue.remove(entry.key)
             self._place(pool, held, self._executors[choice.executor], choice)
+
+    def _pump_all(self) -> None:
+        for pool in list(self._pools.values()):
+            self._pump(pool)
+
+    def _too_large(self, pool: str, tokens: int) -> bool:
+        """Whether no executor of the pool, busy or not, could ever hold a work."""
+        return fits_nowhere([c for e in self._executors.values() if (c := e.capacity(pool)) is not None], tokens)
 
     def _choose(self, pool: str, tokens: int) -> Choice:
         return choose(self._candidates(pool), tokens, self._pick)
@@ -232,22 +251,24 @@ class Batcher:
                 names.RESUMED_TOKENS: len(held.progress.tokens),
             },
         )
-        ask = Ask(held.key, pool.name, held.work.block_hashes, executor.name, choice.blocks, span.traceparent)
-        self._memory.ask(ask, lambda reply: self._answered(held, executor, reply))
+        held.reservation = reservation = self._next()
+        ask = Ask(reservation, pool.name, held.work.block_hashes, executor.name, choice.blocks, span.traceparent)
+        self._memory.ask(ask, lambda reply: self._answered(held, executor, reservation, reply))
 
-    def _answered(self, held: Held, executor: Executor, reply: Reply | None) -> None:
-        if held.place is not Place.ASKING or held.executor is not executor:
-            self._memory.release(held.key)  # it ended, or its executor went, while the manager was asked
+    def _answered(self, held: Held, executor: Executor, reservation: int, reply: Reply | None) -> None:
+        if held.place is not Place.ASKING or held.reservation != reservation:
+            self._memory.release(reservation)  # it ended, or its executor went, while the manager was asked
             return
         assert held.dispatch_span is not None
+        pool = held.work.pool
         if reply is not None:
             held.dispatch_span.set(names.BLOCKS_MATCHED, reply.matched_blocks)
             if not reply.reserved:
-                executor.shut_until[held.work.pool] = self._clock.monotonic() + SHUT_S
                 self._requeue(held, executor, f"the KV cache has {reply.free_blocks} blocks free")
+                self._shut(executor, pool)
                 return
-        if executor.lane is None or not executor.lane.ready:
-            self._requeue(held, executor, "the executor's lane broke")
+        if executor.gone or executor.lane is None or not executor.lane.ready:
+            self._requeue(held, executor, "the executor went away")
             return
         held.place = Place.RUNNING
         tokens = len(held.progress.tokens)
@@ -264,7 +285,10 @@ class Batcher:
             held.dispatch_span.error(why)
             held.dispatch_span.end()
         if tokens >= held.work.sampling.max_tokens:  # only the outcome was lost
-            self._end(held, Outcome(finish=FinishReason.LENGTH, output_tokens=tokens, executor=executor.name))
+            self._end(held, Outcome(
+                finish=FinishReason.LENGTH, output_tokens=tokens, cached_tokens=held.cached_tokens or 0,
+                queued_s=held.queued_s, executor=executor.name,
+            ))  # fmt: skip
             return
         held.place = Place.WAITING
         held.queued_since = self._clock.monotonic()
@@ -274,13 +298,10 @@ class Batcher:
 
     def lost(self, executor: Executor, reason: str) -> None:
         """An executor's lane broke: everything on it comes back, in the order in which it came."""
-        lost = sorted(executor.works.values(), key=lambda held: held.key, reverse=True)
-        for held in lost:
+        for held in list(executor.works.values()):
             self._observer.requeued("broken")
             self._retry(held, executor, f"the executor was lost: {reason}")
-        self._bury(executor)
-        for pool in self._pools.values():
-            self._pump(pool)
+        self._pump_all()
 
     def returned(self, executor: Executor, key: int, outcome: Outcome) -> None:
         """An outcome came from an executor."""
@@ -291,16 +312,15 @@ class Batcher:
             self._vacate(held, executor)
         elif isinstance(outcome.error, CapacityError):  # it lost the model, is draining, or its engine died
             self._observer.requeued("refused")
-            if isinstance(outcome.error, NoExecutor):
+            if isinstance(outcome.error, NoExecutor) or DRAINING in outcome.error.metadata:
                 held.attempts -= 1  # it never ran
             self._retry(held, executor, outcome.error.message)
-            executor.shut_until[held.work.pool] = self._clock.monotonic() + SHUT_S
+            self._shut(executor, held.work.pool)
         else:
             self._vacate(held, executor)
             if held.cached_tokens is None:
-                held.cached_tokens = outcome.cached_tokens
+                held.cached_tokens = min(outcome.cached_tokens, len(held.work.prompt))
             self._end(held, replace(outcome, queued_s=held.queued_s, cached_tokens=held.cached_tokens))
-        self._bury(executor)
         if (pool := self._pools.get(held.work.pool)) is not None:
             self._pump(pool)
 
@@ -329,14 +349,15 @@ class Batcher:
         """Ends a work from this side, wherever it stands."""
         place, executor = held.place, held.executor
         name = executor.name if executor is not None else ""
-        self._end(held, Outcome(error=error, output_tokens=len(held.progress.tokens), executor=name))
         if executor is None:
-            pool = self._pools[held.work.pool]
-            pool.queue.remove(held.key)
+            self._pools[held.work.pool].queue.remove(held.key)
             held.queue_span.end()
         elif place is Place.ASKING:
             self._vacate(held, executor)
-        elif executor.lane is not None:
+        self._end(held, Outcome(
+            error=error, output_tokens=len(held.progress.tokens), queued_s=held.queued_s, executor=name
+        ))  # fmt: skip
+        if place is Place.RUNNING and executor is not None and executor.lane is not None:
             executor.lane.cancel(held.key)  # the slot is free when the executor says so
 
     def cancel(self, held: Held) -> None:
@@ -349,7 +370,11 @@ class Batcher:
 
     def _vacate(self, held: Held, executor: Executor) -> None:
         executor.remove(held)
-        self._memory.release(held.key)
+        self._memory.release(held.reservation)
+        self._bury(executor)
+
+    def _shut(self, executor: Executor, pool: str) -> None:
+        executor.shut_until[pool] = self._clock.monotonic() + SHUT_S
 
     def _end(self, held: Held, outcome: Outcome) -> None:
         """Passes the outcome on; a work has exactly one."""

@@ -24,6 +24,8 @@ from services.console import policy_rules
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 SUFFIXES = (".yaml", ".yml", ".json")
+DEVELOPMENT_KEY = "headrace-dev-key"
+"""The key that everybody knows; a policy for laptops has a tenant with it."""
 MOST_BYTES = 1024 * 1024
 """etcd takes values of 1.5 MiB."""
 

@@ -11,7 +11,7 @@ from headrace.registry.v1 import registry_pb2
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CAPABILITIES = frozenset({"chat", "grammar", "log_probs"})
-_REQUIRED_COUNTS = ("replicas", "memory_bytes", "context_tokens", "blocks", "block_tokens", "slots", "step_tokens")
+_REQUIRED_COUNTS = ("memory_bytes", "context_tokens", "blocks", "block_tokens", "slots", "step_tokens")
 
 
 def within(message: Message) -> Iterator[str]:

@@ -59,7 +59,7 @@ class NoMemory:
     def ask(self, ask: Ask, done) -> None:  # type: ignore[no-untyped-def]
         done(None)
 
-    def release(self, key: int) -> None:
+    def release(self, reservation: int) -> None:
         pass
 
 

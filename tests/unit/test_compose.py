@@ -134,6 +134,24 @@ def test_envoy_is_the_version_that_the_tests_run(services: dict[str, Service]) -
     assert services["envoy"]["image"] == f"envoyproxy/envoy:v{pinned[1]}"
 
 
+def test_envoy_is_configured_from_the_shared_template(tmp_path: Path, services: dict[str, Service]) -> None:
+    fresh = tmp_path / "envoy.yaml"
+    subprocess.run([sys.executable, str(COMPOSE / "envoy.py"), str(fresh)], check=True, timeout=30)
+    assert (COMPOSE / "envoy.yaml").read_text() == fresh.read_text(), "run `python deploy/compose/envoy.py`"
+    parsed = yaml.safe_load(fresh.read_text())
+    door = parsed["static_resources"]["listeners"][0]["address"]["socket_address"]["port_value"]
+    assert services["envoy"]["ports"] == [f"127.0.0.1:{door}:{door}"]
+    addresses = re.findall(r"'address': '(\w+)', 'port_value': (\d+)", str(parsed["static_resources"]["clusters"]))
+    assert addresses == [tuple(process_settings("admission", services).advertise.split(":")), ("jaeger", "4317")]
+
+
+def test_envoy_accepts_its_configuration() -> None:
+    envoy = Path(sys.executable).parent / "envoy"
+    command = [str(envoy), "--mode", "validate", "--config-path", str(COMPOSE / "envoy.yaml")]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert checked.returncode == 0, checked.stderr
+
+
 def test_prometheus_asks_every_process(services: dict[str, Service]) -> None:
     jobs = yaml.safe_load((DASHBOARDS / "prometheus.yml").read_text())["scrape_configs"]
     targets = {job["job_name"]: job["static_configs"][0]["targets"] for job in jobs}

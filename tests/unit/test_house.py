@@ -36,9 +36,12 @@ NAMED_SHELLS = {
     "services/admission/tokenizers.py": "loads tokenizers in a thread",
     "services/batcher/executor_source.py": "reads the executors from etcd, connects to them",
     "services/batcher/kvcache_memory.py": "asks the KV-cache manager",
+    "services/executor/cache_report.py": "finds the KV-cache manager, reports to it",
     "services/executor/openvino/": "drives the engine's process",
     "services/executor/reconcile.py": "reads placements from etcd, loads and unloads",
+    "services/executor/record.py": "what the executor says of itself, as a message",
     "services/executor/simulated/engine.py": "takes its steps in real time",
+    "services/kvcache/conversation.py": "a standing stream, and its two tasks",
     "services/placement/controller.py": "reads and writes etcd while it leads",
     "services/router/catalogue_source.py": "reads the catalogue from etcd",
 }

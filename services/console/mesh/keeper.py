@@ -86,6 +86,11 @@ class Keeper:
             await self._process.stop(patience_s)
         self._become("stopped")
 
+    def kill(self) -> None:
+        """Ends the process at once. Idempotent; `run` starts it again unless `stop` was called."""
+        if self._process:
+            self._process.kill()
+
     async def _run_once(self) -> float:
         """Starts the process and waits for its end; returns how long it was healthy, in seconds."""
         self._healthy_since = None

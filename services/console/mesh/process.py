@@ -84,6 +84,11 @@ class Process:
             except TimeoutError:
                 continue
 
+    def kill(self) -> None:
+        """Ends it at once. Idempotent."""
+        if self._process.returncode is None:
+            self._process.kill()
+
     def ending(self) -> str:
         """How it ended, for a person."""
         code = self._process.returncode

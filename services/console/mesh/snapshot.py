@@ -1,6 +1,6 @@
 """What is told of a running mesh: by its supervisor in STATE/mesh.json, to the other commands. Pure."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
@@ -65,8 +65,6 @@ class MeshSnapshot:
     """Why the mesh could not be started."""
     failed_component: str = ""
     """Whose log says more."""
-    notes: tuple[str, ...] = field(default=())
-    """What happened lately, oldest first."""
 
     def component(self, name: str) -> ComponentSnapshot:
         """A process by its name. Raises KeyError."""

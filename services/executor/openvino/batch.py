@@ -55,6 +55,11 @@ class Run:
         return bool(self.work.grammar_form)
 
     @property
+    def behind(self) -> bool:
+        """Whether the engine has not yet repeated the answer so far."""
+        return self.replays and self.matched < len(self.answer)
+
+    @property
     def tokens(self) -> list[int]:
         """What the engine takes as the prompt when the work enters now."""
         return self.work.prompt if self.replays else self.work.prompt + self.answer
@@ -128,7 +133,7 @@ class Batch:
         """Takes in what the engine has made for a work; False when it departs from the answer so far."""
         run.fresh = False
         run.since_entry += len(tokens)
-        if run.replays and run.matched < len(run.answer):
+        if run.behind:
             expected = run.answer[run.matched : run.matched + len(tokens)]
             if expected != list(tokens[: len(expected)]):
                 return False
@@ -167,7 +172,7 @@ class Batch:
             self.blocks.free(run.work.work_id)
         self.running.clear()
         self.blocks.clear()
-        self.waiting.extendleft(reversed(sorted(runs, key=lambda run: run.fresh)))
+        self.waiting = deque([*sorted(runs, key=lambda run: run.fresh), *self.waiting])
 
     def report(self) -> Stepped | None:
         """What is new since the last report; None when nothing is."""

@@ -106,12 +106,11 @@ class Child:
             raise EngineFault(last_line(error)) from error
         for run in list(batch.running.values()):
             made = pipeline.read(run.work.work_id)
-            if made.tokens and not batch.advance(run, made.tokens, made.log_probs):
+            agrees = not made.tokens or batch.advance(run, made.tokens, made.log_probs)
+            if not agrees or (made.end and run.behind):
                 if not made.end:
                     pipeline.cancel(run.work.work_id)
-                batch.end(
-                    run, "NOT_SUPPORTED", "an answer with a grammar was interrupted and cannot be repeated exactly"
-                )
+                batch.end(run, "NOT_SUPPORTED", "an interrupted answer with a grammar came out different")
             elif made.end:
                 batch.end(run, made.end, "the engine gave the work up" if made.end == "INTERNAL" else "")
 

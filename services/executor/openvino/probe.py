@@ -5,6 +5,7 @@ work. So each new grammar is first given to an engine of the same vocabulary who
 in a process that may be killed.
 """
 
+import re
 import sys
 from pathlib import Path
 
@@ -56,22 +57,22 @@ class Probe:
 def explain(error: Exception) -> str:
     """The part of xgrammar's message that speaks of the grammar."""
     text = last_line(error)
-    if ".cc:" in text:
-        text = text.split(".cc:", 1)[1].partition(": ")[2]  # without path and line of its source
-    text = text.removeprefix("Check failed: (err.empty()) is false: ").split(" The JSON string is:")[0]
-    return text.strip() or "it cannot be compiled"
+    text = re.sub(r"^.*?\.cc:\d+: ", "", text)  # path and line of its source
+    text = re.sub(r"^Check failed: \(.*?\) is false: ", "", text)
+    return text.split(" The JSON string is:")[0].strip() or "it cannot be compiled"
 
 
 def main() -> int:
-    """Answers until the parent goes."""
+    """Says that it is ready, then answers until the parent goes."""
     die_with_parent()
     inbox = Inbox.from_descriptor(int(sys.argv[1]))
     probe = Probe(Path(sys.argv[2]))
     try:
+        inbox.send(encode(Verdict("")))
         while True:
             for data in inbox.receive(wait=True):
                 question = decode_try(data)
-                inbox.send(encode(Verdict(question.number, probe.fault(question.form, question.text))))
+                inbox.send(encode(Verdict(probe.fault(question.form, question.text))))
     except ParentGone:
         return 0
 

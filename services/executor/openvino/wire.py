@@ -111,15 +111,14 @@ class Broken(msgspec.Struct, tag=True, frozen=True, array_like=True):
 class Try(msgspec.Struct, tag=True, frozen=True, array_like=True):
     """To the grammar probe: can the engine follow this grammar?"""
 
-    number: int
     form: str
     text: str
 
 
 class Verdict(msgspec.Struct, tag=True, frozen=True, array_like=True):
-    """From the grammar probe: what is wrong with the grammar, or nothing."""
+    """From the grammar probe, in the order of the questions: what is wrong with the grammar, or nothing. One
+    comes unasked when the probe is ready."""
 
-    number: int
     fault: str
 
 

@@ -88,7 +88,7 @@ function take(response: SessionResponse, requests: GenerateRequest[], answers: A
     const answer = answers[id];
     answer.messages += 1;
     answer.text += response.texts[index] ?? "";
-    if (requests[id].outputForm !== "OUTPUT_FORM_TEXT") {
+    if (requests[id].outputForm.endsWith("TOKEN_IDS")) {
       answer.tokenIds.push(...response.tokenIds.slice(next, (next += response.counts[index])));
     }
   });

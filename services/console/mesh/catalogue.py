@@ -1,0 +1,47 @@
+"""How far the models of the policy are, from what the executors say of themselves. Pure."""
+
+from collections.abc import Iterable, Sequence
+
+from headrace.registry.v1 import registry_pb2
+from services.console.mesh.snapshot import ModelSnapshot
+
+
+def runnable(models: Iterable[registry_pb2.Model], engine: str) -> list[registry_pb2.Model]:
+    """The models that executors with this engine can run."""
+    return [model for model in models if not model.engines or engine in model.engines]
+
+
+def states(models: Iterable[registry_pb2.Model], executors: Sequence[registry_pb2.Executor]) -> list[ModelSnapshot]:
+    """One per model: ready as soon as one executor answers with it."""
+    return [_state(model.name, executors) for model in models]
+
+
+def settled(models: Iterable[registry_pb2.Model], executors: Sequence[registry_pb2.Executor], wanted: int) -> bool:
+    """Whether every model is on as many executors as it can be: it wants `replicas` copies, 0 meaning one on
+    each of the `wanted` executors."""
+    return all(
+        sum(
+            held.state == registry_pb2.MODEL_STATE_READY
+            for executor in executors
+            for held in executor.models
+            if held.model == model.name
+        )
+        >= min(model.replicas or wanted, wanted)
+        for model in models
+    )
+
+
+def _state(name: str, executors: Sequence[registry_pb2.Executor]) -> ModelSnapshot:
+    held = [(executor.instance, model) for executor in executors for model in executor.models if model.model == name]
+    where = {
+        state: [instance for instance, model in held if model.state == state]
+        for state in registry_pb2.ModelState.values()
+    }
+    if ready := where[registry_pb2.MODEL_STATE_READY]:
+        return ModelSnapshot(name, "ready", "on " + ", ".join(sorted(ready)))
+    if loading := where[registry_pb2.MODEL_STATE_LOADING]:
+        return ModelSnapshot(name, "loading", "on " + ", ".join(sorted(loading)))
+    if where[registry_pb2.MODEL_STATE_FAILED]:
+        instance, model = next(pair for pair in held if pair[1].state == registry_pb2.MODEL_STATE_FAILED)
+        return ModelSnapshot(name, "failed", f"on {instance}: {model.reason}")
+    return ModelSnapshot(name, "waiting", "for its placement")

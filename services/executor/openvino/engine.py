@@ -1,0 +1,108 @@
+"""Loads models into child processes; see services.executor.engine.Engine."""
+
+import asyncio
+from pathlib import Path
+
+import structlog
+
+from libs.catalogue import ModelSpec
+from libs.models.prepared import PreparedModel, PrepareFailed, prepare
+from libs.models.source import SourceInvalid
+from services.executor.engine import Capacity, Exactness, Listener, LoadFailed
+from services.executor.openvino.check import Limits
+from services.executor.openvino.grammar import GrammarGate
+from services.executor.openvino.process import ChildProcess
+from services.executor.openvino.runner import OpenVinoRunner
+from services.executor.openvino.wire import Load, LoadRefused, Ready, decode_down, encode
+
+log = structlog.get_logger()
+
+LOAD_S = 300.0
+"""A child that has not answered after this long has failed."""
+
+LEAST_BLOCKS = 8
+"""The self-test needs as many."""
+
+
+class OpenVinoEngine:
+    """The embedded engine: continuous batching on CPUs, with paged keys and values and a prefix cache.
+
+    Args:
+        cache_dir: Where prepared models are.
+        threads: CPU threads per model; 0 leaves the choice to OpenVINO (all physical cores).
+        niceness: Added to the children's own, 0 to 19: higher gives way to the rest of the machine.
+    """
+
+    def __init__(self, cache_dir: Path, threads: int = 0, niceness: int = 0) -> None:
+        self._cache_dir = cache_dir
+        self._threads = threads
+        self._niceness = niceness
+        self._runners: list[OpenVinoRunner] = []
+
+    async def load(self, model: ModelSpec, listener: Listener) -> OpenVinoRunner:
+        """Prepares the model if that has not been done on this machine (about 20 s for the default one), starts
+        its process (about 2 s), and returns when it has passed its self-test."""
+        if min(model.slots, model.step_tokens) < 1 or model.blocks < LEAST_BLOCKS:
+            raise LoadFailed(f"slots and step_tokens must be at least 1, blocks at least {LEAST_BLOCKS}")
+        prepared = await self._prepare(model)
+        child = await ChildProcess.start("services.executor.openvino.child")
+        try:
+            block_tokens = await self._handshake(child, model, prepared)
+        except BaseException:
+            await child.close(kill=True)
+            raise
+        known = [model.blocks * block_tokens, model.context_tokens, prepared.facts.context_tokens]
+        limits = Limits(min(tokens for tokens in known if tokens), block_tokens, prepared.facts)
+        capacity = Capacity(model.slots, model.blocks, block_tokens, Exactness.MODELLED)
+        runner = OpenVinoRunner(child, GrammarGate(prepared.grammar_path), capacity, limits, listener)
+        self._runners = [*(other for other in self._runners if not other.closed), runner]
+        return runner
+
+    async def close(self) -> None:
+        """Closes every runner."""
+        runners, self._runners = self._runners, []
+        await asyncio.gather(*(runner.close() for runner in runners))
+
+    async def _prepare(self, model: ModelSpec) -> PreparedModel:
+        told = ""
+
+        def tell(doing: str, share: float) -> None:
+            nonlocal told
+            if doing != told:
+                told = doing
+                log.info("preparing model", model=model.name, doing=doing, percent=round(share * 100))
+
+        try:
+            return await prepare(model.source, self._cache_dir, tell)
+        except (SourceInvalid, PrepareFailed) as error:
+            raise LoadFailed(str(error)) from error
+
+    async def _handshake(self, child: ChildProcess, model: ModelSpec, prepared: PreparedModel) -> int:
+        """Has the child load the model; returns its tokens per block."""
+        load = Load(
+            path=str(prepared.path),
+            model=model.name,
+            vocabulary=prepared.facts.vocabulary,
+            blocks=model.blocks,
+            slots=model.slots,
+            step_tokens=model.step_tokens,
+            eos_ids=prepared.facts.eos_ids,
+            threads=self._threads,
+            niceness=self._niceness,
+        )
+        child.send(encode(load))
+        try:
+            data = await asyncio.wait_for(child.receive(), LOAD_S)
+        except TimeoutError:
+            raise LoadFailed(f"the engine did not answer within {LOAD_S:.0f} s") from None
+        if data is None:
+            raise LoadFailed(f"the engine's process ended with status {await child.close()} while it loaded")
+        answer = decode_down(data)
+        if isinstance(answer, LoadRefused):
+            raise LoadFailed(answer.reason)
+        assert isinstance(answer, Ready)
+        if model.block_tokens not in (0, answer.block_tokens):
+            raise LoadFailed(
+                f"the engine's blocks have {answer.block_tokens} tokens, the catalogue says {model.block_tokens}"
+            )
+        return answer.block_tokens

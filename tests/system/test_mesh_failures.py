@@ -1,0 +1,109 @@
+"""What dies, and what does not: every service in turn is killed under streaming requests."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+
+import pytest
+from grpc import aio
+
+from tests.system.client import Answer, Client, ask, connect
+from tests.system.mesh import Mesh
+
+MODEL = "simulated"
+BACK_S = 5.0
+"""Within this time after a kill, the mesh answers new requests again."""
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    with Mesh(engine="simulated", executors=2, envoy=True) as running:
+        yield running
+
+
+def requests(count: int, tokens: int = 150) -> list:  # type: ignore[type-arg]
+    return [ask(MODEL, f"An answer that must survive, number {i}.", max_tokens=tokens) for i in range(count)]
+
+
+async def undisturbed(client: Client, count: int) -> Sequence[list[int]]:
+    return [a.token_ids for a in await asyncio.gather(*(client.generate(r) for r in requests(count)))]
+
+
+async def begun(answers: Sequence[Answer]) -> None:
+    async with asyncio.timeout(20):
+        while not all(len(answer.token_ids) > 5 for answer in answers):
+            await asyncio.sleep(0.005)
+
+
+async def answers_again(mesh: Mesh, since: float) -> float:
+    """Seconds from `since` until a new request is answered."""
+    while True:
+        try:
+            async with connect(mesh.target, mesh.key) as client:
+                await client.generate(ask(MODEL, "are you there?", max_tokens=2), timeout_s=2)
+                return time.monotonic() - since
+        except aio.AioRpcError:
+            assert time.monotonic() - since < 30, "the mesh did not come back"
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("component", ["executor-1", "batcher-1", "router-1", "kvcache-1", "placement-1", "etcd"])
+async def test_a_killed_process_costs_no_running_request(mesh: Mesh, component: str) -> None:
+    mesh.wait_healthy()
+    async with connect(mesh.target, mesh.key) as client:
+        expected = await undisturbed(client, 8)
+        answers = [Answer() for _ in range(8)]
+        tasks = [asyncio.create_task(client.generate(r, into=a)) for r, a in zip(requests(8), answers, strict=True)]
+        await begun(answers)
+        killed = time.monotonic()
+        mesh.kill(component)
+        back = await answers_again(mesh, killed)
+        await asyncio.gather(*tasks)
+        assert [answer.token_ids for answer in answers] == expected
+        assert back < BACK_S, f"new requests were answered only {back:.1f} s after {component} was killed"
+
+
+@pytest.mark.parametrize("component", ["admission-1", "envoy"])
+async def test_a_killed_door_is_back_within_seconds(mesh: Mesh, component: str) -> None:
+    """Streams through it break, with UNAVAILABLE; the SDK sends them again with the tokens it has."""
+    mesh.wait_healthy()
+    async with connect(mesh.target, mesh.key) as client:
+        expected = await undisturbed(client, 8)
+        answers = [Answer() for _ in range(8)]
+        tasks = [asyncio.create_task(client.generate(r, into=a)) for r, a in zip(requests(8), answers, strict=True)]
+        await begun(answers)
+        killed = time.monotonic()
+        mesh.kill(component)
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(result, aio.AioRpcError)
+            assert result.code().name == "UNAVAILABLE"
+        assert await answers_again(mesh, killed) < BACK_S
+    async with connect(mesh.target, mesh.key) as client:
+        for request, answer, whole in zip(requests(8), answers, expected, strict=True):
+            assert answer.token_ids == whole[: len(answer.token_ids)]
+            request.resumed_token_ids.extend(answer.token_ids)
+            rest = await client.generate(request)
+            assert answer.token_ids + rest.token_ids == whole
+
+
+async def test_requests_go_on_while_etcd_is_stopped(mesh: Mesh) -> None:
+    """etcd frozen for a minute: every lease lapses meanwhile, and nobody minds."""
+    mesh.wait_healthy()
+    etcd = mesh.pid("etcd")
+    async with connect(mesh.target, mesh.key) as client:
+        expected = await undisturbed(client, 4)
+        os.kill(etcd, signal.SIGSTOP)
+        try:
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                assert await undisturbed(client, 4) == expected
+                await asyncio.sleep(1)
+        finally:
+            os.kill(etcd, signal.SIGCONT)
+        end = time.monotonic() + 15
+        while time.monotonic() < end:  # while everybody announces themselves again
+            assert await undisturbed(client, 4) == expected
+            await asyncio.sleep(0.2)
+    mesh.wait_healthy()
