@@ -58,7 +58,9 @@ def main(service: str, settings: type[S], run: Callable[[S], Coroutine[Any, Any,
     try:
         parsed = settings_module.parse(settings, os.environ)
     except SettingsInvalid as error:
-        sys.exit(f"headrace {service}: {error}")
+        for line in str(error).splitlines():
+            print(f"headrace {service}: {line}", file=sys.stderr)
+        sys.exit(2)
     uvloop.run(run(parsed))
 
 

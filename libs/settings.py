@@ -1,10 +1,12 @@
 """Settings: frozen dataclasses, parsed once, in `main.py`. Nobody else reads the environment.
 
 Each service's `config.py` is a dataclass whose fields are read from `HEADRACE_<FIELD>`; a dataclass inside
-it contributes its fields under the same prefix. All faults are reported at once.
+it contributes its fields under the same prefix. A variable that is empty counts as not set. All faults are
+reported at once.
 """
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -80,10 +82,10 @@ def _parse(settings: type[T], environ: Mapping[str, str], faults: list[str]) -> 
             values[field.name] = _parse(cast(type[Any], kind), environ, faults)
             continue
         variable = PREFIX + field.name.upper()
-        text = environ.get(variable)
-        if text is None and field.name == "otlp_endpoint":  # the name that every OpenTelemetry user knows
-            text = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-        if text is None:
+        text = environ.get(variable, "").strip()
+        if not text and field.name == "otlp_endpoint":  # the name that every OpenTelemetry user knows
+            text = environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip()
+        if not text:
             if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 faults.append(f"{variable} is not set")
             continue
@@ -95,18 +97,22 @@ def _parse(settings: type[T], environ: Mapping[str, str], faults: list[str]) -> 
 
 
 def _convert(kind: Any, text: str) -> Any:
-    if isinstance(kind, types.UnionType):  # "X | None": an empty variable means None
-        if not text:
-            return None
+    if isinstance(kind, types.UnionType):  # "X | None"
         kind = next(option for option in typing.get_args(kind) if option is not types.NoneType)
     if typing.get_origin(kind) is tuple:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        parts = tuple(part.strip() for part in text.split(",") if part.strip())
+        if not parts:
+            raise ValueError(text)
+        return parts
     if kind is bool:
         if text.lower() not in _BOOLEANS:
             raise ValueError(text)
         return _BOOLEANS[text.lower()]
-    return kind(text)
+    value = kind(text)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def _describe(kind: Any) -> str:
-    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, f"a {kind}")
+    return {int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "a list with commas")

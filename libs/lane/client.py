@@ -126,10 +126,14 @@ class RemoteLane:
                 if response.HasField("frame"):
                     self._sink.on_frame(frame_from_proto(response.frame))
                 for message in response.outcomes:
-                    self._sink.on_outcome(message.work_id, outcome_from_proto(message))
+                    if not self._closed:
+                        self._sink.on_outcome(message.work_id, outcome_from_proto(message))
             return f"{await call.code()}: {await call.details()}"
         except aio.AioRpcError as error:
             return f"{error.code()}: {error.details()}"
+        except Exception as error:  # a message that cannot be read: the lane breaks, it must not fall silent
+            log.exception("lane reader failed", endpoint=self.endpoint)
+            return f"the lane's reader failed: {type(error).__name__}"
         finally:
             call.cancel()
             if writer is not None:
@@ -143,8 +147,12 @@ class RemoteLane:
                 await self._wake.wait()
             try:
                 await call.write(self._take())
-            except aio.AioRpcError:
+            except (aio.AioRpcError, asyncio.InvalidStateError):
                 return  # the reader sees the same end and says why
+            except Exception:  # a work that cannot be written: its lane breaks, it must not fall silent
+                log.exception("lane writer failed", endpoint=self.endpoint)
+                call.cancel()
+                return
 
     def _take(self) -> lane_pb2.ExchangeRequest:
         request = lane_pb2.ExchangeRequest()

@@ -25,6 +25,8 @@ BACKSTOP_S = 1.0
 """A stage gives up this long after a deadline: the stages behind know better where the work stood."""
 ATTEMPTS = 10
 """A work that was sent this often without a single new token is given up: it may be what breaks them."""
+SLACK = 1024
+"""Deadlines of works that have ended are forgotten when they outnumber the others by this many."""
 DRAINING = "draining"
 """Set in the metadata of the StageUnavailable with which a draining stage hands new works back."""
 
@@ -43,9 +45,14 @@ class Flight:
         self.progress = Progress(work)
         self.neighbour: _Neighbour | None = None
         self.up_id = 0
-        self.sent_tokens = 0
+        self.sent_tokens = len(work.resumed)
         self.attempts = 0
         self.cancelled = False
+
+    @property
+    def live(self) -> bool:
+        """Whether its outcome is still awaited."""
+        return self.lane.flights.get(self.down_id) is self
 
 
 class Forwarder:
@@ -108,10 +115,15 @@ class Forwarder:
 
     def expire(self) -> None:
         """Ends what is past its deadline. To be called several times a second."""
+        if self.ready_neighbours():
+            self._last_ready = self._clock.monotonic()
+        if len(self._deadlines) > 2 * self.in_flight + SLACK:
+            self._deadlines = [entry for entry in self._deadlines if entry[2].live]
+            heapq.heapify(self._deadlines)
         now = self._clock.now()
         while self._deadlines and self._deadlines[0][0] + BACKSTOP_S < now:
             _, _, flight = heapq.heappop(self._deadlines)
-            if flight.lane.flights.get(flight.down_id) is flight:
+            if flight.live:
                 self._abandon(flight)
                 stage = self.name if flight.neighbour is None else f"behind {self.name}"
                 self._end(flight, _failed(DeadlinePassed(
@@ -154,6 +166,11 @@ class Forwarder:
     def _send(self, flight: Flight) -> None:
         """Sends a flight to a neighbour, or parks it until there is one."""
         flight.neighbour = None
+        if not flight.live:
+            return
+        if flight.cancelled:
+            self._end(flight, _failed(Cancelled("cancelled by the caller"), flight))
+            return
         ready = self.ready_neighbours()
         if not ready:
             self._parked[flight] = None
@@ -166,14 +183,16 @@ class Forwarder:
 
     def _resend(self, flight: Flight) -> None:
         """Sends a flight again, unless the tokens that have come are already the whole answer."""
+        if not flight.live:  # ended by whoever was told of the one before it
+            return
         tokens = len(flight.progress.tokens)
-        flight.attempts = flight.attempts + 1 if tokens == flight.sent_tokens else 1
+        flight.attempts = flight.attempts + 1 if tokens == flight.sent_tokens else 0
         flight.sent_tokens = tokens
         if flight.cancelled:
             self._end(flight, _failed(Cancelled("cancelled by the caller"), flight))
         elif tokens >= flight.progress.work.sampling.max_tokens:
             self._end(flight, Outcome(finish=FinishReason.LENGTH, output_tokens=tokens))
-        elif flight.attempts > ATTEMPTS:
+        elif flight.attempts >= ATTEMPTS:
             error = StageUnavailable(f"given up behind {self.name} after {ATTEMPTS} attempts", retry_after_s=1.0)
             self._end(flight, _failed(error, flight))
         else:
@@ -187,6 +206,8 @@ class Forwarder:
         if neighbour is not None and neighbour.flights.pop(flight.up_id, None) is not None:
             assert neighbour.lane is not None
             neighbour.lane.cancel(flight.up_id)
+            if neighbour.retired:
+                self._bury()
 
     def _cancel(self, flight: Flight) -> None:
         """Parked works end here; the others where they run, so that what they used is known."""
@@ -262,6 +283,7 @@ class _Neighbour:
         """Once per frame: the entries sorted by the lane in front that they belong to."""
         flights, tokens, log_probs = self.flights, frame.token_ids, frame.log_probs
         passed: dict[ForwarderLane, Frame] = {}
+        gapped: dict[Flight, None] = {}
         end = 0
         for up_id, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
             start, end = end, end + count
@@ -272,8 +294,7 @@ class _Neighbour:
                 known = flight.progress.advance(offset, tokens[start:end])
             except Gap as gap:
                 log.error("gap on a lane", neighbour=self._name, gap=str(gap))
-                self._forwarder._abandon(flight)
-                self._forwarder._resend(flight)
+                gapped[flight] = None
                 continue
             if known < count:
                 lane = flight.lane
@@ -282,6 +303,9 @@ class _Neighbour:
                 out.add(flight.down_id, offset + known, tokens[start + known : end], log_probs[start + known : end])
         for lane, out in passed.items():
             lane.sink.on_frame(out)
+        for flight in gapped:  # only now: what came before the gap has passed
+            self._forwarder._abandon(flight)
+            self._forwarder._resend(flight)
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         flight = self.flights.pop(work_id, None)

@@ -16,7 +16,7 @@ _OPTIONAL_SAMPLING = (
 
 def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
     """The work under its number on a lane."""
-    seconds, micros = divmod(int(work.deadline * 1_000_000), 1_000_000)
+    seconds, micros = divmod(round(work.deadline * 1_000_000), 1_000_000)
     return lane_pb2.Work(
         work_id=work_id,
         request_id=work.request_id,
@@ -101,7 +101,7 @@ def outcome_to_proto(work_id: int, outcome: Outcome) -> lane_pb2.Outcome:
         work_id=work_id,
         output_tokens=outcome.output_tokens,
         cached_tokens=outcome.cached_tokens,
-        queued_us=int(outcome.queued_s * 1e6),
+        queued_us=round(outcome.queued_s * 1e6),
         executor=outcome.executor,
     )
     if outcome.error is not None:

@@ -6,6 +6,7 @@ from typing import TypeVar
 from libs.errors import RequestInvalid, Violation
 
 DEFAULT, LARGEST = 100, 1000
+_TOKEN_DIGITS = 19
 
 T = TypeVar("T")
 
@@ -18,7 +19,7 @@ def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[
     violations = []
     if page_size < 0:
         violations.append(Violation("page_size", f"is {page_size}; at least 0 is allowed"))
-    if page_token and not page_token.isdecimal():
+    if page_token and not (page_token.isdecimal() and len(page_token) < _TOKEN_DIGITS):
         violations.append(Violation("page_token", "is not a next_page_token of this list"))
     if violations:
         raise RequestInvalid.of(violations)

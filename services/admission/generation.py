@@ -62,10 +62,13 @@ class Generation:
         self.work = admitted.work
         self.started = started
         self.first_token: float | None = None
+        self.stop = ""
+        """The stop string that has appeared; then the answer is complete, and only its outcome is awaited."""
         self.tokens = len(self.work.resumed)
         """Tokens of the answer so far, resumed ones included."""
         self.stop = ""
-        """The stop string that has appeared; then the answer is complete, and only its outcome is awaited."""
+        """The stop string that has appeared; then the answer is complete, its work is to be cancelled, and only
+        its outcome is awaited. It may lie in what the caller resumed from."""
         self.ended = False
         self._changed = changed
         self._detokenizer = detokenizer
@@ -73,7 +76,8 @@ class Generation:
         self._pending = Chunk()
         if detokenizer is not None and self.work.resumed:
             # The caller has this text. What is held back, a half character or stop string, goes on from here.
-            self._stops.push(detokenizer.push(self.work.resumed))
+            _, stopped = self._stops.push(detokenizer.push(self.work.resumed))
+            self.stop = stopped or ""
 
     def push(self, tokens: Sequence[int], log_probs: Sequence[float], now: float) -> None:
         """Takes new tokens in. When `stop` is set after it, the work is to be cancelled."""

@@ -40,12 +40,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 await wake.wait()
                 wake.clear()
                 chunk = generation.take()
-                if chunk.error is not None:
+                if chunk.error is not None and not chunk.count:
                     raise chunk.error
                 if request_id:
                     span.event(names.FIRST_TOKEN)
                 await context.write(chunk_to_proto(chunk, request_id))
                 request_id = ""
+                if chunk.error is not None:  # behind the tokens that came before it
+                    raise chunk.error
                 if chunk.finish is not None:
                     span.set(names.GEN_AI_OUTPUT_TOKENS, chunk.finish.output_tokens)
                     span.set(names.GEN_AI_CACHED_TOKENS, chunk.finish.cached_tokens)

@@ -15,14 +15,17 @@ from services.admission.generation import Generation
 
 MAX_GENERATIONS = 4096
 """In flight on one stream; one more is answered Overloaded."""
-RESPONSE_ENTRIES = 4096
-"""Generations in one message: with a step's tokens each, far below 4 MiB."""
+RESPONSE_BYTES = 1_000_000
+"""Of text, tokens and log-probabilities in one message, the last generation's excepted: below 4 MiB."""
+RESPONSE_ENDS = 256
+"""Failures in one message, each a few kB at most."""
 
 
 class Session:
     """The generations of one stream.
 
-    Bounded: MAX_GENERATIONS, each of whose output waits merged until it is written.
+    Bounded: MAX_GENERATIONS, each of whose output waits merged until it is written. A client that does not
+    read what became of as many is not read from either.
     """
 
     def __init__(self, front: Front, tracing: Tracing, call: Call) -> None:
@@ -34,10 +37,14 @@ class Session:
         self._dirty: dict[_Member, None] = {}
         self._failed: list[inference_pb2.SessionEnd] = []
         self._wake = asyncio.Event()
+        self._taken = asyncio.Event()
         self._closed = False
 
     async def begin(self, message: inference_pb2.SessionGenerate) -> None:
         """Starts one generation; what is wrong with it ends it, not the stream."""
+        while len(self._failed) >= MAX_GENERATIONS:
+            self._taken.clear()
+            await self._taken.wait()
         member = _Member(message.id, message.request)
         if message.id in self._members:
             fault = Violation("generates.id", f"{message.id} is in use by a running generation")
@@ -101,9 +108,11 @@ class Session:
         ids, counts, texts, has_text = [], [], [], False
         token_ids: list[int] = []
         log_probs: list[float] = []
-        ends, self._failed = self._failed, []
-        members = list(self._dirty)[:RESPONSE_ENTRIES]
-        for member in members:
+        ends, self._failed = self._failed[:RESPONSE_ENDS], self._failed[RESPONSE_ENDS:]
+        self._taken.set()
+        size = 0
+        while self._dirty and size < RESPONSE_BYTES and len(ends) < RESPONSE_ENDS:
+            member = next(iter(self._dirty))
             del self._dirty[member]
             assert member.generation is not None
             chunk = member.generation.take()
@@ -114,6 +123,7 @@ class Session:
                 has_text = has_text or bool(chunk.text)
                 token_ids += chunk.token_ids
                 log_probs += chunk.log_probs
+                size += 20 + 4 * len(chunk.text) + 5 * len(chunk.token_ids) + 4 * len(chunk.log_probs)
             if chunk.finish is not None:
                 ends.append(
                     inference_pb2.SessionEnd(

@@ -50,6 +50,7 @@ class ExecutorSink:
         """Once per frame: its entries sorted by the lane in front that they belong to."""
         works, tokens, log_probs = self._executor.works, frame.token_ids, frame.log_probs
         passed: dict[BatcherLane, Frame] = {}
+        gapped: dict[Held, Gap] = {}
         end = 0
         for key, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
             start, end = end, end + count
@@ -59,7 +60,7 @@ class ExecutorSink:
             try:
                 known = held.progress.advance(offset, tokens[start:end])
             except Gap as gap:
-                self._batcher.broke_promise(held, self._executor, gap)
+                gapped.setdefault(held, gap)
                 continue
             if known < count:
                 lane = held.lane
@@ -68,6 +69,8 @@ class ExecutorSink:
                 out.add(held.down_id, offset + known, tokens[start + known : end], log_probs[start + known : end])
         for lane, out in passed.items():
             lane.sink.on_frame(out)
+        for broken, why in gapped.items():  # only now: what came before the gap has passed
+            self._batcher.broke_promise(broken, self._executor, why)
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         self._batcher.returned(self._executor, work_id, outcome)

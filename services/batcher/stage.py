@@ -343,7 +343,8 @@ class Batcher:
     def broke_promise(self, held: Held, executor: Executor, gap: Gap) -> None:
         """An executor left tokens out: a bug there, and the caller must not see a wrong answer."""
         log.error("gap on a lane", executor=executor.name, gap=str(gap))
-        self.stop(held, InternalError("internal error; the mesh's logs have the cause"))
+        if held.place is Place.RUNNING:
+            self.stop(held, InternalError("internal error; the mesh's logs have the cause"))
 
     def stop(self, held: Held, error: HeadraceError) -> None:
         """Ends a work from this side, wherever it stands."""

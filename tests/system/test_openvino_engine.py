@@ -361,6 +361,52 @@ async def test_an_answer_with_a_grammar_resumes(loaded: Loaded) -> None:
     assert outcome.output_tokens == 6
 
 
+async def test_a_fault_of_the_engine_costs_nobody_a_token(engine: OpenVinoEngine, model: PreparedModel) -> None:
+    heard = Recorder()
+    loaded = Loaded(await engine.load(SPEC, heard), heard, Tokenizer.load(model.tokenizer_path))
+    questions = ["What is the capital of France?", "What is the capital of Japan?", "What is the capital of Italy?"]
+    calm = [await loaded.ask(question, max_tokens=40, ignore_end=True) for question in questions]
+    works = [loaded.submit(question, max_tokens=40, ignore_end=True) for question in questions]
+    await heard.until(lambda: all(len(heard.tokens.get(work_id, [])) > 4 for work_id in works))
+    grammar = Grammar("regex", "(a grammar that the gate must not have let through")
+    loaded.runner._gate._verdicts[grammar] = ""  # the one way to make the real engine fail on purpose
+    poison = loaded.submit("Hi", {"grammar": grammar})
+    late = loaded.submit(questions[0], max_tokens=40, ignore_end=True)
+    *outcomes, poisoned, _late = await heard.ended(*works, poison, late)
+    assert [outcome.output_tokens for outcome in outcomes] == [40, 40, 40]
+    assert poisoned.error is not None
+    assert poisoned.error.reason == "INTERNAL"
+    for work_id, answer in zip([*works, late], [*calm, calm[0]], strict=True):
+        assert heard.tokens[work_id][:8] == answer[:8], "an answer that was carried over a fault"
+    assert [event.kind for event in heard.events].count("cleared") == 2
+    assert heard.stats[-1].blocks_used == 0
+    await loaded.runner.close()
+
+
+async def test_more_than_the_cache_holds_still_ends(engine: OpenVinoEngine, model: PreparedModel) -> None:
+    heard = Recorder()
+    spec = replace(SPEC, blocks=16, slots=4)
+    loaded = Loaded(await engine.load(spec, heard), heard, Tokenizer.load(model.tokenizer_path))
+    works = [
+        loaded.submit(list(range(start, start + 60)), max_tokens=200, ignore_end=True)
+        for start in (1000, 2000, 3000, 4000, 5000, 6000)
+    ]
+    outcomes = await heard.ended(*works)
+    assert [(outcome.finish, outcome.output_tokens) for outcome in outcomes] == [(FinishReason.LENGTH, 200)] * 6
+    assert max(stats.blocks_used for stats in heard.stats) == 16
+    assert heard.stats[-1].blocks_used == 0
+    await loaded.runner.close()
+
+
+async def test_an_openvino_directory_is_a_source(engine: OpenVinoEngine, model: PreparedModel) -> None:
+    heard = Recorder()
+    runner = await engine.load(replace(SPEC, source=str(model.path)), heard)
+    loaded = Loaded(runner, heard, Tokenizer.load(model.tokenizer_path))
+    answer = await loaded.ask("What is the capital of France?")
+    assert loaded.tokenizer.decode(answer) == FRANCE
+    await runner.close()
+
+
 async def test_a_killed_child_breaks_the_runner(engine: OpenVinoEngine, model: PreparedModel) -> None:
     heard = Recorder()
     loaded = Loaded(await engine.load(SPEC, heard), heard, Tokenizer.load(model.tokenizer_path))
