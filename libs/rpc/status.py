@@ -1,9 +1,12 @@
 """Errors of `libs.errors` as google.rpc statuses with details, and back.
 
 The table of codes and details is in docs/operations.md.
+
+A status travels in HTTP/2 trailers, and gRPC gives a call up whose trailers pass 8 KiB. So texts, which may
+quote what the caller wrote, are cut, and of very many violations the first ones are told.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from google.protobuf import any_pb2, duration_pb2, message
@@ -13,6 +16,12 @@ from headrace.inference.v1 import inference_pb2
 from libs import errors
 from libs.errors import HeadraceError, Violation
 
+MESSAGE_BYTES = 512
+"""Of an error's message; percent-encoding can make three times as much of it."""
+TEXT_BYTES = 256
+"""Of one violation's text and of one value in the metadata."""
+VIOLATIONS_BYTES = 1536
+"""Of all violations together, the last one excepted."""
 _REASON_PREFIX = "ERROR_REASON_"
 
 M = TypeVar("M", bound=message.Message)
@@ -20,7 +29,7 @@ M = TypeVar("M", bound=message.Message)
 
 def to_status(error: HeadraceError) -> status_pb2.Status:
     """The error as a status: ErrorInfo always, other details by its kind."""
-    status = status_pb2.Status(code=error.code, message=error.message)
+    status = status_pb2.Status(code=error.code, message=_cut(error.message, MESSAGE_BYTES))
     for detail in _details(error):
         status.details.add().Pack(detail)
     return status
@@ -28,7 +37,7 @@ def to_status(error: HeadraceError) -> status_pb2.Status:
 
 def to_failure(error: HeadraceError) -> inference_pb2.Failure:
     """The error as it travels inside a stream."""
-    failure = inference_pb2.Failure(code=error.code, message=error.message)
+    failure = inference_pb2.Failure(code=error.code, message=_cut(error.message, MESSAGE_BYTES))
     for detail in _details(error):
         failure.details.add().Pack(detail)
     return failure
@@ -57,25 +66,28 @@ def from_failure(failure: inference_pb2.Failure | status_pb2.Status) -> Headrace
 
 def _details(error: HeadraceError) -> Iterable[message.Message]:
     yield error_details_pb2.ErrorInfo(
-        reason=_REASON_PREFIX + error.reason, domain=errors.DOMAIN, metadata=error.metadata
+        reason=_REASON_PREFIX + error.reason,
+        domain=errors.DOMAIN,
+        metadata={key: _cut(value, TEXT_BYTES) for key, value in error.metadata.items()},
     )
     if error.retry_after_s is not None:
         delay = duration_pb2.Duration()
-        delay.FromMicroseconds(int(error.retry_after_s * 1e6))
+        delay.FromMicroseconds(round(error.retry_after_s * 1e6))
         yield error_details_pb2.RetryInfo(retry_delay=delay)
+    violations = list(_told(error.violations))
     match error:
         case errors.RequestInvalid():
             yield error_details_pb2.BadRequest(
                 field_violations=[
                     error_details_pb2.BadRequest.FieldViolation(field=v.subject, description=v.description)
-                    for v in error.violations
+                    for v in violations
                 ]
             )
         case errors.QuotaExceeded():
             yield error_details_pb2.QuotaFailure(
                 violations=[
                     error_details_pb2.QuotaFailure.Violation(subject=v.subject, description=v.description)
-                    for v in error.violations
+                    for v in violations
                 ]
             )
         case errors.SwitchedOff():
@@ -84,13 +96,35 @@ def _details(error: HeadraceError) -> Iterable[message.Message]:
                     error_details_pb2.PreconditionFailure.Violation(
                         type="SWITCH", subject=v.subject, description=v.description
                     )
-                    for v in error.violations
+                    for v in violations
                 ]
             )
         case errors.ModelUnknown():
             yield error_details_pb2.ResourceInfo(
-                resource_type="model", resource_name=error.metadata.get("model", ""), description=error.message
+                resource_type="model",
+                resource_name=_cut(error.metadata.get("model", ""), TEXT_BYTES),
+                description=_cut(error.message, TEXT_BYTES),
             )
+
+
+def _told(violations: Sequence[Violation]) -> Iterable[Violation]:
+    """As many as there is room for; then one that says how many more there are."""
+    size = 0
+    for index, violation in enumerate(violations):
+        if size >= VIOLATIONS_BYTES:
+            yield Violation("", f"and {len(violations) - index} more")
+            return
+        told = Violation(_cut(violation.subject, TEXT_BYTES), _cut(violation.description, TEXT_BYTES))
+        size += len(told.subject.encode()) + len(told.description.encode())
+        yield told
+
+
+def _cut(text: str, limit: int) -> str:
+    """At most `limit` bytes of UTF-8. Half surrogates, which a caller's JSON can hold, are escaped."""
+    encoded = text.encode(errors="backslashreplace")
+    if len(encoded) <= limit:
+        return encoded.decode()
+    return encoded[: limit - len("…".encode())].decode(errors="ignore") + "…"
 
 
 def _unpack(packed: any_pb2.Any, target: M) -> M | None:

@@ -111,8 +111,9 @@ class Session:
         ends, self._failed = self._failed[:RESPONSE_ENDS], self._failed[RESPONSE_ENDS:]
         self._taken.set()
         size = 0
-        while self._dirty and size < RESPONSE_BYTES and len(ends) < RESPONSE_ENDS:
-            member = next(iter(self._dirty))
+        for member in list(self._dirty):
+            if size >= RESPONSE_BYTES or len(ends) >= RESPONSE_ENDS:
+                break
             del self._dirty[member]
             assert member.generation is not None
             chunk = member.generation.take()
