@@ -5,7 +5,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 LOCK    := deploy/requirements.lock
 STAMP   := $(VENV)/.lock-sha256
-PYSRC   := libs services tests protos/generate.py bazel
+PYSRC   := libs services tests protos/generate.py bazel deploy
 
 .PHONY: setup up down test check format bench proto lock bazel clean
 

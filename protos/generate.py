@@ -3,6 +3,7 @@
 With OUT the stubs go there instead; `make check` compares them with the committed ones.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ def generate(out: Path) -> None:
 
     Raises RuntimeError when protoc refuses; protoc itself prints why.
     """
+    # protoc looks for its mypy plugins on the PATH; they lie beside this Python.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     protos = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.proto"))
     well_known = Path(protoc.__file__).parent / "_proto"
     arguments = ["protoc", f"-I{ROOT}", f"-I{well_known}", f"--python_out={out}", f"--mypy_out={out}", *protos]

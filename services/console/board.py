@@ -98,15 +98,14 @@ def render(snapshot: MeshSnapshot, usages: Mapping[str, Usage], spinner: Spinner
     return Group(*parts)
 
 
-def line(component: ComponentSnapshot | ModelSnapshot) -> str:
+def line(part: ComponentSnapshot | ModelSnapshot) -> str:
     """A change of one component or model, where there is no terminal."""
-    detail = f"  {component.detail}" if component.detail else ""
-    where = (
-        f"  port {component.port}, pid {component.pid}"
-        if isinstance(component, ComponentSnapshot) and component.pid
-        else ""
-    )
-    return f"{component.name:<13} {component.state:<10}{where}{detail}"
+    facts = [f"{part.name:<13} {part.state:<10}"]
+    if isinstance(part, ComponentSnapshot) and part.pid:
+        facts.append(f"port {part.port}, pid {part.pid}")
+    if part.detail and part.state != "starting":  # that nobody answers yet goes without saying
+        facts.append(part.detail)
+    return "  ".join(facts)
 
 
 def bytes_for_people(count: int) -> str:

@@ -37,6 +37,8 @@ class HostedModel:
         self.model = model
         self.runner: Runner | None = None
         self.draining = False
+        self.broken = ""
+        """Why its runner died; empty while it has not."""
         self.works: dict[int, _Running] = {}
         self.prefilling: set[int] = set()
         self.stats = RunnerStats()
@@ -69,7 +71,7 @@ class HostedModel:
 
     def on_broken(self, reason: str) -> None:
         """Hands every work back: the batcher sends it elsewhere, or here when the model is back."""
-        self.runner = None
+        self.runner, self.broken = None, reason
         for run_id in list(self.works):
             self._end(run_id, Outcome(error=StageUnavailable(f"the engine died: {reason}", retry_after_s=1.0)))
         self._host.observe(self.model, Step(events=[BlockEvent("cleared")]))

@@ -59,10 +59,12 @@ class Reconciler:
         while (spec := self._wanted.get(model)) is not None:
             try:
                 runner = await self._load(spec)
-            except LoadFailed as error:
-                log.error("model failed to load", model=model, reason=str(error), retry_s=retry)
+            except Exception as error:  # a bug in an engine must not end the only task that can load the model
+                known = isinstance(error, LoadFailed)
+                reason = str(error) if known else f"{type(error).__name__} in the engine"
+                log.error("model failed to load", model=model, reason=reason, retry_s=retry, exc_info=not known)
                 self._host.drop(model)
-                self._set(model, State.FAILED, str(error))
+                self._set(model, State.FAILED, reason)
                 await _wait(wake, retry)
                 retry = min(retry * 2, RETRY_S[1])
                 continue
@@ -80,6 +82,9 @@ class Reconciler:
         self._set(spec.name, State.LOADING, "")
         hosted = self._host.host(spec.name)
         runner = await self._engine.load(spec, hosted)
+        if hosted.broken:  # it died before it could be shown
+            await runner.close()
+            raise LoadFailed(f"the engine died: {hosted.broken}")
         hosted.runner = runner
         capacity = runner.capacity
         self.statuses[spec.name] = ModelStatus(

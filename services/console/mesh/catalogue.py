@@ -31,6 +31,11 @@ def settled(models: Iterable[registry_pb2.Model], executors: Sequence[registry_p
     )
 
 
+def loading(executors: Iterable[registry_pb2.Executor]) -> bool:
+    """Whether an executor is busy loading a model."""
+    return any(held.state == registry_pb2.MODEL_STATE_LOADING for executor in executors for held in executor.models)
+
+
 def _state(name: str, executors: Sequence[registry_pb2.Executor]) -> ModelSnapshot:
     held = [(executor.instance, model) for executor in executors for model in executor.models if model.model == name]
     where = {

@@ -1,4 +1,4 @@
-"""The supervisor as a process of its own, for `headrace up --detach`: `python -m …detached FOLDER OPTIONS`."""
+"""The supervisor as a process of its own, for `headrace up --detach`: `python -m …supervise OPTIONS`."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,12 @@ from services.console.mesh.supervisor import StartFailed, Supervisor
 
 def encode(options: Options) -> str:
     """The options as one argument."""
-    return msgspec.json.encode(options).decode()
+    return msgspec.json.encode(options, enc_hook=str).decode()  # the hook is for paths
+
+
+def decode(text: str) -> Options:
+    """Reads what `encode` wrote. Raises msgspec.MsgspecError."""
+    return msgspec.json.decode(text, type=Options, dec_hook=lambda kind, value: kind(value))
 
 
 async def supervise(options: Options, folder: StateFolder, show: Callable[[MeshSnapshot], None]) -> None:
@@ -50,7 +55,7 @@ def logging_to(log: Path) -> Iterator[None]:
 
 def main() -> int:
     """Takes the lock and supervises."""
-    options = msgspec.json.decode(sys.argv[1], type=Options)
+    options = decode(sys.argv[1])
     folder = StateFolder(options.state_dir)
     lock = Lock(folder.lock_file).acquire()
     lock.sign()

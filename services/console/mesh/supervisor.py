@@ -133,9 +133,16 @@ class Supervisor:
             ) from None
         log.info("mesh is healthy", after_s=round(time.time() - self._started, 1))
         while True:
-            healthy = all(keeper.state == "healthy" for keeper in self._keepers)
-            self._become("healthy" if healthy else "degraded")
+            self._become("healthy" if self._well() else "degraded")
             await asyncio.sleep(0.2)
+
+    def _well(self) -> bool:
+        """All processes serve, and no executor is still on its way back to its models."""
+        return (
+            all(keeper.state == "healthy" for keeper in self._keepers)
+            and all(model.state == "ready" for model in self._model_states())
+            and not catalogue.loading(self._known_executors())
+        )
 
     async def _prepare(self) -> None:
         """Makes every model of the catalogue ready to be loaded, one after the other: each takes all cores."""

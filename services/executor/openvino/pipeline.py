@@ -4,6 +4,7 @@ What it hides: engine ids are never used twice; the token that ends an answer is
 not read after its work was cancelled; statuses that stand for several things.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,6 +172,8 @@ def grammar_config(form: str, text: str) -> genai.StructuredOutputConfig:
 
 
 def last_line(error: Exception) -> str:
-    """What an exception of the engine says, without the places in its source."""
+    """What an exception of the engine says at its end, without the places in its source."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    text = lines[-1] if lines else type(error).__name__
+    text = re.sub(r"^.*?\.(cc|cpp|hpp):\d+:? ", "", text)
+    return re.sub(r"^Check failed: \(.*?\) is false: ", "", text)

@@ -9,7 +9,6 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
-from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
@@ -720,7 +719,7 @@ class SessionResponse(_message.Message):
 
     @_builtins.property
     def log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """The log-probabilities of those generations that asked for them, in the order of `ids`."""
+        """The log-probabilities of those generations that asked for them, `counts` of each, in the order of `ids`."""
 
     @_builtins.property
     def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionEnd]:
@@ -941,7 +940,6 @@ class ModelInfo(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     READY_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
-    UPDATE_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """What to put into GenerateRequest.model."""
     context_tokens: _builtins.int
@@ -956,10 +954,6 @@ class ModelInfo(_message.Message):
     def labels(self) -> _struct_pb2.Struct:
         """What the catalogue says about it beyond that."""
 
-    @_builtins.property
-    def update_time(self) -> _timestamp_pb2.Timestamp:
-        """When its catalogue entry last changed."""
-
     def __init__(
         self,
         *,
@@ -968,11 +962,10 @@ class ModelInfo(_message.Message):
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         ready: _builtins.bool = ...,
         labels: _struct_pb2.Struct | None = ...,
-        update_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "context_tokens", b"context_tokens", "labels", b"labels", "name", b"name", "ready", b"ready", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "context_tokens", b"context_tokens", "labels", b"labels", "name", b"name", "ready", b"ready"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

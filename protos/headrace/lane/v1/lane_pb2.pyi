@@ -203,7 +203,7 @@ class Frame(_message.Message):
 
     @_builtins.property
     def log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Natural log-probabilities of the tokens of those entries whose work asked for them, in order."""
+        """Empty, or one natural log-probability per token: NaN where the work did not ask."""
 
     def __init__(
         self,

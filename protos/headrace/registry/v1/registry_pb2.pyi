@@ -202,7 +202,7 @@ class Model(_message.Message):
     "simulated:" needs none.
     """
     replicas: _builtins.int
-    """Copies wanted."""
+    """Copies wanted; 0 means one on every executor that can hold it."""
     memory_bytes: _builtins.int
     """Memory that one copy needs, KV cache included, in bytes."""
     context_tokens: _builtins.int

@@ -1,0 +1,203 @@
+"""The `headrace` command: what a person runs.
+
+Each subcommand's work is in `services.console.commands`, imported when it is asked for: a command that needs
+no gRPC does not wait for it.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from services.console.mesh.parts import POLICY_DIR
+from services.console.mesh.plan import BASE_PORT, Options
+from services.console.problem import Problem
+
+STATE_DIR = Path(".headrace")
+
+app = typer.Typer(
+    help="Headrace: an LLM inference mesh.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+policy_app = typer.Typer(help="The rules and models of a mesh.", no_args_is_help=True)
+keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(policy_app, name="policy")
+app.add_typer(keys_app, name="keys")
+
+StateDir = Annotated[
+    Path, typer.Option("--state-dir", envvar="HEADRACE_STATE_DIR", help="Where the mesh keeps its state.")
+]
+
+
+@app.command()
+def up(
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return when it is healthy, leave it running.")
+    ] = False,
+    executors: Annotated[int, typer.Option(help="Executor processes.")] = 1,
+    engine: Annotated[str, typer.Option(help="openvino, or simulated.")] = "openvino",
+    envoy: Annotated[bool, typer.Option(help="With Envoy in front.")] = True,
+    port: Annotated[int, typer.Option(help="The clients' port; all others follow from it.")] = BASE_PORT,
+    etcd_port: Annotated[int | None, typer.Option(help="etcd's port, where it is not to follow.")] = None,
+    policy: Annotated[Path, typer.Option(help="The folder of tenants, tiers, routes and models.")] = POLICY_DIR,
+    admissions: Annotated[int, typer.Option(help="Admission processes.")] = 1,
+    routers: Annotated[int, typer.Option(help="Router processes.")] = 1,
+    batchers: Annotated[int, typer.Option(help="Batcher processes.")] = 1,
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Start a mesh on this machine, and stay until Ctrl-C."""
+    from services.console.commands.up import up as run
+
+    options = Options(
+        state_dir=state_dir.absolute(),
+        policy_dir=policy.absolute(),
+        cache_dir=Path(os.environ.get("HEADRACE_CACHE_DIR") or "~/.cache/headrace").expanduser().absolute(),
+        engine=engine,
+        admissions=admissions,
+        routers=routers,
+        batchers=batchers,
+        executors=executors,
+        envoy=envoy,
+        port=port,
+        etcd_port=etcd_port,
+    )
+    run(options, detach, "" if state_dir == STATE_DIR else f" --state-dir {state_dir}", Console(highlight=False))
+
+
+@app.command()
+def down(
+    state_dir: StateDir = STATE_DIR,
+    patience: Annotated[float, typer.Option(help="Seconds until what has not ended is killed.")] = 60.0,
+) -> None:
+    """Stop the mesh."""
+    from services.console.commands.down import down as run
+
+    run(state_dir.absolute(), patience, Console(highlight=False))
+
+
+@app.command()
+def status(
+    state_dir: StateDir = STATE_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show every component, asked how it is. Exits with 0 when all are well."""
+    from services.console.commands.running import running
+    from services.console.commands.status import status as run
+
+    if not run(running(state_dir.absolute()), as_json, Console(highlight=False)):
+        raise typer.Exit(1)
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to say to the model; - reads stdin.")],
+    model: Annotated[str | None, typer.Option(help="A model or alias; by default the one that is ready.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="At most this many.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes a sampled answer repeatable.")] = None,
+    system: Annotated[str, typer.Option(help="Instructions to the model.")] = "",
+    raw: Annotated[bool, typer.Option("--raw", help="The prompt as it is, without a chat around it.")] = False,
+    tier: Annotated[str | None, typer.Option(help="interactive or async.")] = None,
+    json_schema: Annotated[Path | None, typer.Option(help="A file; the answer is JSON that fits it.")] = None,
+    session: Annotated[bool, typer.Option("--session", help="Over the Session stream.")] = False,
+    request_id: Annotated[str | None, typer.Option(help="Names the request in traces and logs.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for the whole answer.")] = None,
+    target: Annotated[str | None, typer.Option(help="host:port of another mesh.")] = None,
+    key: Annotated[str | None, typer.Option(envvar="HEADRACE_API_KEY", help="By default the development key.")] = None,
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Ask a model, and read the answer as it is made."""
+    from libs.client import GenerateOptions
+    from services.console.commands.generate import Question
+    from services.console.commands.generate import generate as run
+    from services.console.commands.running import running
+
+    if target is None:
+        snapshot = running(state_dir.absolute())
+        target, key = snapshot.target, key or snapshot.key
+    if key is None:
+        raise Problem("an API key is needed", advice="`--key`, or HEADRACE_API_KEY in the environment")
+    if tier not in (None, "interactive", "async"):
+        raise Problem(f"--tier {tier}: it is interactive or async")
+    options = GenerateOptions(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        seed=seed,
+        json_schema=_read(json_schema) if json_schema else None,
+        tier="interactive" if tier == "interactive" else "async" if tier == "async" else None,
+        timeout=timeout,
+        request_id=request_id,
+    )
+    text = sys.stdin.read() if prompt == "-" else prompt
+    run(target, key, Question(text, system, raw, model, options, session), Console(stderr=True, highlight=False))
+
+
+@app.command()
+def trace(request_id: str, state_dir: StateDir = STATE_DIR) -> None:
+    """Show where the time of a request went, hop by hop."""
+    from services.console.commands.trace import trace as run
+
+    run(state_dir.absolute(), request_id, Console(highlight=False))
+
+
+@app.command()
+def logs(
+    service: Annotated[str, typer.Argument(help="A component (router-1, etcd, supervisor) or a service (router).")],
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what comes.")] = False,
+    lines: Annotated[int, typer.Option("-n", help="How many of the last lines.", min=0)] = 50,
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Show what a component says."""
+    from services.console.commands.logs import logs as run
+
+    run(state_dir.absolute(), service, lines, follow, Console(highlight=False))
+
+
+@policy_app.command("apply")
+def policy_apply(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Tenants, tiers, routes and models, as YAML.")],
+    etcd: Annotated[str | None, typer.Option(help="host:port of each member, comma-separated.")] = None,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what the folder does not hold.")] = False,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for etcd.")] = 0.0,
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Put a policy into force: it is checked as a whole, then written to etcd."""
+    from services.console.commands.policy import apply
+    from services.console.commands.running import running
+
+    members = etcd or running(state_dir.absolute()).etcd
+    apply(folder, [member.strip() for member in members.split(",")], prune, wait, Console(highlight=False))
+
+
+@keys_app.command("new")
+def keys_new(tenant: Annotated[str, typer.Argument(help="Who it is for.")]) -> None:
+    """Make an API key: the key for the tenant, its hash for the policy."""
+    from services.console.commands.policy import new_key
+
+    new_key(tenant, Console(highlight=False))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise Problem(f"{path} cannot be read", [str(error)]) from error
+
+
+def main() -> None:
+    """Entry point."""
+    # gRPC's own remarks would tear a live table; its errors reach us as exceptions.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        app()
+    except Problem as problem:
+        problem.show(Console(stderr=True, highlight=False))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

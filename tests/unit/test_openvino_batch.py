@@ -1,0 +1,159 @@
+"""The child's bookkeeping, without an engine: the test plays the engine."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from libs.tokens.blocks import chain, salt
+from services.executor.openvino.batch import Batch, link
+from services.executor.openvino.wire import Stepped, Submit
+
+BLOCK = 4
+
+
+def work(work_id: int, prompt: list[int], **changes: object) -> Submit:
+    fields: dict[str, object] = {
+        "work_id": work_id, "prompt": prompt, "resumed": [], "max_tokens": 20, "deadline": 1e12, "temperature": 0.0,
+        "top_p": 1.0, "top_k": 0, "seed": 0, "repetition_penalty": 1.0, "presence_penalty": 0.0,
+        "frequency_penalty": 0.0, "ignore_end": False, "log_probs": False, "grammar_form": "", "grammar_text": "",
+        "hashes": None, **changes,
+    }  # fmt: skip
+    return Submit(**fields)  # type: ignore[arg-type]
+
+
+def batch(slots: int = 2, blocks: int = 16) -> Batch:
+    return Batch("m", slots, blocks, BLOCK)
+
+
+def report(batch: Batch) -> Stepped:
+    out = batch.report()
+    assert out is not None
+    batch.blocks.check_integrity()
+    return out
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=40))
+def test_links_are_those_of_the_chain(tokens: list[int]) -> None:
+    hashes = chain(tokens, BLOCK, b"salt")
+    for index in range(1, len(hashes)):
+        assert link(hashes[index - 1], tokens[index * BLOCK : (index + 1) * BLOCK]) == hashes[index]
+
+
+def test_admits_in_order_up_to_the_slots() -> None:
+    subject = batch(slots=2)
+    for n in (1, 2, 3):
+        subject.submit(work(n, [n] * 5))
+    assert [run.work.work_id for run in subject.admit()] == [1, 2]
+    out = report(subject)
+    assert out.started == [(1, 0), (2, 0)]
+    assert out.stats == (2, 1, 4, 0)
+    assert subject.report() is None, "nothing is new"
+
+
+def test_a_work_without_blocks_waits_and_holds_up_the_rest() -> None:
+    subject = batch(slots=4, blocks=4)
+    for n, length in ((1, 12), (2, 8), (3, 4)):
+        subject.submit(work(n, list(range(length))))
+    assert [run.work.work_id for run in subject.admit()] == [1]
+    subject.end(subject.running[1], "stop")
+    assert [run.work.work_id for run in subject.admit()] == [2, 3]
+
+
+def test_blocks_follow_the_tokens() -> None:
+    subject = batch()
+    subject.submit(work(1, [1, 2, 3, 4, 5]))
+    [run] = subject.admit()
+    for token in range(6, 14):
+        subject.advance(run, [token], [])
+    out = report(subject)
+    assert (out.work_ids, out.offsets, out.counts) == ([1] * 8, list(range(8)), [1] * 8)
+    assert out.stats == (1, 0, 3, 0)
+    assert out.events == [("stored", chain(list(range(1, 13)), BLOCK, salt("m")))]
+    subject.end(run, "stop")
+    assert report(subject).stats == (0, 0, 0, 3)
+    subject.submit(work(2, list(range(1, 14))))
+    subject.admit()
+    assert report(subject).started == [(2, 12)]
+
+
+def test_hashes_without_a_first_one_are_not_continued() -> None:
+    subject = batch()
+    subject.submit(work(1, [1, 2], hashes=[]))
+    [run] = subject.admit()
+    subject.advance(run, list(range(10)), [])
+    assert report(subject).events == []
+
+
+def test_a_resumed_work_goes_on_behind_its_tokens() -> None:
+    subject = batch()
+    subject.submit(work(1, [1, 2], resumed=[3, 4]))
+    [run] = subject.admit()
+    assert (run.tokens, run.remaining) == ([1, 2, 3, 4], 18)
+    subject.advance(run, [5], [])
+    subject.end(run, "length")
+    out = report(subject)
+    assert (out.offsets, out.token_ids, out.ended[0].output_tokens) == ([2], [5], 3)
+
+
+def test_a_grammar_repeats_the_answer_first() -> None:
+    subject = batch()
+    subject.submit(work(1, [1, 2], resumed=[3, 4, 5], grammar_form="regex", log_probs=True))
+    [run] = subject.admit()
+    assert (run.tokens, run.remaining, run.behind) == ([1, 2], 20, True)
+    assert subject.advance(run, [3, 4], [-1.0, -2.0])
+    assert report(subject).token_ids == []
+    assert subject.advance(run, [5, 6], [-3.0, -4.0])
+    assert not run.behind
+    out = report(subject)
+    assert (out.offsets, out.token_ids, out.log_probs) == ([3], [6], [-4.0])
+    subject.submit(work(2, [1, 2], resumed=[3, 4], grammar_form="regex"))
+    [other] = subject.admit()
+    assert not subject.advance(other, [3, 9], []), "it came out different"
+
+
+def test_a_fault_sends_everyone_back_and_finds_the_culprit() -> None:
+    subject = batch(slots=4)
+    for n in (1, 2, 3):
+        subject.submit(work(n, [n] * 5))
+    first, second, third = subject.admit()
+    subject.advance(second, [7, 8], [])
+    report(subject)
+    subject.recover()
+    out = report(subject)
+    assert out.ended == []
+    assert out.events[-1][0] == "cleared"
+    assert out.stats == (0, 3, 0, 0)
+    assert [run.work.work_id for run in subject.admit()] == [2], "who has answered goes first, one at a time"
+    assert subject.admit() == []
+    subject.advance(second, [9], [])
+    assert subject.admit() == [first]
+    subject.recover()
+    out = report(subject)
+    assert [(ended.work_id, ended.how) for ended in out.ended] == [(1, "INTERNAL")]
+    assert (out.token_ids, out.offsets) == ([9], [2])
+    subject.admit()
+    subject.advance(second, [10], [])
+    assert subject.admit() == [third]
+    assert (second.answer, subject.faults) == ([7, 8, 9, 10], 2)
+
+
+def test_deadlines_are_seen_wherever_the_work_is() -> None:
+    subject = batch(slots=1)
+    subject.submit(work(1, [1], deadline=10.0))
+    subject.submit(work(2, [1], deadline=5.0))
+    subject.submit(work(3, [1], deadline=20.0))
+    subject.admit()
+    assert [run.work.work_id for run in subject.overdue(10.0)] == [1, 2]
+
+
+def test_more_tokens_than_blocks_keeps_the_books_whole() -> None:
+    subject = batch(slots=2, blocks=4)
+    for n in (1, 2):
+        subject.submit(work(n, [n] * 8))
+    runs = subject.admit()
+    for token in range(12):
+        for run in runs:
+            assert subject.advance(run, [token], [])
+            subject.blocks.check_integrity()
+    for run in runs:
+        subject.end(run, "length")
+    assert report(subject).stats[2] == 0
