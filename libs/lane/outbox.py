@@ -14,8 +14,8 @@ from libs.lane.work import NAN, Frame, Outcome
 
 FRAME_TOKENS = 200_000
 """Tokens in one message, at most: below 2 MB however large the token ids are."""
-OUTCOME_TOKENS = 100
-"""What an outcome counts as."""
+OUTCOME_TOKENS = 300
+"""What an outcome counts as: an error with many details has 3 kB."""
 
 
 class Outbox:

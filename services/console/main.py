@@ -12,6 +12,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from libs.settings import SettingsInvalid, parse
+from services.console.config import Settings
 from services.console.mesh.parts import POLICY_DIR
 from services.console.mesh.plan import BASE_PORT, Options
 from services.console.problem import Problem
@@ -50,10 +52,14 @@ def up(
     """Start a mesh on this machine, and stay until Ctrl-C."""
     from services.console.commands.up import up as run
 
+    try:
+        settings = parse(Settings, os.environ)
+    except SettingsInvalid as error:
+        raise Problem("the environment is not valid", str(error).splitlines()) from error
     options = Options(
         state_dir=state_dir.absolute(),
         policy_dir=policy.absolute(),
-        cache_dir=Path(os.environ.get("HEADRACE_CACHE_DIR") or "~/.cache/headrace").expanduser().absolute(),
+        cache_dir=settings.cache_dir.expanduser().absolute(),
         engine=engine,
         admissions=admissions,
         routers=routers,
@@ -62,6 +68,9 @@ def up(
         envoy=envoy,
         port=port,
         etcd_port=etcd_port,
+        otlp_endpoint=settings.otlp_endpoint,
+        trace_ratio=settings.trace_ratio,
+        drain_s=settings.drain_s,
     )
     run(options, detach, "" if state_dir == STATE_DIR else f" --state-dir {state_dir}", Console(highlight=False))
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-
 EXCERPT_WIDTH = 400
 """Characters of a log's line that are shown: some programs print their whole configuration into one."""
 

@@ -44,6 +44,7 @@ class Mesh:
         envoy: Whether Envoy is the door.
         env: Environment variables on top of the test's own.
         extra_policy: A folder whose files are laid over deploy/policy.
+        up: Whether to start it; if not, the test does, with `command("up", *mesh.arguments)`.
     """
 
     def __init__(
@@ -57,26 +58,28 @@ class Mesh:
         envoy: bool = True,
         env: Mapping[str, str] | None = None,
         extra_policy: Path | None = None,
+        up: bool = True,
     ) -> None:
         self._counts = {"executors": executors, "batchers": batchers, "routers": routers, "admissions": admissions}
         self._engine = engine
         self._envoy = envoy
         self._env = {**os.environ, **(env or {})}
-        self._extra_policy = extra_policy
+        self._up = up
         self._folder = Path(tempfile.mkdtemp(prefix="headrace-"))
         self.state_dir = self._folder / "state"
-        self.port = 0
+        shutil.copytree(parts.POLICY_DIR, self._folder / "policy")
+        if extra_policy is not None:
+            shutil.copytree(extra_policy, self._folder / "policy", dirs_exist_ok=True)
+        self.port = free_base(self._options())
 
     def __enter__(self) -> Self:
-        policy = self._folder / "policy"
-        shutil.copytree(parts.POLICY_DIR, policy)
-        if self._extra_policy is not None:
-            shutil.copytree(self._extra_policy, policy, dirs_exist_ok=True)
         for attempt in range(1, TRIES + 1):
-            self.port = free_base(self._options())
-            started = self.command("up", *self._arguments(policy), timeout_s=UP_TIMEOUT_S)
+            if not self._up:
+                return self
+            started = self.command("up", "--detach", *self.arguments, timeout_s=UP_TIMEOUT_S)
             if started.returncode == 0:
                 return self
+            self.port = free_base(self._options())
             if attempt == TRIES or "taken" not in started.stderr:  # another mesh was quicker
                 self._remove()
                 raise AssertionError(f"the mesh did not start:\n{started.stdout}{started.stderr}")
@@ -136,24 +139,33 @@ class Mesh:
             assert time.monotonic() < end, f"not healthy after {timeout_s:g} s: {snapshot}"
             time.sleep(0.05)
 
-    def command(self, *arguments: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
-        """Runs a subcommand of `headrace` on this mesh."""
-        return subprocess.run(
-            [sys.executable, "-m", "services.console.main", *arguments, "--state-dir", str(self.state_dir)],
-            cwd=parts.ROOT,
-            env=self._env,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
-
-    def _arguments(self, policy: Path) -> list[str]:
-        arguments = ["--detach", "--engine", self._engine, "--port", str(self.port), "--policy", str(policy)]
+    @property
+    def arguments(self) -> list[str]:
+        """What `headrace up` needs to know."""
+        arguments = ["--engine", self._engine, "--port", str(self.port), "--policy", str(self._folder / "policy")]
         arguments += ["--envoy" if self._envoy else "--no-envoy"]
         for name, count in self._counts.items():
             arguments += [f"--{name}", str(count)]
         return arguments
+
+    def command(self, *arguments: str, timeout_s: float = 30.0) -> subprocess.CompletedProcess[str]:
+        """Runs a subcommand of `headrace` on this mesh."""
+        with self.begin(*arguments) as running:
+            try:
+                out, err = running.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                running.terminate()
+                raise
+        return subprocess.CompletedProcess(running.args, running.returncode, out, err)
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """The same, without waiting for its end."""
+        words = [sys.executable, "-m", "services.console.main", *arguments]
+        if "--state-dir" not in arguments:
+            words += ["--state-dir", str(self.state_dir)]
+        return subprocess.Popen(
+            words, cwd=parts.ROOT, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def _options(self) -> Options:
         return Options(

@@ -44,7 +44,7 @@ def test_the_tree_in_the_docstring_is_the_tree() -> None:
     assert drawn == {kind.__name__: codes[kind.code] for kind in leaves()}
 
 
-@pytest.mark.parametrize("kind", leaves(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", list(leaves()), ids=lambda kind: kind.__name__)
 @given(
     message=st.text(st.characters(exclude_categories=["Cs"]), max_size=100),
     metadata=st.dictionaries(st.sampled_from(["stage", "model", "request_id"]), st.text("ab ü", max_size=50)),

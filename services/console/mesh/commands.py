@@ -35,11 +35,6 @@ def command(component: Component, plan: Plan, folder: StateFolder) -> Command:
     return Command(arguments, environment, folder.log(component.name), folder.path)
 
 
-def collector() -> str:
-    """The collector that the environment names for spans; empty when it names none."""
-    return os.environ.get("HEADRACE_OTLP_ENDPOINT") or os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or ""
-
-
 def _etcd(component: Component, folder: StateFolder) -> list[str]:
     client, peer = (f"http://{HOST}:{port}" for port in (component.port, component.port + 1))
     return [
@@ -66,16 +61,15 @@ def _envoy_config(component: Component, plan: Plan) -> str:
         admissions=[Endpoint(HOST, admission.port) for admission in plan.of("admission")],
         collector=where,
         collector_tls=tls,
-        trace_percent=100 * float(os.environ.get("HEADRACE_TRACE_RATIO", "1")),
+        trace_percent=100 * plan.options.trace_ratio,
     )
     return envoy.render(parts.ENVOY_TEMPLATE, door)
 
 
 def _spans_to(plan: Plan) -> tuple[Endpoint, bool]:
-    if not collector():
-        assert plan.sink_port is not None
+    if plan.sink_port is not None:
         return Endpoint(HOST, plan.sink_port), False
     from libs.telemetry.otlp_writer import parse_endpoint  # the SDK's exporter: half a second of imports
 
-    address, tls = parse_endpoint(collector())
+    address, tls = parse_endpoint(plan.options.otlp_endpoint)
     return Endpoint.parse(address), tls

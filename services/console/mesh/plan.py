@@ -67,6 +67,12 @@ class Options:
     """The clients' door; every other port follows from it."""
     etcd_port: int | None = None
     """etcd's port for clients, where it is not to follow; its peers' is the next one."""
+    otlp_endpoint: str = ""
+    """The collector of spans; empty: they go to the state folder."""
+    trace_ratio: float = 1.0
+    """Share of requests that are traced when the caller did not decide."""
+    drain_s: float = 10.0
+    """Seconds that running requests get when a service stops."""
 
 
 class OptionsInvalid(ValueError):
@@ -99,7 +105,7 @@ class Plan:
     etcd: str
     """host:port of etcd."""
     sink_port: int | None
-    """Where the supervisor takes Envoy's spans; None without Envoy."""
+    """Where the supervisor takes Envoy's spans; None without Envoy, and with a collector."""
 
     def of(self, service: Service) -> list[Component]:
         """The processes of one service."""
@@ -142,7 +148,7 @@ def draw(options: Options) -> Plan:
         components=tuple(parts),
         target=f"{HOST}:{options.port}",
         etcd=etcd,
-        sink_port=options.port + SINK_OFFSET if options.envoy else None,
+        sink_port=options.port + SINK_OFFSET if options.envoy and not options.otlp_endpoint else None,
     )
     _check_distinct(plan)
     return plan

@@ -17,7 +17,7 @@ from libs.tasks import Tasks
 from libs.telemetry.sink import OtlpSink
 from services.console import policy_store
 from services.console.mesh import catalogue
-from services.console.mesh.commands import collector, command
+from services.console.mesh.commands import command
 from services.console.mesh.folder import StateFolder
 from services.console.mesh.keeper import Keeper
 from services.console.mesh.plan import HOST, Plan, in_stop_order
@@ -112,7 +112,7 @@ class Supervisor:
             etcd=self._plan.etcd,
             state_dir=str(self._folder.path),
             key=self._key,
-            collector=collector(),
+            collector=self._plan.options.otlp_endpoint,
             components=tuple(keeper.snapshot() for keeper in self._keepers),
             models=tuple(self._model_states()),
             failure=str(self._failure),
@@ -159,7 +159,7 @@ class Supervisor:
             self._preparations[model.name] = ModelSnapshot(model.name, "waiting", "prepared")
 
     async def _start(self, stack: AsyncExitStack) -> None:
-        if self._plan.sink_port is not None and not collector():
+        if self._plan.sink_port is not None:
             sink = OtlpSink(f"{HOST}:{self._plan.sink_port}")
             sink.write_to(self._folder.traces_dir / "envoy.jsonl")
             await sink.start()
@@ -214,7 +214,7 @@ class Supervisor:
     async def _stop_all(self, hurry: asyncio.Event) -> None:
         self._become("stopping")
         log.info("stopping")
-        patience_s = PATIENCE_S + float(os.environ.get("HEADRACE_DRAIN_S", "10"))
+        patience_s = PATIENCE_S + self._plan.options.drain_s
         keepers = {keeper.component.name: keeper for keeper in self._keepers}
         killer = asyncio.create_task(self._kill_when(hurry), name="hurry")
         try:

@@ -1,0 +1,160 @@
+"""What travels on a lane, into messages and back."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.lane.v1 import lane_pb2
+from libs.errors import Overloaded
+from libs.lane.progress import Gap, Progress
+from libs.lane.wire import (
+    decision_from_proto,
+    decision_to_proto,
+    frame_from_proto,
+    frame_to_proto,
+    outcome_from_proto,
+    outcome_to_proto,
+    queue_from_proto,
+    queue_to_proto,
+    work_from_proto,
+    work_to_proto,
+)
+from libs.lane.work import Decision, FinishReason, Frame, Grammar, Outcome, QueueState, Sampling, Tier, Work
+from tests.unit.lanes import work
+
+ids = st.integers(0, 2**64 - 1)
+token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=20)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+singles = st.none() | st.floats(-10, 10, width=32)
+samplings = st.builds(
+    Sampling,
+    max_tokens=st.integers(1, 2**32 - 1),
+    temperature=singles,
+    top_p=singles,
+    top_k=st.none() | st.integers(0, 2**32 - 1),
+    seed=st.none() | ids,
+    repetition_penalty=singles,
+    presence_penalty=singles,
+    frequency_penalty=singles,
+    ignore_end=st.booleans(),
+)
+works = st.builds(
+    Work,
+    request_id=texts,
+    tenant=texts,
+    tier=st.sampled_from(Tier),
+    model=texts,
+    prompt=token_ids,
+    sampling=samplings,
+    deadline=st.integers(0, 4 * 10**15).map(lambda micros: micros / 1e6),
+    pool=texts,
+    resumed=token_ids,
+    block_hashes=st.lists(ids, max_size=5),
+    block_tokens=st.integers(0, 256),
+    grammar=st.none() | st.builds(Grammar, st.sampled_from(["json_schema", "regex", "ebnf"]), texts),
+    log_probs=st.booleans(),
+    traceparent=texts,
+)
+
+
+def through(message: lane_pb2.Work) -> lane_pb2.Work:
+    """Over the wire."""
+    return lane_pb2.Work.FromString(message.SerializeToString())
+
+
+@given(ids, works)
+def test_a_work_comes_back_the_same(work_id: int, one: Work) -> None:
+    message = through(work_to_proto(work_id, one))
+    assert message.work_id == work_id
+    assert work_from_proto(message) == one
+
+
+def test_zero_is_not_unset() -> None:
+    sampling = Sampling(5, temperature=0.0, top_k=0, seed=0)
+    assert work_from_proto(through(work_to_proto(1, work(sampling=sampling)))).sampling == sampling
+
+
+def test_a_deadline_does_not_drift_from_hop_to_hop() -> None:
+    first = one = work(deadline=1_700_000_000.1234567)
+    for _ in range(5):
+        one = work_from_proto(work_to_proto(1, one))
+    assert abs(one.deadline - first.deadline) < 1e-6
+
+
+@given(
+    st.lists(st.tuples(ids, st.integers(0, 2**32 - 1), token_ids, st.booleans()), max_size=8),
+)
+def test_a_frame_comes_back_the_same(entries: list[tuple[int, int, list[int], bool]]) -> None:
+    frame = Frame()
+    for work_id, offset, tokens, with_log_probs in entries:
+        frame.add(work_id, offset, tokens, [-0.5] * len(tokens) if with_log_probs else ())
+    assert not frame.log_probs or len(frame.log_probs) == len(frame.token_ids)
+    back = frame_from_proto(lane_pb2.Frame.FromString(frame_to_proto(frame).SerializeToString()))
+    assert repr(back) == repr(frame)  # NaN is not equal to itself
+
+
+def test_log_probs_are_padded_where_a_work_did_not_ask() -> None:
+    frame = Frame()
+    frame.add(1, 0, [10, 11])
+    frame.add(2, 0, [20], [-1.0])
+    frame.add(3, 0, [30])
+    assert repr(frame.log_probs) == "[nan, nan, -1.0, nan]"
+
+
+@given(
+    ids,
+    st.builds(
+        Outcome,
+        finish=st.sampled_from(FinishReason),
+        output_tokens=st.integers(0, 2**32 - 1),
+        cached_tokens=st.integers(0, 2**32 - 1),
+        queued_s=st.integers(0, 10**12).map(lambda micros: micros / 1e6),
+        executor=texts,
+    ),
+)
+def test_an_outcome_comes_back_the_same(work_id: int, outcome: Outcome) -> None:
+    message = outcome_to_proto(work_id, outcome)
+    assert message.work_id == work_id
+    assert outcome_from_proto(message) == outcome
+
+
+def test_a_failure_comes_back_with_its_error() -> None:
+    error = Overloaded("full", retry_after_s=1.5, metadata={"request_id": "r"})
+    back = outcome_from_proto(outcome_to_proto(1, Outcome(error=error, output_tokens=3)))
+    assert back.finish is None
+    assert isinstance(back.error, Overloaded)
+    assert (back.error.message, back.error.retry_after_s, back.output_tokens) == ("full", 1.5, 3)
+
+
+def test_an_outcome_is_one_of_two() -> None:
+    with pytest.raises(ValueError):
+        Outcome()
+    with pytest.raises(ValueError):
+        Outcome(FinishReason.STOP, Overloaded("x"))
+
+
+def test_decisions_and_queues_come_back_the_same() -> None:
+    decision = Decision("batcher", "wait", "all slots are taken")
+    assert decision_from_proto(decision_to_proto(decision)) == decision
+    queue = QueueState("batcher-0", "m", Tier.ASYNC, 1, 2, 3, 4)
+    assert queue_from_proto(queue_to_proto(queue)) == queue
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=30), st.data())
+def test_progress_puts_any_overlapping_entries_together(answer: list[int], data: st.DataObject) -> None:
+    begun = data.draw(st.integers(0, len(answer)))
+    progress = Progress(work(resumed=answer[:begun]))
+    for _ in range(data.draw(st.integers(0, 8))):
+        before = len(progress.tokens)
+        offset = data.draw(st.integers(0, before))
+        tokens = answer[offset : offset + data.draw(st.integers(0, 10))]
+        known = progress.advance(offset, tokens)
+        assert known == min(before - offset, len(tokens))
+    assert progress.tokens == answer[: len(progress.tokens)]
+    resumed = progress.resume()
+    assert resumed == replace(progress.work, resumed=tuple(progress.tokens))
+    with pytest.raises(Gap):
+        progress.advance(len(progress.tokens) + 1, [1])
+    assert progress.resume() == resumed

@@ -1,0 +1,157 @@
+"""What accumulates on its way down a lane."""
+
+import asyncio
+from math import isnan
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.lane.v1 import lane_pb2
+from libs.errors import RequestInvalid, Violation
+from libs.lane.outbox import FRAME_TOKENS, OUTCOME_TOKENS, Outbox
+from libs.lane.wire import frame_from_proto, outcome_from_proto
+from libs.lane.work import FinishReason, Frame, Outcome
+from libs.rpc.channels import MESSAGE_BYTES
+from tests.unit.lanes import Answers
+
+DONE = Outcome(FinishReason.LENGTH)
+
+
+def frame(*entries: tuple[int, int, list[int]], log_probs: bool = False) -> Frame:
+    made = Frame()
+    for work_id, offset, tokens in entries:
+        made.add(work_id, offset, tokens, [-1.0] * len(tokens) if log_probs else ())
+    return made
+
+
+async def drained(outbox: Outbox) -> list[lane_pb2.ExchangeResponse]:
+    """Everything that is there, and then the end."""
+    outbox.on_broken("that is all")
+    messages = []
+    while await outbox.wait():
+        messages.append(outbox.take())
+    return messages
+
+
+async def test_one_frame_leaves_as_it_is() -> None:
+    outbox = Outbox()
+    outbox.on_frame(frame((1, 0, [10]), (2, 5, [20, 21])))
+    (message,) = await drained(outbox)
+    assert frame_from_proto(message.frame) == frame((1, 0, [10]), (2, 5, [20, 21]))
+    assert not message.outcomes
+
+
+async def test_what_comes_while_a_write_is_in_flight_leaves_as_one() -> None:
+    outbox = Outbox()
+    outbox.on_frame(frame((1, 0, [10])))
+    assert await outbox.wait()
+    assert outbox.take().frame.token_ids == [10]
+    for step in range(1, 4):  # the write takes three steps
+        outbox.on_frame(frame((1, step, [10 + step]), (2, step - 1, [20 + step])))
+    outbox.on_outcome(1, DONE)
+    (message,) = await drained(outbox)
+    assert frame_from_proto(message.frame) == frame((1, 1, [11, 12, 13]), (2, 0, [21, 22, 23]))
+    assert [outcome.work_id for outcome in message.outcomes] == [1]
+
+
+async def test_a_frame_is_only_lent() -> None:
+    outbox, lent = Outbox(), frame((1, 0, [10]))
+    outbox.on_frame(lent)
+    lent.add(2, 0, [99])
+    outbox.on_frame(frame((1, 1, [11])))
+    assert lent == frame((1, 0, [10]), (2, 0, [99]))
+    (message,) = await drained(outbox)
+    assert message.frame.token_ids == [10, 11]
+
+
+async def test_an_empty_frame_wakes_nobody() -> None:
+    outbox = Outbox()
+    outbox.on_frame(Frame())
+    assert await drained(outbox) == []
+
+
+async def test_a_waiting_writer_is_woken() -> None:
+    outbox = Outbox()
+    waiting = asyncio.create_task(outbox.wait())
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    outbox.on_outcome(1, DONE)
+    assert await waiting
+
+
+async def test_a_break_is_told_behind_what_had_accumulated() -> None:
+    outbox = Outbox()
+    outbox.on_outcome(1, DONE)
+    outbox.on_broken("gone")
+    assert await outbox.wait()
+    outbox.take()
+    assert not await outbox.wait()
+    assert outbox.broken == "gone"
+
+
+async def test_works_that_ask_for_log_probs_share_frames_with_works_that_do_not() -> None:
+    outbox = Outbox()
+    outbox.on_frame(frame((1, 0, [10, 11])))
+    outbox.on_frame(frame((2, 0, [20]), log_probs=True))
+    outbox.on_frame(frame((1, 2, [12])))
+    (message,) = await drained(outbox)
+    by_token = dict(zip(message.frame.token_ids, message.frame.log_probs, strict=True))
+    assert by_token[20] == -1.0
+    assert all(isnan(by_token[token]) for token in (10, 11, 12))
+
+
+async def test_a_large_backlog_leaves_in_several_messages_each_below_the_limit() -> None:
+    outbox, count = Outbox(), FRAME_TOKENS // 1000
+    for step in range(3):
+        for work_id in range(count):
+            outbox.on_frame(frame((work_id, step * 1000, [2**32 - 1] * 1000), log_probs=True))
+    messages = await drained(outbox)
+    assert len(messages) == 3
+    assert all(message.ByteSize() < MESSAGE_BYTES for message in messages)
+
+
+async def test_many_failures_stay_below_the_limit() -> None:
+    outbox = Outbox()
+    error = RequestInvalid.of([Violation("chat.messages[0].role", "is required" * 10)] * 500)
+    for work_id in range(2 * FRAME_TOKENS // OUTCOME_TOKENS):
+        outbox.on_outcome(work_id, Outcome(error=error))
+    messages = await drained(outbox)
+    assert len(messages) == 2
+    assert all(message.ByteSize() < MESSAGE_BYTES for message in messages)
+
+
+class _Play:
+    """Random steps of a few works; the outbox is emptied now and then."""
+
+    def __init__(self) -> None:
+        self.made: dict[int, int] = {}
+        self.ended: set[int] = set()
+
+
+@given(st.lists(st.tuples(st.sampled_from("seet"), st.integers(0, 3), st.integers(1, 3), st.booleans()), max_size=40))
+def test_however_it_is_cut_into_messages_every_promise_holds(moves: list[tuple[str, int, int, bool]]) -> None:
+    outbox, play, answers = Outbox(), _Play(), Answers()
+
+    def take() -> None:
+        message = outbox.take()
+        answers.on_frame(frame_from_proto(message.frame))  # a receiver takes the frame first
+        for one in message.outcomes:
+            answers.on_outcome(one.work_id, outcome_from_proto(one))
+
+    for move, work_id, count, with_log_probs in moves:
+        if move == "t" and outbox._messages:
+            take()
+        elif work_id in play.ended:
+            continue
+        elif move == "e":
+            play.ended.add(work_id)
+            outbox.on_outcome(work_id, DONE)
+        else:
+            made = play.made.get(work_id, 0)
+            tokens = list(range(made, made + count))
+            outbox.on_frame(frame((work_id, made, tokens), log_probs=with_log_probs))
+            play.made[work_id] = made + count
+    while outbox._messages:
+        take()
+    assert {work_id: list(range(made)) for work_id, made in play.made.items()} == answers.tokens
+    assert set(answers.outcomes) == play.ended
