@@ -5,8 +5,8 @@ A service's `main.py` reads:
     async def run(settings: Settings) -> None:
         async with MeshProcess("router", settings.process, settings.etcd) as mesh:
             ...                                  # state, and the tasks that keep it
-            await mesh.listen([Service(...)])    # the port is open, health says NOT_SERVING
             await source.start()                 # what it needs to know before it can do its job
+            await mesh.listen([Service(...)])    # the port is open, health says NOT_SERVING
             await mesh.announce(...)             # the others may come
             await mesh.serve(...)                # until SIGTERM or SIGINT, then drains
 """
@@ -61,7 +61,10 @@ def main(service: str, settings: type[S], run: Callable[[S], Coroutine[Any, Any,
         for line in str(error).splitlines():
             print(f"headrace {service}: {line}", file=sys.stderr)
         sys.exit(2)
-    uvloop.run(run(parsed))
+    try:
+        uvloop.run(run(parsed))
+    except asyncio.CancelledError:
+        pass  # told to stop before it served; everything is closed
 
 
 class MeshProcess:
@@ -89,12 +92,14 @@ class MeshProcess:
         self._server: RpcServer | None = None
         self._announcement: Announcement | None = None
         self._signalled = asyncio.Event()
+        self._starting: asyncio.Task[Any] | None = None
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled.set)
+            loop.add_signal_handler(number, self._on_signal)
+        self._starting = asyncio.current_task()
         self._stack.callback(self.tracing.shutdown)
         self._stack.push_async_callback(self.registry.close)
         self._stack.push_async_callback(self.channels.close)
@@ -109,6 +114,12 @@ class MeshProcess:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._stack.aclose()
+
+    def _on_signal(self) -> None:
+        """Ends serving, or a start that may be waiting for etcd."""
+        self._signalled.set()
+        if self._starting is not None:
+            self._starting.cancel()
 
     def owns(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Calls `closer` when the process ends, before anything that was opened earlier is closed."""
@@ -166,6 +177,7 @@ class MeshProcess:
             in_flight: Works that are still to end; they get `drain_s` seconds.
         """
         assert self._server is not None
+        self._starting = None
         await self._server.set_serving(True)
         log.info("serving")
         await self._signalled.wait()

@@ -158,6 +158,9 @@ _BY_CODE: Mapping[int, type[HeadraceError]] = {
     8: Overloaded,
     9: SwitchedOff,
     12: NotSupported,
+    # The mesh gives a reason with each of its own INTERNALs: one without is a stream that was reset, as a proxy
+    # does when the process behind it dies.
+    13: StageUnavailable,
     14: StageUnavailable,
     16: CredentialsInvalid,
 }

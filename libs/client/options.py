@@ -61,8 +61,9 @@ class RetryPolicy:
     again; always within the request's timeout. Between tries passes a random time that doubles.
     """
 
-    attempts: int = 5
-    """Tries in a row that bring no new token, the first included. 1 never sends again."""
+    attempts: int = 8
+    """Tries in a row that bring no new token, the first included. 1 never sends again. With the default delays
+    they span about ten seconds: long enough for a process that is started again."""
     first_delay: float = 0.1
     """Seconds before the second try, more or less."""
     longest_delay: float = 5.0

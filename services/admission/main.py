@@ -53,21 +53,6 @@ async def run(settings: Settings) -> None:
 
         inference = InferenceServicer(front, source, mesh.tracing, observer)
         operations = OperationsServicer(front, source, mesh.registry, services, placements, mesh.channels.connect)
-        await mesh.listen(
-            [
-                Service(
-                    "headrace.inference.v1.InferenceService",
-                    inference_pb2_grpc.add_InferenceServiceServicer_to_server,
-                    inference,
-                ),
-                Service(
-                    "headrace.operations.v1.OperationsService",
-                    operations_pb2_grpc.add_OperationsServiceServicer_to_server,
-                    operations,
-                ),
-            ],
-            [telemetry(mesh.tracing, TRACED), errors, deadline(mesh.clock), identity(who)],
-        )
         mesh.owns(source.close)
         await source.start()
         mesh.owns(routers.close)
@@ -75,6 +60,22 @@ async def run(settings: Settings) -> None:
         async with services, placements:
             await tokenizers.loaded()
             mesh.every(TICK_S, forwarder.expire, "expire")
+            # Only now: a process that does not know its tenants yet would refuse them all.
+            await mesh.listen(
+                [
+                    Service(
+                        "headrace.inference.v1.InferenceService",
+                        inference_pb2_grpc.add_InferenceServiceServicer_to_server,
+                        inference,
+                    ),
+                    Service(
+                        "headrace.operations.v1.OperationsService",
+                        operations_pb2_grpc.add_OperationsServiceServicer_to_server,
+                        operations,
+                    ),
+                ],
+                [telemetry(mesh.tracing, TRACED), errors, deadline(mesh.clock), identity(who)],
+            )
             await mesh.announce_stage()
 
             def begin_drain() -> None:

@@ -21,12 +21,12 @@ async def run(settings: Settings) -> None:
             mesh.instance, memory, source.limits, mesh.tracing, Observer(mesh.metrics), mesh.clock, random.randrange
         )
 
-        await mesh.listen([lane_service(batcher)])
         mesh.owns(memory.close)
         await memory.start()
         mesh.owns(source.close)
         await source.start(batcher.set_executors)
         mesh.every(TICK_S, batcher.tick, "tick")
+        await mesh.listen([lane_service(batcher)])
         await mesh.announce_stage()
 
         def begin_drain() -> None:

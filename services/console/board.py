@@ -75,20 +75,20 @@ class UsageMeter:
 
 def render(snapshot: MeshSnapshot, usages: Mapping[str, Usage], spinner: Spinner | None = None) -> RenderableType:
     """The table; `spinner` turns in front of what is on its way."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bright_black")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bright_black")
     table.add_column("component", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("port", justify="right")
     table.add_column("pid", justify="right")
     table.add_column("cpu", justify="right")
     table.add_column("memory", justify="right", no_wrap=True)
-    table.add_column("restarts", justify="right")
-    table.add_column("", style="dim", no_wrap=True, overflow="ellipsis")
+    table.add_column("↻", justify="right")  # restarts
+    table.add_column("", style="dim", overflow="fold")
     for component in snapshot.components:
         table.add_row(*_component_row(component, usages.get(component.name), spinner))
     parts: list[RenderableType] = [_headline(snapshot, spinner), Text(), table]
     if snapshot.models:
-        models = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bright_black")
+        models = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bright_black")
         models.add_column("model", no_wrap=True, min_width=11)
         models.add_column("state", no_wrap=True)
         models.add_column("", style="dim", no_wrap=True, overflow="ellipsis")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from libs.settings import SettingsInvalid, parse
+from services.console import terminal
 from services.console.config import Settings
 from services.console.mesh.parts import POLICY_DIR
 from services.console.mesh.plan import BASE_PORT, Options
@@ -72,7 +72,7 @@ def up(
         trace_ratio=settings.trace_ratio,
         drain_s=settings.drain_s,
     )
-    run(options, detach, "" if state_dir == STATE_DIR else f" --state-dir {state_dir}", Console(highlight=False))
+    run(options, detach, "" if state_dir == STATE_DIR else f" --state-dir {state_dir}", terminal.out())
 
 
 @app.command()
@@ -83,7 +83,7 @@ def down(
     """Stop the mesh."""
     from services.console.commands.down import down as run
 
-    run(state_dir.absolute(), patience, Console(highlight=False))
+    run(state_dir.absolute(), patience, terminal.out())
 
 
 @app.command()
@@ -95,7 +95,7 @@ def status(
     from services.console.commands.running import running
     from services.console.commands.status import status as run
 
-    if not run(running(state_dir.absolute()), as_json, Console(highlight=False)):
+    if not run(running(state_dir.absolute()), as_json, terminal.out()):
         raise typer.Exit(1)
 
 
@@ -140,7 +140,7 @@ def generate(
         request_id=request_id,
     )
     text = sys.stdin.read() if prompt == "-" else prompt
-    run(target, key, Question(text, system, raw, model, options, session), Console(stderr=True, highlight=False))
+    run(target, key, Question(text, system, raw, model, options, session), terminal.err())
 
 
 @app.command()
@@ -148,7 +148,7 @@ def trace(request_id: str, state_dir: StateDir = STATE_DIR) -> None:
     """Show where the time of a request went, hop by hop."""
     from services.console.commands.trace import trace as run
 
-    run(state_dir.absolute(), request_id, Console(highlight=False))
+    run(state_dir.absolute(), request_id, terminal.out())
 
 
 @app.command()
@@ -161,7 +161,7 @@ def logs(
     """Show what a component says."""
     from services.console.commands.logs import logs as run
 
-    run(state_dir.absolute(), service, lines, follow, Console(highlight=False))
+    run(state_dir.absolute(), service, lines, follow, terminal.out())
 
 
 @policy_app.command("apply")
@@ -177,7 +177,7 @@ def policy_apply(
     from services.console.commands.running import running
 
     members = etcd or running(state_dir.absolute()).etcd
-    apply(folder, [member.strip() for member in members.split(",")], prune, wait, Console(highlight=False))
+    apply(folder, [member.strip() for member in members.split(",")], prune, wait, terminal.out())
 
 
 @keys_app.command("new")
@@ -185,7 +185,7 @@ def keys_new(tenant: Annotated[str, typer.Argument(help="Who it is for.")]) -> N
     """Make an API key: the key for the tenant, its hash for the policy."""
     from services.console.commands.policy import new_key
 
-    new_key(tenant, Console(highlight=False))
+    new_key(tenant, terminal.out())
 
 
 def _read(path: Path) -> str:
@@ -202,7 +202,7 @@ def main() -> None:
     try:
         app()
     except Problem as problem:
-        problem.show(Console(stderr=True, highlight=False))
+        problem.show(terminal.err())
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -21,13 +21,14 @@ async def run(settings: Settings) -> None:
         router = Router(forwarder, lambda: source.catalogue, mesh.tracing, observer, mesh.clock)
         batchers = Neighbours(mesh.registry, "batcher", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
 
-        await mesh.listen([lane_service(router)])
         mesh.owns(source.close)
         await source.start()
         mesh.owns(batchers.close)
         await batchers.start()
         mesh.every(TICK_S, forwarder.expire, "expire")
         mesh.every(1.0, lambda: observer.lanes(len(forwarder.ready_neighbours())), "count lanes")
+        # Only now: a router that has not read the catalogue would know no model.
+        await mesh.listen([lane_service(router)])
         await mesh.announce_stage()
 
         def begin_drain() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from grpc import aio
 
+from libs.client import GenerateOptions, HeadraceClient
 from tests.system.client import Answer, Client, ask, connect
 from tests.system.mesh import Mesh
 
@@ -65,27 +66,27 @@ async def test_a_killed_process_costs_no_running_request(mesh: Mesh, component: 
         assert back < BACK_S, f"new requests were answered only {back:.1f} s after {component} was killed"
 
 
+@pytest.mark.parametrize("multiplex", [False, True], ids=["generate", "session"])
 @pytest.mark.parametrize("component", ["admission-1", "envoy"])
-async def test_a_killed_door_is_back_within_seconds(mesh: Mesh, component: str) -> None:
-    """Streams through it break, with UNAVAILABLE; the SDK sends them again with the tokens it has."""
+async def test_a_killed_door_costs_users_of_the_sdk_no_token(mesh: Mesh, component: str, multiplex: bool) -> None:
+    """The streams break; the SDK sends the requests again with the tokens it has."""
     mesh.wait_healthy()
-    async with connect(mesh.target, mesh.key) as client:
-        expected = await undisturbed(client, 8)
-        answers = [Answer() for _ in range(8)]
-        tasks = [asyncio.create_task(client.generate(r, into=a)) for r, a in zip(requests(8), answers, strict=True)]
-        await begun(answers)
+    options = GenerateOptions(max_tokens=150, temperature=0, ignore_end=True, output="both")
+    prompts = [request.prompt for request in requests(8)]
+    async with HeadraceClient(mesh.target, api_key=mesh.key, multiplex=multiplex, timeout=60) as client:
+        expected = await asyncio.gather(*(client.complete(MODEL, prompt=p, options=options) for p in prompts))
+        answers = [client.generate(MODEL, prompt=prompt, options=options) for prompt in prompts]
+        readers = [asyncio.create_task(answer.complete()) for answer in answers]
+        await asyncio.sleep(0.6)
+        assert not any(reader.done() for reader in readers)
         killed = time.monotonic()
         mesh.kill(component)
-        for result in await asyncio.gather(*tasks, return_exceptions=True):
-            assert isinstance(result, aio.AioRpcError)
-            assert result.code().name == "UNAVAILABLE"
-        assert await answers_again(mesh, killed) < BACK_S
-    async with connect(mesh.target, mesh.key) as client:
-        for request, answer, whole in zip(requests(8), answers, expected, strict=True):
-            assert answer.token_ids == whole[: len(answer.token_ids)]
-            request.resumed_token_ids.extend(answer.token_ids)
-            rest = await client.generate(request)
-            assert answer.token_ids + rest.token_ids == whole
+        back = await answers_again(mesh, killed)
+        completions = await asyncio.gather(*readers)
+        assert all(answer.resent for answer in answers)
+        assert [c.token_ids for c in completions] == [c.token_ids for c in expected]
+        assert [c.text for c in completions] == [c.text for c in expected]
+        assert back < BACK_S, f"new requests were answered only {back:.1f} s after {component} was killed"
 
 
 async def test_requests_go_on_while_etcd_is_stopped(mesh: Mesh) -> None:

@@ -26,7 +26,9 @@ from tests.system.mesh import Mesh
 ROOT = Path(__file__).resolve().parents[2]
 CLIENT = Path(__file__).parent / "node"
 PROTOS = ("headrace/inference/v1/inference.proto", "google/rpc/status.proto", "google/rpc/error_details.proto")
-STUB_STYLE = "outputServices=grpc-js,env=node,esModuleInterop=true,importSuffix=.ts,stringEnums=true,enumsAsLiterals=true"
+STUB_STYLE = (
+    "outputServices=grpc-js,env=node,esModuleInterop=true,importSuffix=.ts,stringEnums=true,enumsAsLiterals=true"
+)
 """ts-proto's options: services for grpc-js, in TypeScript that Node runs by leaving the types out."""
 
 REQUESTS = [

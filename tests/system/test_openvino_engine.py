@@ -389,11 +389,11 @@ async def test_more_than_the_cache_holds_still_ends(engine: OpenVinoEngine, mode
     spec = replace(SPEC, blocks=16, slots=4)
     loaded = Loaded(await engine.load(spec, heard), heard, Tokenizer.load(model.tokenizer_path))
     works = [
-        loaded.submit(list(range(start, start + 60)), max_tokens=200, ignore_end=True)
+        loaded.submit(list(range(start, start + 60)), max_tokens=120, ignore_end=True)
         for start in (1000, 2000, 3000, 4000, 5000, 6000)
     ]
     outcomes = await heard.ended(*works)
-    assert [(outcome.finish, outcome.output_tokens) for outcome in outcomes] == [(FinishReason.LENGTH, 200)] * 6
+    assert [(outcome.finish, outcome.output_tokens) for outcome in outcomes] == [(FinishReason.LENGTH, 120)] * 6
     assert max(stats.blocks_used for stats in heard.stats) == 16
     assert heard.stats[-1].blocks_used == 0
     await loaded.runner.close()

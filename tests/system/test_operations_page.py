@@ -47,8 +47,11 @@ class Line:
     @property
     def pattern(self) -> re.Pattern[str]:
         """The promised output as an expression."""
-        lines = [squeezed(line) for line in self.output.splitlines()]
-        return re.compile("".join("(?:.*\n)*?" if line == "…" else f"{_any(line)}\n" for line in lines))
+        first, *others = _stretches(squeezed(self.output).splitlines())
+        # Each stretch between two "…" at its first place, for good (atomic): else a page that is wrong takes ages
+        # to be found so. Only the last one may have to look further: it has to end where the output ends.
+        found = [f"(?:.*\n)*?{stretch}" for stretch in others]
+        return re.compile(first + "".join(f"(?>{each})" for each in found[:-1]) + "".join(found[-1:]))
 
 
 def squeezed(text: str) -> str:
@@ -56,8 +59,15 @@ def squeezed(text: str) -> str:
     return "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in text.splitlines())
 
 
-def _any(line: str) -> str:
-    return ".*".join(re.escape(part) for part in line.split("…"))
+def _stretches(lines: list[str]) -> list[str]:
+    """Expressions for the lines in front of, between and behind lines of "…"."""
+    stretches = [""]
+    for line in lines:
+        if line == "…":
+            stretches.append("")
+        else:
+            stretches[-1] += ".*".join(re.escape(part) for part in line.split("…")) + "\n"
+    return stretches
 
 
 def blocks(page: str) -> Iterator[tuple[str, list[Line]]]:

@@ -16,7 +16,6 @@ POLL_S = 0.2
 PATIENCE_S = 3.0
 FRESH_S = 2.0
 """Spans reach their files within half a second; those of a trace this young may be on their way."""
-PLAIN_WIDTH = 160
 
 
 def trace(state_dir: Path, request_id: str, console: Console) -> None:
@@ -29,7 +28,7 @@ def trace(state_dir: Path, request_id: str, console: Console) -> None:
         if snapshot is not None and snapshot.collector:
             details = [f"this mesh sends its spans to {snapshot.collector}: look there"]
         raise Problem(f"no spans of {request_id} in {folder.traces_dir}", details)
-    console.print(render(spans, console.width if console.is_terminal else PLAIN_WIDTH))
+    console.print(render(spans, console.width))
 
 
 def _find(traces_dir: Path, request_id: str) -> Sequence[SpanRecord]:

@@ -136,5 +136,7 @@ class Keeper:
 
     def _become(self, state: State, detail: str = "") -> None:
         if (state, detail) != (self._state, self._detail):
+            if state != self._state:
+                log.info("component is " + state, component=self.component.name)
             self._state, self._detail = state, detail
             self._changed()

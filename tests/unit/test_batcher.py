@@ -1,0 +1,699 @@
+"""The batcher, driven by hand: a manual clock, executors and a KV-cache manager that do what the test says."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from libs.clock import ManualClock
+from libs.errors import Cancelled, DeadlinePassed, InternalError, NoExecutor, Overloaded, StageUnavailable
+from libs.lane.forwarder import DRAINING
+from libs.lane.work import FinishReason, Frame, Outcome, Tier, Work
+from libs.telemetry.metrics import Metrics
+from libs.telemetry.tracing import untraced
+from services.batcher.memory import Ask, Reply
+from services.batcher.observe import Observer
+from services.batcher.pool import ExecutorInfo, ModelCapacity
+from services.batcher.queue import AGE_S, Limits
+from services.batcher.stage import ATTEMPTS, SHUT_S, Batcher
+from tests.unit.lanes import Answers, HandStage, answer, work
+
+YES = Reply(True, 0, 100)
+NO = Reply(False, 0, 3)
+
+
+class HandMemory:
+    """A KV-cache manager: answers at once with `reply`, or, when that is "later", when the test says."""
+
+    def __init__(self, reply: "Reply | None | str" = YES) -> None:
+        self.reply = reply
+        self.asked: list[tuple[Ask, Callable[[Reply | None], None]]] = []
+        """Without an answer."""
+        self.reserved: dict[int, Ask] = {}
+        self.used: set[int] = set()
+
+    def ask(self, ask: Ask, done: Callable[[Reply | None], None]) -> None:
+        assert ask.reservation not in self.used, "a number of a reservation was used twice"
+        self.used.add(ask.reservation)
+        self.asked.append((ask, done))
+        if not isinstance(self.reply, str):
+            self.answer(self.reply)
+
+    def answer(self, reply: Reply | None = YES, index: int = 0) -> None:
+        ask, done = self.asked.pop(index)
+        if reply is not None and reply.reserved:
+            self.reserved[ask.reservation] = ask
+        done(reply)
+
+    def release(self, reservation: int) -> None:
+        self.reserved.pop(reservation, None)
+
+
+class Rig:
+    """A batcher, its executors, and the lane of a router."""
+
+    def __init__(
+        self, *executors: str, slots: int = 2, blocks: int = 100, reply: "Reply | None | str" = YES, **limits: int
+    ) -> None:
+        self.clock = ManualClock()
+        self.memory = HandMemory(reply)
+        self.capacity = {"m": ModelCapacity(slots, blocks, 4)}
+        self.answers = Answers()
+        self.batcher = Batcher(
+            "batcher-0", self.memory, lambda tier: Limits(**limits), untraced(),
+            Observer(Metrics("batcher", "batcher-0", "0")), self.clock, lambda n: 0,
+        )  # fmt: skip
+        self.stages: dict[str, HandStage] = {}
+        self.have(*executors)
+        self.lane = self.batcher.open(self.answers)
+        self.works: list[Work] = []
+
+    def have(self, *executors: str) -> None:
+        """The registry lists these executors now."""
+        self.stages = {name: self.stages.get(name) or HandStage() for name in executors}
+        self.batcher.set_executors({n: ExecutorInfo(stage, self.capacity) for n, stage in self.stages.items()})
+
+    def __getitem__(self, name: str) -> HandStage:
+        return self.stages[name]
+
+    def submit(self, count: int = 1, **changes: object) -> None:
+        for _ in range(count):
+            self.works.append(one := work(len(self.works), **changes))  # type: ignore[arg-type]
+            if one.resumed:
+                self.answers.tokens[len(self.works) - 1] = list(one.resumed)
+            self.lane.submit(len(self.works) - 1, self.works[-1])
+
+    def running(self, name: str) -> list[int]:
+        """Indices of the works that an executor has, in order."""
+        return [int(w.request_id.rpartition("-")[2]) for w in self[name].lane.works.values()]
+
+    def tick(self, seconds: float = 0.0) -> None:
+        self.clock.advance(seconds)
+        self.batcher.tick()
+
+    def run_all(self) -> None:
+        """Lets everything that can end, end."""
+        for _ in range(2 * len(self.works) + 2):
+            for stage in self.stages.values():
+                stage.lane.run()
+            self.tick(SHUT_S)
+
+    def at_rest(self) -> None:
+        """Nothing is held, nothing is reserved, all slots are free."""
+        assert self.batcher.in_flight == 0
+        assert not self.memory.reserved
+        for executor in self.batcher._executors.values():
+            assert not executor.works
+            assert not any(executor.running.values())
+            assert not any(executor.reserved.values())
+
+    def all_right(self) -> None:
+        """Every work ended well, with its whole answer, and nothing is left behind."""
+        assert self.answers.tokens == {index: answer(one) for index, one in enumerate(self.works)}
+        assert all(outcome.finish is FinishReason.LENGTH for outcome in self.answers.outcomes.values())
+        assert len(self.answers.outcomes) == len(self.works)
+        self.at_rest()
+
+
+def test_works_run_in_free_slots_and_the_others_wait() -> None:
+    rig = Rig("a", "b")
+    rig.submit(6)
+    assert sorted(rig.running("a") + rig.running("b")) == [0, 1, 2, 3]
+    rig.run_all()
+    rig.all_right()
+
+
+def test_a_slot_that_is_free_goes_to_the_head_of_the_queue() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(1)
+    rig.submit(1, tier=Tier.ASYNC)
+    rig.submit(1)
+    rig["a"].lane.run()
+    assert rig.running("a") == [2]
+    rig["a"].lane.run()
+    assert rig.running("a") == [1]
+    rig["a"].lane.run()
+    rig.all_right()
+
+
+def test_async_work_ages() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(1)
+    rig.submit(1, tier=Tier.ASYNC)
+    rig.clock.advance(1)
+    rig.submit(1)
+    rig.clock.advance(AGE_S)
+    rig["a"].lane.run()
+    assert rig.running("a") == [1]
+
+
+def test_blocks_bound_what_runs_too() -> None:
+    rig = Rig("a", slots=8, blocks=7)
+    rig.submit(3, prompt=4, tokens=8)  # 3 blocks each
+    assert rig.running("a") == [0, 1]
+    rig.run_all()
+    rig.all_right()
+
+
+def test_queued_time_is_all_the_time_in_the_queue() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(2)
+    rig.clock.advance(3)
+    rig["a"].lane.run()
+    rig.clock.advance(5)
+    rig["a"].lane.cut()
+    rig.clock.advance(2)
+    rig["a"].lane.mend()
+    rig.tick()
+    rig["a"].lane.run()
+    assert [rig.answers.outcomes[i].queued_s for i in (0, 1)] == [0.0, 5.0]
+
+
+@pytest.mark.parametrize("reply", [YES, None])
+def test_without_a_manager_it_goes_on_by_load_alone(reply: Reply | None) -> None:
+    rig = Rig("a", reply=reply)
+    rig.submit(5)
+    rig.run_all()
+    rig.all_right()
+
+
+def test_a_late_answer_starts_the_work_late() -> None:
+    rig = Rig("a", reply="later")
+    rig.submit(3)
+    assert rig.running("a") == []
+    assert len(rig.memory.asked) == 2, "the slots are taken while the manager is asked"
+    rig.memory.answer()
+    assert rig.running("a") == [0]
+    rig.memory.answer(None)
+    assert rig.running("a") == [0, 1]
+
+
+def test_a_refused_reservation_waits_and_goes_on() -> None:
+    rig = Rig("a", reply=NO)
+    rig.submit(3)
+    assert rig.running("a") == []
+    for _ in range(20):
+        rig.tick(SHUT_S / 10)
+    assert len(rig.memory.used) < 6, "it asks again and again"
+    rig.memory.reply = YES
+    rig.tick(SHUT_S)
+    assert rig.running("a") == [0, 1]
+    rig.run_all()
+    rig.all_right()
+
+
+def test_a_refused_reservation_tries_another_executor() -> None:
+    rig = Rig("a", "b", reply="later")
+    rig.submit(1)
+    rig.memory.answer(NO)
+    rig.tick()
+    (ask, _), = rig.memory.asked
+    assert ask.executor == "b"
+
+
+def test_refused_works_keep_their_order() -> None:
+    rig = Rig("a", slots=3, reply="later")
+    rig.submit(4)
+    for _ in range(3):
+        rig.memory.answer(NO)
+    rig.memory.reply = YES
+    rig.tick(SHUT_S)
+    assert rig.running("a") == [0, 1, 2]
+
+
+def test_the_answer_to_an_old_question_is_not_taken_for_the_new_one() -> None:
+    rig = Rig("a", slots=1, reply="later")
+    rig.submit(1)
+    rig["a"].lane.cut()
+    rig["a"].lane.mend()
+    rig.tick()
+    assert len(rig.memory.asked) == 2
+    rig.memory.answer(YES, 0)  # to the question before the break
+    assert rig.running("a") == []
+    assert not rig.memory.reserved
+    rig.memory.answer(YES, 0)
+    assert rig.running("a") == [0]
+    assert len(rig.memory.reserved) == 1
+    rig.run_all()
+    rig.all_right()
+
+
+def test_an_executor_that_goes_while_the_manager_is_asked_gets_nothing() -> None:
+    rig = Rig("a", reply="later")
+    rig.submit(1)
+    gone = rig["a"].lane
+    rig.have("b")
+    rig.memory.answer()
+    assert not gone.sent
+    assert gone.closed
+    rig.tick()
+    rig.memory.answer()
+    assert rig.running("b") == [0]
+    rig.run_all()
+    rig.all_right()
+
+
+def test_the_works_of_a_lost_executor_go_to_the_front_in_order() -> None:
+    rig = Rig("a", slots=3)
+    rig.submit(5)
+    rig["a"].lane.step(count=2)
+    lane = rig["a"].lane
+    lane.cut()
+    lane.mend()
+    rig.tick()
+    assert rig.running("a") == [0, 1, 2]
+    assert [len(w.resumed) for w in lane.works.values()] == [2, 2, 2]
+    rig.run_all()
+    rig.all_right()
+
+
+def test_a_whole_answer_without_its_outcome_needs_no_second_run() -> None:
+    rig = Rig("a")
+    rig.submit(1)
+    rig["a"].lane.step(count=8)
+    rig["a"].lane.cut()
+    rig.all_right()
+
+
+def test_an_executor_at_a_new_place_is_a_new_one_and_the_old_one_may_finish() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(2)
+    old = rig["a"].lane
+    del rig.stages["a"]
+    rig.have("a")
+    rig.have("a")
+    assert rig.running("a") == [1]
+    assert not old.closed
+    old.run()
+    assert old.closed
+    assert len(rig.batcher._executors) == 1
+    rig.run_all()
+    rig.all_right()
+
+
+def test_an_executor_that_lost_the_model_is_not_asked_in_a_loop() -> None:
+    rig = Rig("a")
+    rig.submit(2)
+    for _ in range(3 * ATTEMPTS):
+        for key in list(rig["a"].lane.works):
+            rig["a"].lane.end(key, Outcome(error=NoExecutor("not here")))
+        sent = len(rig["a"].lane.sent)
+        rig.tick(SHUT_S / 2)
+        assert len(rig["a"].lane.sent) == sent, "asked again at once"
+        rig.tick(SHUT_S)
+    assert not rig.answers.outcomes, "it never ran, so it is not to blame"
+    rig.run_all()
+    rig.all_right()
+
+
+def test_what_a_draining_executor_hands_back_goes_elsewhere_and_counts_for_nothing() -> None:
+    rig = Rig("a")
+    rig.submit(1)
+    for _ in range(2 * ATTEMPTS):
+        (key,) = rig["a"].lane.works
+        rig["a"].lane.end(key, Outcome(error=StageUnavailable("draining", metadata={DRAINING: "true"})))
+        rig.tick(2 * SHUT_S)
+    rig.have("a", "b")
+    (key,) = rig["a"].lane.works
+    rig["a"].lane.end(key, Outcome(error=StageUnavailable("draining", metadata={DRAINING: "true"})))
+    assert rig.running("b") == [0]
+
+
+@pytest.mark.parametrize("how", ["cut", "refuse"])
+def test_a_work_that_kills_engines_is_given_up(how: str) -> None:
+    rig = Rig("a")
+    rig.submit(1)
+    for _ in range(ATTEMPTS):
+        assert not rig.answers.outcomes
+        lane = rig["a"].lane
+        if how == "cut":
+            lane.cut()
+            lane.mend()
+        else:
+            lane.end(next(iter(lane.works)), Outcome(error=StageUnavailable("the engine died")))
+        rig.tick(2 * SHUT_S)
+    error = rig.answers.outcomes[0].error
+    assert isinstance(error, StageUnavailable)
+    assert len(rig["a"].lane.sent) == ATTEMPTS
+    rig.at_rest()
+
+
+def test_a_work_that_comes_on_is_not_given_up() -> None:
+    rig = Rig("a")
+    rig.submit(1, tokens=ATTEMPTS + 3)
+    for _ in range(ATTEMPTS + 2):
+        rig["a"].lane.step()
+        rig["a"].lane.cut()
+        rig["a"].lane.mend()
+        rig.tick()
+    rig.run_all()
+    rig.all_right()
+
+
+def test_a_bug_of_the_engine_passes() -> None:
+    rig = Rig("a")
+    rig.submit(1)
+    (key,) = rig["a"].lane.works
+    rig["a"].lane.end(key, Outcome(error=InternalError("a bug")))
+    assert isinstance(rig.answers.outcomes[0].error, InternalError)
+    rig.at_rest()
+
+
+def test_behind_a_gap_the_answer_ends_and_not_before_the_tokens_in_front_of_it() -> None:
+    rig = Rig("a")
+    rig.submit(1)
+    lane = rig["a"].lane
+    (key,) = lane.works
+    right, frame = answer(rig.works[0]), Frame()
+    frame.add(key, 0, right[:2])
+    frame.add(key, 5, right[5:6])
+    lane.sink.on_frame(frame)
+    assert rig.answers.tokens[0] == right[:2]
+    assert isinstance(rig.answers.outcomes[0].error, InternalError)
+    assert lane.cancels == [key]
+    lane.end(key, Outcome(error=Cancelled("as asked")))
+    rig.at_rest()
+
+
+def test_cancelled_in_the_queue() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(2)
+    rig.lane.cancel(1)
+    assert isinstance(rig.answers.outcomes[1].error, Cancelled)
+    rig.run_all()
+    rig.at_rest()
+    assert rig.answers.outcomes[0].finish is FinishReason.LENGTH
+
+
+def test_cancelled_while_the_manager_is_asked() -> None:
+    rig = Rig("a", slots=1, reply="later")
+    rig.submit(1)
+    rig.lane.cancel(0)
+    assert isinstance(rig.answers.outcomes[0].error, Cancelled)
+    rig.at_rest()
+    rig.memory.answer()
+    assert not rig.memory.reserved
+    assert not rig["a"].lane.sent
+
+
+def test_cancelled_while_it_runs() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(2)
+    (key,) = rig["a"].lane.works
+    rig.lane.cancel(0)
+    assert rig["a"].lane.cancels == [key]
+    assert not rig.answers.outcomes, "it ends where it runs, so that what it used is known"
+    assert rig.running("a") == [0], "its slot is not free yet"
+    rig["a"].lane.end(key, Outcome(error=Cancelled("as asked"), output_tokens=3))
+    assert rig.answers.outcomes[0].output_tokens == 3
+    assert rig.running("a") == [1]
+
+
+def test_cancelled_while_it_runs_on_an_executor_that_dies() -> None:
+    rig = Rig("a")
+    rig.submit(1)
+    rig.lane.cancel(0)
+    rig["a"].lane.cut()
+    rig["a"].lane.mend()
+    rig.tick(1)
+    assert isinstance(rig.answers.outcomes[0].error, Cancelled)
+    assert len(rig["a"].lane.sent) == 1
+    rig.at_rest()
+
+
+def test_the_end_of_a_lane_stops_all_that_is_on_it() -> None:
+    rig = Rig("a", slots=1, reply="later")
+    rig.submit(1)
+    rig.memory.answer()
+    rig.submit(1)
+    rig.have("a", "b")
+    assert len(rig.memory.asked) == 1  # one runs, one is asked for, one waits
+    rig.submit(1)
+    rig.lane.close()
+    assert rig.batcher.in_flight == 0
+    assert not rig.answers.outcomes, "nothing comes down a closed lane"
+    (key,) = rig["a"].lane.cancels
+    rig["a"].lane.end(key, Outcome(error=Cancelled("as asked")))
+    rig.at_rest()
+
+
+@pytest.mark.parametrize("place", ["queue", "asking", "executor"])
+def test_a_deadline_in_each_place(place: str) -> None:
+    rig = Rig("a", slots=1, reply="later" if place == "asking" else YES)
+    if place == "queue":
+        rig.submit(1)
+    rig.submit(1, deadline=rig.clock.now() + 5)
+    rig.tick(4.9)
+    assert not rig.answers.outcomes
+    rig.tick(0.1)
+    ((index, outcome),) = rig.answers.outcomes.items()
+    assert index == len(rig.works) - 1
+    assert isinstance(outcome.error, DeadlinePassed)
+    assert outcome.error.metadata["stage"] == ("queue" if place == "queue" else "executor")
+    if place == "executor":  # the slot is free when the executor says so
+        (key,) = rig["a"].lane.cancels
+        rig["a"].lane.end(key, Outcome(error=Cancelled("as asked")))
+    rig.run_all()
+    rig.at_rest()
+
+
+def test_a_full_queue_refuses() -> None:
+    rig = Rig("a", slots=1, works=2)
+    rig.submit(4)
+    error = rig.answers.outcomes[3].error
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s
+    rig.submit(1, resumed=[4000])  # what has begun is let in
+    assert 4 not in rig.answers.outcomes
+
+
+def test_what_no_executor_could_hold_is_refused() -> None:
+    rig = Rig("a", blocks=10)
+    rig.submit(1, prompt=4, tokens=37)
+    assert isinstance(rig.answers.outcomes[0].error, Overloaded)
+    rig["a"].lane.ready = False  # not because one is away or busy
+    rig.submit(1, prompt=4, tokens=36)
+    assert 1 not in rig.answers.outcomes
+
+
+def test_a_large_executor_that_is_away_is_waited_for() -> None:
+    rig = Rig("a", "b", blocks=10)
+    rig.batcher.set_executors({
+        "a": ExecutorInfo(rig["a"], rig.capacity), "b": ExecutorInfo(rig["b"], {"m": ModelCapacity(2, 100, 4)})
+    })  # fmt: skip
+    rig["b"].lane.ready = False
+    rig.submit(1, tokens=100)
+    assert not rig.answers.outcomes
+    rig["b"].lane.mend()
+    rig.tick()
+    assert rig.running("b") == [0]
+
+
+def test_a_work_that_nobody_can_hold_any_more_blocks_nobody() -> None:
+    rig = Rig("a", slots=1, blocks=100)
+    rig.submit(1)
+    rig.submit(1, tokens=300)
+    rig.submit(1)
+    rig.capacity = {"m": ModelCapacity(1, 10, 4)}
+    rig.have("a")
+    rig["a"].lane.run()
+    assert isinstance(rig.answers.outcomes[1].error, Overloaded)
+    assert rig.running("a") == [2]
+
+
+def test_a_draining_batcher_hands_new_works_back() -> None:
+    rig = Rig("a")
+    rig.submit(1)
+    rig.batcher.draining = True
+    rig.submit(1, resumed=[1000])
+    error = rig.answers.outcomes[1].error
+    assert isinstance(error, StageUnavailable)
+    assert DRAINING in error.metadata
+    assert rig.answers.outcomes[1].output_tokens == 1
+    rig["a"].lane.run()
+    assert rig.answers.outcomes[0].finish is FinishReason.LENGTH
+
+
+def test_resumed_works_come_in_in_front_and_in_order() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(2)
+    for index in (2, 3):
+        rig.submit(1, resumed=[1000 * index])
+    for expected in (0, 2, 3, 1):
+        assert rig.running("a") == [expected]
+        rig["a"].lane.run()
+
+
+def test_cached_tokens_are_of_the_prompt() -> None:
+    rig = Rig("a")
+    rig.submit(1, prompt=4)
+    (key,) = rig["a"].lane.works
+    rig["a"].lane.end(key, Outcome(FinishReason.STOP, cached_tokens=9))
+    assert rig.answers.outcomes[0].cached_tokens == 4
+
+
+def test_a_sink_may_submit_from_within_an_outcome() -> None:
+    """As a stage in the same process does."""
+    rig = Rig("a", slots=1)
+
+    class Eager(Answers):
+        def on_outcome(self, work_id: int, outcome: Outcome) -> None:
+            super().on_outcome(work_id, outcome)
+            if work_id < 100:
+                rig.lane.submit(work_id + 100, work(work_id + 100))
+
+    rig.lane = rig.batcher.open(eager := Eager())
+    rig["a"].lane.ready = False
+    rig.submit(2)
+    rig["a"].lane.ready = True  # and nobody has looked at the queue since
+    rig.lane.cancel(0)
+    rig.run_all()
+    assert set(eager.outcomes) == {0, 1, 100, 101}
+    rig.at_rest()
+
+
+def test_works_that_ended_are_not_remembered_until_their_deadline() -> None:
+    rig = Rig("a")
+    for _ in range(3000):
+        rig.submit(1, tokens=1)
+        rig["a"].lane.run()
+    rig.tick()
+    assert len(rig.batcher._deadlines) <= 1024
+    assert not rig.batcher._pools
+
+
+async def test_queues_and_explain_say_what_is() -> None:
+    rig = Rig("a", slots=1)
+    assert [d.choice for d in await rig.batcher.explain(work())] == ["no wait", "executor a", "run"]
+    rig.submit(2)
+    rig.submit(1, tier=Tier.ASYNC)
+    rig.clock.advance(2)
+    interactive, patient = await rig.batcher.queues()
+    assert (interactive.tier, interactive.waiting, interactive.running) == (Tier.INTERACTIVE, 1, 1)
+    assert (interactive.waiting_tokens, interactive.oldest_waiting_ms) == (4, 2000)
+    assert (patient.tier, patient.waiting, patient.running) == (Tier.ASYNC, 1, 0)
+    queue, choice = await rig.batcher.explain(work())
+    assert (queue.choice, choice.choice) == ("queue", "wait")
+    assert "2 works wait" in queue.reason
+
+
+NAMES = st.sampled_from(("a", "b"))
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Arrivals, steps, answers, cancels, refusals and losses in any order: each work ends once, with exact
+    tokens; slots and blocks are never exceeded; in the end nothing is left behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rig = Rig("a", "b", slots=2, blocks=9, reply="later")
+        self.cancelled: set[int] = set()
+
+    @rule(tokens=st.integers(1, 20), tier=st.sampled_from(Tier))
+    def arrive(self, tokens: int, tier: Tier) -> None:
+        self.rig.submit(1, tokens=tokens, tier=tier)
+
+    @precondition(lambda self: self.rig.memory.asked)
+    @rule(data=st.data(), reply=st.sampled_from([YES, YES, NO, None]))
+    def reply(self, data: st.DataObject, reply: Reply | None) -> None:
+        self.rig.memory.answer(reply, data.draw(st.integers(0, len(self.rig.memory.asked) - 1)))
+
+    @rule(name=NAMES, count=st.integers(1, 9))
+    def step(self, name: str, count: int) -> None:
+        if name in self.rig.stages and (lane := self.rig[name].lane).ready:
+            lane.step(count=count)
+            for key in [k for k, one in lane.works.items() if lane.made[k] == one.sampling.max_tokens]:
+                lane.end(key)
+
+    @rule(name=NAMES, error=st.sampled_from([NoExecutor("no"), StageUnavailable("died")]))
+    def refuse(self, name: str, error: NoExecutor | StageUnavailable) -> None:
+        if name in self.rig.stages:
+            for key in list(self.rig[name].lane.works)[:1]:
+                self.rig[name].lane.end(key, Outcome(error=error))
+
+    @rule(name=NAMES)
+    def obey(self, name: str) -> None:
+        """The executor stops what it was asked to stop."""
+        if name in self.rig.stages:
+            lane = self.rig[name].lane
+            for key in lane.cancels:
+                if key in lane.works:
+                    lane.end(key, Outcome(error=Cancelled("as asked"), output_tokens=lane.made[key]))
+
+    @rule(name=NAMES)
+    def cut(self, name: str) -> None:
+        if name in self.rig.stages and self.rig[name].lane.ready:
+            self.rig[name].lane.cut()
+
+    @rule(name=NAMES)
+    def mend(self, name: str) -> None:
+        if name in self.rig.stages and not self.rig[name].lane.ready:
+            self.rig[name].lane.mend()
+
+    @rule(names=st.sets(NAMES))
+    def have(self, names: set[str]) -> None:
+        for gone in self.rig.stages.keys() - names:
+            lane = self.rig[gone].lane
+            self.rig.have(*(name for name in self.rig.stages if name != gone))
+            if lane.ready and not lane.closed:
+                lane.cut()
+        self.rig.have(*sorted(names))
+
+    @precondition(lambda self: self.rig.works)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        index = data.draw(st.integers(0, len(self.rig.works) - 1))
+        self.cancelled.add(index)
+        self.rig.lane.cancel(index)
+
+    @rule(seconds=st.sampled_from([0.0, SHUT_S, AGE_S]))
+    def tick(self, seconds: float) -> None:
+        self.rig.tick(seconds)
+
+    @invariant()
+    def nothing_is_exceeded(self) -> None:
+        rig = self.rig
+        for executor in rig.batcher._executors.values():
+            assert executor.running.get("m", 0) == len(executor.works) <= 2
+            assert executor.reserved.get("m", 0) == sum(held.blocks for held in executor.works.values()) <= 9
+        asked = Counter(ask.executor for ask in rig.memory.reserved.values())
+        assert all(count <= 2 for name, count in asked.items() if name in rig.stages)
+        for pool in rig.batcher._pools.values():
+            pool.queue.check_integrity()
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        assert self.rig.batcher.in_flight + len(self.rig.answers.outcomes) == len(self.rig.works)
+
+    @invariant()
+    def tokens_are_right(self) -> None:
+        answers = self.rig.answers
+        for index, tokens in answers.tokens.items():
+            assert tokens == answer(self.rig.works[index])[: len(tokens)]
+        for index, outcome in answers.outcomes.items():
+            if outcome.finish is not None:
+                assert answers.tokens[index] == answer(self.rig.works[index])
+            elif isinstance(outcome.error, Cancelled):
+                assert index in self.cancelled
+            else:
+                assert isinstance(outcome.error, StageUnavailable), "given up"
+
+    def teardown(self) -> None:
+        rig = self.rig
+        rig.have("a", "b")
+        rig.memory.reply = YES
+        while rig.memory.asked:
+            rig.memory.answer()
+        for stage in rig.stages.values():
+            if not stage.lane.ready:
+                stage.lane.mend()
+        rig.run_all()
+        assert set(rig.answers.outcomes) == set(range(len(rig.works)))
+        rig.at_rest()
+
+
+AnyOrder.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+test_any_order = AnyOrder.TestCase
