@@ -6,6 +6,7 @@ HeadraceError
 │   ├── NotAllowed            PERMISSION_DENIED
 │   ├── RequestInvalid        INVALID_ARGUMENT, with every violation at once
 │   ├── ModelUnknown          NOT_FOUND
+│   ├── SwitchUnknown         NOT_FOUND
 │   ├── SwitchedOff           FAILED_PRECONDITION
 │   └── NotSupported          UNIMPLEMENTED
 ├── CapacityError             the same request may succeed later
@@ -104,6 +105,13 @@ class ModelUnknown(CallerError):
     reason = "MODEL_UNKNOWN"
 
 
+class SwitchUnknown(CallerError):
+    """The kill switch that is to be taken off is not on."""
+
+    code = 5
+    reason = "SWITCH_UNKNOWN"
+
+
 class SwitchedOff(CallerError):
     """A kill switch covers the request; `violations` names it."""
 
@@ -174,7 +182,7 @@ class InternalError(HeadraceError):
 BY_REASON: Mapping[str, type[HeadraceError]] = {
     error.reason: error
     for error in (
-        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchedOff, NotSupported, QuotaExceeded,
+        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, SwitchedOff, NotSupported, QuotaExceeded,
         Overloaded, NoExecutor, StageUnavailable, DeadlinePassed, Cancelled, InternalError,
     )
 }  # fmt: skip

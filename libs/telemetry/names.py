@@ -182,7 +182,12 @@ GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN = _histogram(
 )  # fmt: skip
 
 ADMISSION_REQUESTS = _counter(
-    "headrace_admission_requests_total", "Requests that ended, by result (OK, or the reason).", "door", "model", "tier", "result"
+    "headrace_admission_requests_total",
+    "Requests that ended, by result (OK, or the reason).",
+    "door",
+    "model",
+    "tier",
+    "result",
 )
 ADMISSION_RUNNING = _gauge("headrace_admission_running_requests", "Requests in flight.", "door")
 ADMISSION_TOKENS = _counter(
@@ -191,12 +196,16 @@ ADMISSION_TOKENS = _counter(
 ADMISSION_SESSIONS = _gauge("headrace_admission_open_sessions", "Session streams that are open.")
 ADMISSION_REFUSALS = _counter("headrace_admission_refusals_total", "Requests refused, by error reason.", "reason")
 
-ROUTER_WORKS = _counter("headrace_router_works_total", "Works that ended, by pool and result (OK, or the reason).", "pool", "result")
+ROUTER_WORKS = _counter(
+    "headrace_router_works_total", "Works that ended, by pool and result (OK, or the reason).", "pool", "result"
+)
 ROUTER_RUNNING = _gauge("headrace_router_running_works", "Works in flight.", "pool")
 ROUTER_RESUMES = _counter("headrace_router_resumes_total", "Works sent again after their lane broke.", "pool")
 ROUTER_LANES = _gauge("headrace_router_ready_lanes", "Lanes to batchers that carry works.")
 
-BATCHER_WORKS = _counter("headrace_batcher_works_total", "Works that ended, by result (OK, or the reason).", "pool", "tier", "result")
+BATCHER_WORKS = _counter(
+    "headrace_batcher_works_total", "Works that ended, by result (OK, or the reason).", "pool", "tier", "result"
+)
 BATCHER_WAITING = _gauge("headrace_batcher_waiting_works", "Works in the queue.", "pool", "tier")
 BATCHER_WAITING_TOKENS = _gauge("headrace_batcher_waiting_tokens", "Prompt tokens in the queue.", "pool", "tier")
 BATCHER_RUNNING = _gauge("headrace_batcher_running_works", "Works on an executor.", "pool")
@@ -209,7 +218,7 @@ BATCHER_WAIT = _histogram(
 )
 BATCHER_REQUEUES = _counter(
     "headrace_batcher_requeues_total",
-    "Works that went back to the queue, by cause: broken or preempted.",
+    "Works that went back to the queue, by cause: broken or refused.",
     "cause",
 )
 BATCHER_EXPIRED = _counter("headrace_batcher_expired_works_total", "Works answered because of their deadline.", "pool")
@@ -228,7 +237,9 @@ KVCACHE_DRIFT = _gauge(
     "headrace_kvcache_drift_ratio", "Share of predicted cached tokens that were not cached.", "executor"
 )
 
-EXECUTOR_WORKS = _counter("headrace_executor_works_total", "Works that ended, by result (OK, or the reason).", "model", "result")
+EXECUTOR_WORKS = _counter(
+    "headrace_executor_works_total", "Works that ended, by result (OK, or the reason).", "model", "result"
+)
 EXECUTOR_RUNNING = _gauge("headrace_executor_running_works", "Works in the batch.", "model")
 EXECUTOR_WAITING = _gauge("headrace_executor_waiting_works", "Works that wait for the batch.", "model")
 EXECUTOR_STEP = _histogram("headrace_executor_step_seconds", "Time per engine step.", "model", buckets=STEP_BUCKETS)

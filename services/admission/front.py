@@ -12,7 +12,7 @@ import structlog
 from libs.clock import Clock
 from libs.errors import HeadraceError, RequestInvalid, StageUnavailable, Violation
 from libs.lane.forwarder import Forwarder
-from libs.lane.work import Decision, FinishReason, Frame, Outcome
+from libs.lane.work import Decision, Frame, Outcome
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
 from libs.tokens.detokenize import Detokenizer

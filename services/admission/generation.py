@@ -62,8 +62,6 @@ class Generation:
         self.work = admitted.work
         self.started = started
         self.first_token: float | None = None
-        self.stop = ""
-        """The stop string that has appeared; then the answer is complete, and only its outcome is awaited."""
         self.tokens = len(self.work.resumed)
         """Tokens of the answer so far, resumed ones included."""
         self.stop = ""

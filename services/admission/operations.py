@@ -14,7 +14,7 @@ from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from headrace.operations.v1 import operations_pb2, operations_pb2_grpc
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-from libs.errors import HeadraceError, NotAllowed, RequestInvalid, StageUnavailable, Violation
+from libs.errors import NotAllowed, RequestInvalid, StageUnavailable, SwitchUnknown, Violation
 from libs.lane.client import ASK_TIMEOUT_S
 from libs.lane.wire import decision_to_proto
 from libs.registry import keys
@@ -32,13 +32,6 @@ log = structlog.get_logger()
 
 M = TypeVar("M", bound=Message)
 _KINDS: Mapping[int, str] = {policy_pb2.SWITCH_KIND_MODEL: "model", policy_pb2.SWITCH_KIND_TENANT: "tenant"}
-
-
-class SwitchUnknown(HeadraceError):
-    """The kill switch is not on."""
-
-    code = 5
-    reason = "SWITCH_UNKNOWN"
 
 
 class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
+
 from headrace.inference.v1 import inference_pb2 as pb
 from headrace.inference.v1 import inference_pb2_grpc
 from headrace.operations.v1 import operations_pb2_grpc

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Iterator
 import grpc
 import pytest
 from grpc import aio
+
 from headrace.inference.v1 import inference_pb2 as pb
 from headrace.operations.v1 import operations_pb2 as ops
 from headrace.policy.v1 import policy_pb2
-
 from tests.system.client import BOTH, Answer, Client, ask, connect, details, metric
 from tests.system.mesh import Mesh
 

@@ -1,13 +1,12 @@
 """The executor as a stage, over a runner that does what the test says."""
 
-from services.executor.engine import BlockEvent, Capacity, Exactness, Listener, RunnerStats, Step
-
 from libs.errors import Cancelled, NoExecutor, StageUnavailable
 from libs.lane.forwarder import DRAINING
 from libs.lane.work import FinishReason, Outcome, Tier, Work
 from libs.telemetry import names
 from libs.telemetry.span import SpanRecord
 from libs.telemetry.tracing import Tracing
+from services.executor.engine import BlockEvent, Capacity, Exactness, Listener, RunnerStats, Step
 from services.executor.host import Host, HostedModel
 from tests.unit.lanes import Answers, work
 

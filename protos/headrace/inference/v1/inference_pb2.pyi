@@ -160,6 +160,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """CANCELLED: the caller, or the session that carried the request, went away."""
     ERROR_REASON_NOT_SUPPORTED: _ErrorReason.ValueType  # 13
     """UNIMPLEMENTED: the pool's engine cannot do this (grammar, log-probs)."""
+    ERROR_REASON_SWITCH_UNKNOWN: _ErrorReason.ValueType  # 14
+    """NOT_FOUND: OperationsService was asked to take off a kill switch that is not on."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons in google.rpc.ErrorInfo.reason (the name of the value, in domain "headrace")."""
@@ -192,6 +194,8 @@ ERROR_REASON_CANCELLED: ErrorReason.ValueType  # 12
 """CANCELLED: the caller, or the session that carried the request, went away."""
 ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 13
 """UNIMPLEMENTED: the pool's engine cannot do this (grammar, log-probs)."""
+ERROR_REASON_SWITCH_UNKNOWN: ErrorReason.ValueType  # 14
+"""NOT_FOUND: OperationsService was asked to take off a kill switch that is not on."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

@@ -1,0 +1,76 @@
+"""Which processes and ports a mesh has."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from services.console.mesh.plan import Options, OptionsInvalid, draw, in_stop_order
+
+OPTIONS = Options(state_dir=Path("/s"), policy_dir=Path("/p"), cache_dir=Path("/c"))
+
+
+def test_the_default_mesh_has_the_documented_ports() -> None:
+    plan = draw(OPTIONS)
+    assert {part.name: part.port for part in plan.components} == {
+        "etcd": 8471, "kvcache-1": 8431, "placement-1": 8441, "executor-1": 8451, "batcher-1": 8421,
+        "router-1": 8411, "admission-1": 8401, "envoy": 8400,
+    }  # fmt: skip
+    assert (plan.target, plan.etcd, plan.sink_port) == ("127.0.0.1:8400", "127.0.0.1:8471", 8482)
+    assert plan.ports()[8481] == "envoy (admin)"
+    assert plan.ports()[8501] == "admission-1 (metrics)"
+    assert plan.ports()[8482] == "supervisor (spans from Envoy)"
+
+
+def test_every_process_gets_its_settings() -> None:
+    executor = draw(replace(OPTIONS, executors=2, engine="simulated")).of("executor")[1]
+    assert executor.settings == {
+        "HEADRACE_INSTANCE": "executor-2",
+        "HEADRACE_LISTEN": "127.0.0.1:8452",
+        "HEADRACE_METRICS_PORT": "8552",
+        "HEADRACE_STATE_DIR": "/s",
+        "HEADRACE_ETCD": "127.0.0.1:8471",
+        "HEADRACE_CACHE_DIR": "/c",
+        "HEADRACE_ENGINE": "simulated",
+    }
+
+
+def test_without_envoy_the_first_admission_is_the_door() -> None:
+    plan = draw(replace(OPTIONS, envoy=False, admissions=2, port=9000))
+    assert [part.port for part in plan.of("admission")] == [9000, 9002]
+    assert plan.target == "127.0.0.1:9000"
+    assert plan.sink_port is None
+    assert not plan.of("envoy")
+
+
+def test_a_collector_takes_the_place_of_the_sink() -> None:
+    assert draw(replace(OPTIONS, otlp_endpoint="localhost:4317")).sink_port is None
+
+
+@pytest.mark.parametrize("most", [True, False])
+def test_no_two_processes_want_one_port(most: bool) -> None:
+    options = replace(OPTIONS, executors=19, admissions=9, routers=9, batchers=9) if most else OPTIONS
+    plan = draw(options)
+    wanted = [port for part in plan.components for port in part.ports]
+    assert len(wanted) == len(set(wanted))
+
+
+def test_all_faults_come_at_once() -> None:
+    with pytest.raises(OptionsInvalid) as caught:
+        draw(replace(OPTIONS, engine="steam", executors=0, routers=10, port=80))
+    faults = {line.partition(":")[0] for line in str(caught.value).splitlines()}
+    assert faults == {"--engine steam", "--executors 0", "--routers 10", "--port 80"}
+
+
+def test_an_etcd_port_of_its_own_must_not_hit_another() -> None:
+    assert draw(replace(OPTIONS, etcd_port=2379)).etcd == "127.0.0.1:2379"
+    with pytest.raises(OptionsInvalid, match="port 8451 would be both etcd's and executor-1's"):
+        draw(replace(OPTIONS, etcd_port=8451))
+
+
+def test_stopping_goes_from_the_clients_inwards() -> None:
+    groups = in_stop_order(draw(replace(OPTIONS, executors=2)).components)
+    assert [[part.name for part in group] for group in groups] == [
+        ["envoy"], ["admission-1"], ["router-1"], ["batcher-1"], ["executor-1", "executor-2"], ["kvcache-1"],
+        ["placement-1"], ["etcd"],
+    ]  # fmt: skip
