@@ -182,8 +182,8 @@ class InternalError(HeadraceError):
 BY_REASON: Mapping[str, type[HeadraceError]] = {
     error.reason: error
     for error in (
-        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, SwitchedOff, NotSupported, QuotaExceeded,
-        Overloaded, NoExecutor, StageUnavailable, DeadlinePassed, Cancelled, InternalError,
+        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, SwitchedOff, NotSupported,
+        QuotaExceeded, Overloaded, NoExecutor, StageUnavailable, DeadlinePassed, Cancelled, InternalError,
     )
 }  # fmt: skip
 """The class of each reason, to rebuild an error that came over a lane."""

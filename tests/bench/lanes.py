@@ -165,7 +165,8 @@ def main() -> None:
                         style="dim",
                     )
     console.print(report(results))
-    machine = f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores, Python {platform.python_version()}"
+    cores = f"{platform.processor() or platform.machine()}, {psutil.cpu_count()} cores"
+    machine = f"{cores}, Python {platform.python_version()}"
     console.print(f"{machine}; tracing {arguments.trace_ratio:.0%}; {arguments.rounds} rounds of {arguments.seconds} s")
     if arguments.out:
         runs = [{**asdict(case), "runs": [asdict(run) for run in of_case]} for case, of_case in results.items()]

@@ -53,9 +53,9 @@ class Client:
                     answer.times.append(time.monotonic())
                 if response.HasField("finish"):
                     answer.finish = response.finish
-            if (await call.code()).value[0] != 0:
+            if (code := await call.code()).value[0] != 0:
                 raise aio.AioRpcError(
-                    await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+                    code, await call.initial_metadata(), await call.trailing_metadata(), await call.details()
                 )
         finally:
             call.cancel()

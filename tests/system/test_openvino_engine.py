@@ -75,7 +75,7 @@ class Recorder:
         self.broken.append(reason)
         self.changed.set()
 
-    async def until(self, condition: Callable[[], Any], timeout_s: float = 30.0) -> None:
+    async def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
         async with asyncio.timeout(timeout_s):
             while not condition():
                 self.changed.clear()
@@ -229,7 +229,7 @@ async def test_prefix_hits_are_reported_and_faster(loaded: Loaded) -> None:
         [outcome] = await heard.ended(work_id)
         cached.append((heard.started[work_id], outcome.cached_tokens))
     assert cached == [(0, 0), (992, 992)]
-    assert seconds[1] < seconds[0] / 3
+    assert seconds[1] < seconds[0] / 2
     stored = [block for event in heard.events if event.kind == "stored" for block in event.hashes]
     assert set(hashes) <= set(stored)
 
@@ -386,26 +386,26 @@ async def test_a_fault_of_the_engine_costs_nobody_a_token(engine: OpenVinoEngine
 
 async def test_more_than_the_cache_holds_still_ends(engine: OpenVinoEngine, model: PreparedModel) -> None:
     heard = Recorder()
-    spec = replace(SPEC, blocks=16, slots=4)
+    spec = replace(SPEC, blocks=8, slots=4)
     loaded = Loaded(await engine.load(spec, heard), heard, Tokenizer.load(model.tokenizer_path))
     works = [
-        loaded.submit(list(range(start, start + 60)), max_tokens=120, ignore_end=True)
-        for start in (1000, 2000, 3000, 4000, 5000, 6000)
+        loaded.submit(list(range(start, start + 40)), max_tokens=80, ignore_end=True) for start in (1000, 2000, 3000)
     ]
     outcomes = await heard.ended(*works)
-    assert [(outcome.finish, outcome.output_tokens) for outcome in outcomes] == [(FinishReason.LENGTH, 120)] * 6
-    assert max(stats.blocks_used for stats in heard.stats) == 16
+    assert [(outcome.finish, outcome.output_tokens) for outcome in outcomes] == [(FinishReason.LENGTH, 80)] * 3
+    assert max(stats.blocks_used for stats in heard.stats) == 8
     assert heard.stats[-1].blocks_used == 0
     await loaded.runner.close()
 
 
-async def test_an_openvino_directory_is_a_source(engine: OpenVinoEngine, model: PreparedModel) -> None:
+async def test_an_openvino_directory_is_a_source(model: PreparedModel, tmp_path: Path) -> None:
     heard = Recorder()
+    engine = OpenVinoEngine(tmp_path)
     runner = await engine.load(replace(SPEC, source=str(model.path)), heard)
     loaded = Loaded(runner, heard, Tokenizer.load(model.tokenizer_path))
     answer = await loaded.ask("What is the capital of France?")
     assert loaded.tokenizer.decode(answer) == FRANCE
-    await runner.close()
+    await engine.close()
 
 
 async def test_a_killed_child_breaks_the_runner(engine: OpenVinoEngine, model: PreparedModel) -> None:

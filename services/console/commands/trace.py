@@ -13,7 +13,7 @@ from services.console.problem import Problem
 from services.console.trace_view import render
 
 POLL_S = 0.2
-PATIENCE_S = 3.0
+PATIENCE_S = 1.5
 FRESH_S = 2.0
 """Spans reach their files within half a second; those of a trace this young may be on their way."""
 
