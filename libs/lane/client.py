@@ -131,6 +131,12 @@ class RemoteLane:
             return f"{await call.code()}: {await call.details()}"
         except aio.AioRpcError as error:
             return f"{error.code()}: {error.details()}"
+        except asyncio.CancelledError:
+            # grpc.aio says so, too, when the call was cancelled from this side: by the writer, or with its channel.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return "cancelled on this side"
         except Exception as error:  # a message that cannot be read: the lane breaks, it must not fall silent
             log.exception("lane reader failed", endpoint=self.endpoint)
             return f"the lane's reader failed: {type(error).__name__}"

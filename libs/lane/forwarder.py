@@ -13,7 +13,8 @@ import structlog
 
 from libs.clock import Clock
 from libs.errors import Cancelled, DeadlinePassed, HeadraceError, StageUnavailable
-from libs.lane.progress import Gap, Progress
+from libs.lane.passing import pass_on
+from libs.lane.progress import Progress
 from libs.lane.stage import Lane, Sink, Stage
 from libs.lane.work import Decision, FinishReason, Frame, Outcome, QueueState, Work
 
@@ -38,6 +39,9 @@ class Flight:
     """A work that has been taken and has no outcome yet."""
 
     __slots__ = ("attempts", "cancelled", "down_id", "lane", "neighbour", "progress", "sent_tokens", "up_id")
+
+    streaming = True
+    """Until it has its outcome, and then nobody knows it any more."""
 
     def __init__(self, lane: "ForwarderLane", down_id: int, work: Work) -> None:
         self.lane = lane
@@ -280,30 +284,8 @@ class _Neighbour:
             self._forwarder._neighbour_ready()
 
     def on_frame(self, frame: Frame) -> None:
-        """Once per frame: the entries sorted by the lane in front that they belong to."""
-        flights, tokens, log_probs = self.flights, frame.token_ids, frame.log_probs
-        passed: dict[ForwarderLane, Frame] = {}
-        gapped: dict[Flight, None] = {}
-        end = 0
-        for up_id, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
-            start, end = end, end + count
-            flight = flights.get(up_id)
-            if flight is None:
-                continue  # cancelled, or past its deadline
-            try:
-                known = flight.progress.advance(offset, tokens[start:end])
-            except Gap as gap:
-                log.error("gap on a lane", neighbour=self._name, gap=str(gap))
-                gapped[flight] = None
-                continue
-            if known < count:
-                lane = flight.lane
-                if (out := passed.get(lane)) is None:
-                    out = passed[lane] = Frame()
-                out.add(flight.down_id, offset + known, tokens[start + known : end], log_probs[start + known : end])
-        for lane, out in passed.items():
-            lane.sink.on_frame(out)
-        for flight in gapped:  # only now: what came before the gap has passed
+        for flight, gap in pass_on(frame, self.flights).items():
+            log.error("gap on a lane", neighbour=self._name, gap=str(gap))
             self._forwarder._abandon(flight)
             self._forwarder._resend(flight)
 

@@ -61,6 +61,11 @@ class Held:
         self.dispatch_span: Span | None = None
 
     @property
+    def streaming(self) -> bool:
+        """Whether its tokens are still wanted."""
+        return self.place is Place.RUNNING
+
+    @property
     def work(self) -> Work:
         """As it came."""
         return self.progress.work

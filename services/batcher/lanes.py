@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING
 
 from libs.errors import Cancelled
-from libs.lane.progress import Gap
+from libs.lane.passing import pass_on
 from libs.lane.stage import Sink
 from libs.lane.work import Frame, Outcome, Work
-from services.batcher.held import Held, Place
+from services.batcher.held import Held
 from services.batcher.pool import Executor
 
 if TYPE_CHECKING:
@@ -47,30 +47,8 @@ class ExecutorSink:
         """The next tick dispatches: no work waits longer than that for a lane that just came up."""
 
     def on_frame(self, frame: Frame) -> None:
-        """Once per frame: its entries sorted by the lane in front that they belong to."""
-        works, tokens, log_probs = self._executor.works, frame.token_ids, frame.log_probs
-        passed: dict[BatcherLane, Frame] = {}
-        gapped: dict[Held, Gap] = {}
-        end = 0
-        for key, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
-            start, end = end, end + count
-            held = works.get(key)
-            if held is None or held.place is not Place.RUNNING:
-                continue
-            try:
-                known = held.progress.advance(offset, tokens[start:end])
-            except Gap as gap:
-                gapped.setdefault(held, gap)
-                continue
-            if known < count:
-                lane = held.lane
-                if (out := passed.get(lane)) is None:
-                    out = passed[lane] = Frame()
-                out.add(held.down_id, offset + known, tokens[start + known : end], log_probs[start + known : end])
-        for lane, out in passed.items():
-            lane.sink.on_frame(out)
-        for broken, why in gapped.items():  # only now: what came before the gap has passed
-            self._batcher.broke_promise(broken, self._executor, why)
+        for held, gap in pass_on(frame, self._executor.works).items():
+            self._batcher.broke_promise(held, self._executor, gap)
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         self._batcher.returned(self._executor, work_id, outcome)

@@ -85,7 +85,7 @@ def render(snapshot: MeshSnapshot, usages: Mapping[str, Usage], spinner: Spinner
     table.add_column("↻", justify="right")  # restarts
     table.add_column("", style="dim", overflow="fold")
     for component in snapshot.components:
-        table.add_row(*_component_row(component, usages.get(component.name), spinner))
+        table.add_row(*_component_row(component, usages.get(component.name) if component.pid else None, spinner))
     parts: list[RenderableType] = [_headline(snapshot, spinner), Text(), table]
     if snapshot.models:
         models = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bright_black")

@@ -18,3 +18,7 @@ class Settings:
     """What its models may use together, KV caches included."""
     cache_dir: Path = Path("~/.cache/headrace").expanduser()
     """Prepared models."""
+    threads: int = 0
+    """CPU threads of the OpenVINO engine; 0 lets it choose."""
+    niceness: int = 0
+    """Added to the priority of the OpenVINO engine's process, so that it leaves the rest of a machine usable."""

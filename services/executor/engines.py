@@ -12,7 +12,7 @@ def make_engine(settings: Settings, clock: Clock) -> Engine:
         case "openvino":
             from services.executor.openvino.engine import OpenVinoEngine
 
-            return OpenVinoEngine(settings.cache_dir)
+            return OpenVinoEngine(settings.cache_dir, settings.threads, settings.niceness)
         case "simulated":
             from services.executor.simulated.engine import SimulatedEngine
 

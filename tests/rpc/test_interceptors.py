@@ -32,7 +32,10 @@ UNARY, STREAM = f"/{NAME}/Unary", f"/{NAME}/Stream"
 
 def service(unary: Handler, stream: Handler) -> Service:
     """A service of two methods, without generated code."""
-    codec = {"request_deserializer": empty_pb2.Empty.FromString, "response_serializer": empty_pb2.Empty.SerializeToString}
+    codec = {
+        "request_deserializer": empty_pb2.Empty.FromString,
+        "response_serializer": empty_pb2.Empty.SerializeToString,
+    }
 
     def add(_: Any, server: aio.Server) -> None:
         server.add_generic_rpc_handlers((

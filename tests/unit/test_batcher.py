@@ -210,7 +210,7 @@ def test_a_refused_reservation_tries_another_executor() -> None:
     rig.submit(1)
     rig.memory.answer(NO)
     rig.tick()
-    (ask, _), = rig.memory.asked
+    ((ask, _),) = rig.memory.asked
     assert ask.executor == "b"
 
 

@@ -99,7 +99,9 @@ def test_every_violation_is_in_the_message() -> None:
     assert error.message == "a: is wrong; b: too"
 
 
-@pytest.mark.parametrize(("code", "kind"), [(14, errors.StageUnavailable), (13, errors.InternalError), (2, errors.InternalError)])
+@pytest.mark.parametrize(
+    ("code", "kind"), [(14, errors.StageUnavailable), (13, errors.InternalError), (2, errors.InternalError)]
+)
 def test_what_is_not_ours_is_ours_to_explain(code: int, kind: type[HeadraceError]) -> None:
     assert type(from_failure(status_pb2.Status(code=code, message="foreign"))) is kind
 

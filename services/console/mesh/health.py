@@ -13,6 +13,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from libs.rpc.channels import CLIENT_OPTIONS
 
 TIMEOUT_S = 1.0
+AWAY = "nobody answers"
+# A start is noticed when it happens: channels of the mesh would look again only once a second.
+_OPTIONS = list({**dict(CLIENT_OPTIONS), "grpc.max_reconnect_backoff_ms": 200}.items())
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -25,14 +28,14 @@ async def check(channel: aio.Channel, timeout_s: float = TIMEOUT_S) -> str:
     except aio.AioRpcError as error:
         if error.code() is StatusCode.DEADLINE_EXCEEDED:
             return f"no answer within {timeout_s:g} s"
-        return "nobody answers" if error.code() is StatusCode.UNAVAILABLE else error.code().name
+        return AWAY if error.code() is StatusCode.UNAVAILABLE else error.code().name
     return "" if answer.status == _SERVING else "not serving yet"
 
 
 @asynccontextmanager
 async def channel(endpoint: str) -> AsyncIterator[aio.Channel]:
     """A channel to host:port."""
-    connection = aio.insecure_channel(endpoint, options=CLIENT_OPTIONS)
+    connection = aio.insecure_channel(endpoint, options=_OPTIONS)
     try:
         yield connection
     finally:

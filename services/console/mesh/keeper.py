@@ -130,7 +130,7 @@ class Keeper:
             self.was_healthy = True
             self._become("healthy")
         elif self._healthy_since is None:
-            self._become("starting", fault)
+            self._become("starting", "" if fault == health.AWAY else fault)
         else:
             self._become("unhealthy", fault)
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 import msgspec
 
-Phase = Literal["preparing", "starting", "healthy", "degraded", "stopping", "failed"]
+Phase = Literal["preparing", "starting", "healthy", "degraded", "stopping", "stopped", "failed"]
 State = Literal["waiting", "starting", "healthy", "unhealthy", "restarting", "stopping", "stopped", "failed"]
 
 

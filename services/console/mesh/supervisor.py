@@ -114,7 +114,7 @@ class Supervisor:
             key=self._key,
             collector=self._plan.options.otlp_endpoint,
             components=tuple(keeper.snapshot() for keeper in self._keepers),
-            models=tuple(self._model_states()),
+            models=() if self._phase == "stopped" else tuple(self._model_states()),
             failure=str(self._failure),
             failed_component=self._failure.component,
         )
@@ -232,7 +232,7 @@ class Supervisor:
     async def _end(self) -> None:
         """The last word: tasks end, and the snapshot goes, or says why the mesh did not start."""
         await self._tasks.close()
-        self._phase = "failed" if str(self._failure) else "stopping"
+        self._phase = "failed" if str(self._failure) else "stopped"
         self._show(self.snapshot())
         if str(self._failure):
             self._folder.write(self.snapshot())

@@ -1,0 +1,291 @@
+"""Lanes over real gRPC: what the client and the server side promise each other."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from grpc import StatusCode, aio
+from structlog.testing import capture_logs
+
+from headrace.inference.v1 import inference_pb2
+from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
+from libs.errors import Cancelled, Overloaded
+from libs.lane import client, server
+from libs.lane.client import RemoteStage
+from libs.lane.stage import LaneNotReady
+from libs.lane.wire import work_to_proto
+from libs.lane.work import FinishReason, Frame, Outcome, QueueState, Tier
+from libs.rpc.channels import Channels
+from libs.rpc.interceptors import errors
+from libs.rpc.server import RpcServer, Service
+from libs.tasks import Tasks
+from tests.rpc.chain import Served, served
+from tests.unit.lanes import Answers, HandLane, HandStage, answer, work
+
+
+class Log(Answers):
+    """A sink that notes when its lane is ready, and when it breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[str] = []
+
+    def on_ready(self) -> None:
+        self.events.append("ready")
+
+    def on_broken(self, reason: str) -> None:
+        self.events.append("broken")
+
+
+async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+class Pair:
+    """A stage behind a port, and a process in front of it."""
+
+    def __init__(self, stage: HandStage, served: Served, remote: RemoteStage, channel: aio.Channel) -> None:
+        self.stage, self.served, self.remote, self.channel = stage, served, remote, channel
+        self.stub: Any = lane_pb2_grpc.LaneServiceStub(channel)
+        self.sink = Log()
+
+    async def open(self) -> client.RemoteLane:
+        lane = self.remote.open(self.sink)
+        await until(lambda: lane.ready)
+        return lane
+
+    @property
+    def behind(self) -> HandLane:
+        return self.stage.lane
+
+
+@asynccontextmanager
+async def pair(stage: HandStage | None = None) -> AsyncIterator[Pair]:
+    stage, tasks, channels = stage or HandStage(), Tasks(), Channels()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(channels.close)
+        stack.push_async_callback(tasks.close)
+        behind = await served(stage)
+        stack.push_async_callback(behind.cut)
+        remote = RemoteStage(channels.connect, behind.endpoint, tasks)
+        yield Pair(stage, behind, remote, channels.connect(behind.endpoint))
+
+
+async def test_works_go_up_and_tokens_and_outcomes_come_down() -> None:
+    async with pair() as it:
+        lane = await it.open()
+        for index in range(20):
+            lane.submit(index, work(index, log_probs=True))
+        await until(lambda: len(it.behind.works) == 20)
+        assert it.behind.works[7] == replace(work(7, log_probs=True), resumed=[], block_hashes=[])
+        it.behind.run()
+        await until(lambda: len(it.sink.outcomes) == 20)
+        assert it.sink.tokens == {index: answer(work(index)) for index in range(20)}
+        assert it.sink.events == ["ready"]
+
+
+async def test_a_lane_mends_itself_when_its_server_is_back() -> None:
+    async with pair() as it:
+        lane = await it.open()
+        lane.submit(1, work(1))
+        await until(lambda: it.behind.works)
+        first = it.behind
+        await it.served.cut()
+        await until(lambda: it.sink.events == ["ready", "broken"])
+        assert first.closed, "the works of a stream end with it"
+        with pytest.raises(LaneNotReady):
+            lane.submit(2, work(2))
+        lane.cancel(1)  # ignored
+        await it.served.mend()
+        await until(lambda: it.sink.events == ["ready", "broken", "ready"])
+        lane.submit(1, work(1, resumed=answer(work(1))[:3]))
+        await until(lambda: it.behind is not first and it.behind.works)
+        assert list(it.behind.works[1].resumed) == answer(work(1))[:3]
+        assert not it.behind.cancels
+
+
+async def test_nobody_at_the_endpoint() -> None:
+    async with pair() as it:
+        await it.served.cut()
+        lane = it.remote.open(it.sink)
+        await asyncio.sleep(0.3)
+        with pytest.raises(LaneNotReady):
+            lane.submit(1, work(1))
+        assert it.sink.events == []
+        await it.served.mend()
+        await until(lambda: it.sink.events == ["ready"])
+
+
+async def test_a_lane_that_is_closed_cancels_its_works_and_says_nothing_more() -> None:
+    async with pair() as it:
+        lane = await it.open()
+        lane.submit(1, work(1))
+        await until(lambda: it.behind.works)
+        lane.close()
+        lane.close()
+        await until(lambda: it.behind.closed)
+        await asyncio.sleep(0.1)
+        assert it.sink.events == ["ready"]
+        assert not it.sink.outcomes
+
+
+async def test_a_cancel_has_its_outcome() -> None:
+    async with pair() as it:
+        lane = await it.open()
+        lane.submit(1, work(1))
+        lane.cancel(1)
+        lane.cancel(99)
+        await until(lambda: set(it.behind.cancels) == {1, 99})
+        it.behind.end(1, Outcome(error=Cancelled("as asked"), output_tokens=2))
+        await until(lambda: it.sink.outcomes)
+        assert isinstance(it.sink.outcomes[1].error, Cancelled)
+
+
+async def test_a_cancel_never_overtakes_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "REQUEST_TOKENS", 100)
+    seen: list[tuple[str, int]] = []
+
+    class Noting(HandStage):
+        def open(self, sink: Any) -> HandLane:
+            lane = super().open(sink)
+            take = lane.submit
+            lane.submit = lambda i, w: (seen.append(("work", i)), take(i, w))[1]  # type: ignore[method-assign,func-returns-value]
+            lane.cancel = lambda i: seen.append(("cancel", i))  # type: ignore[method-assign]
+            return lane
+
+    async with pair(Noting()) as it:
+        lane = await it.open()
+        for index in range(30):
+            lane.submit(index, work(index, prompt=60))
+            lane.cancel(index)
+        await until(lambda: len(seen) == 60)
+        assert all(seen.index(("work", index)) < seen.index(("cancel", index)) for index in range(30))
+
+
+async def test_too_many_works_on_one_lane_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_WORKS", 3)
+    async with pair() as it:
+        lane = await it.open()
+        for index in range(5):
+            lane.submit(index, work(index))
+        await until(lambda: len(it.sink.outcomes) == 2)
+        assert set(it.behind.works) == {0, 1, 2}
+        assert all(isinstance(outcome.error, Overloaded) for outcome in it.sink.outcomes.values())
+        it.behind.end(0)
+        await until(lambda: 0 in it.sink.outcomes)
+        lane.submit(9, work(9))
+        await until(lambda: 9 in it.behind.works)
+
+
+async def test_a_front_that_closes_its_half_ends_the_stream_well() -> None:
+    async with pair() as it:
+        call = it.stub.Exchange()
+        await call.write(lane_pb2.ExchangeRequest(works=[work_to_proto(1, work(1))]))
+        await until(lambda: it.stage.lanes and it.behind.works)
+        await call.done_writing()
+        assert await call.read() is aio.EOF
+        assert await call.code() is StatusCode.OK
+        assert it.behind.closed
+
+
+async def test_a_reader_that_stops_makes_frames_grow_and_disturbs_nobody() -> None:
+    steps = 12_000
+    async with pair() as it:
+        lane = await it.open()
+        stopped = it.stub.Exchange()
+        big = work(1, tokens=steps)
+        await stopped.write(lane_pb2.ExchangeRequest(works=[work_to_proto(1, big)]))
+        await until(lambda: len(it.stage.lanes) == 2 and it.behind.works)
+        slow = it.behind
+        for position in range(steps):
+            frame = Frame()
+            frame.add(1, position, [position])
+            slow.sink.on_frame(frame)
+            await asyncio.sleep(0)
+        lane.submit(2, work(2))
+        other = it.stage.lanes[0]
+        await until(lambda: other.works)
+        other.run()
+        await until(lambda: 2 in it.sink.outcomes)
+        slow.sink.on_outcome(1, Outcome(FinishReason.LENGTH))
+        tokens: list[int] = []
+        messages = 0
+        ended = False
+        while not ended:
+            response = await stopped.read()
+            messages += 1
+            assert list(response.frame.work_ids) in ([1], [])
+            tokens += response.frame.token_ids
+            ended = bool(response.outcomes)
+        stopped.cancel()
+        assert tokens == list(range(steps))
+        assert messages < steps / 2, f"{messages} messages ran ahead of a reader that had stopped"
+
+
+async def test_a_work_that_cannot_be_read_breaks_its_lane() -> None:
+    async with pair() as it:
+        call = it.stub.Exchange()
+        with capture_logs() as logs:
+            bad = work_to_proto(1, work(1))
+            bad.tier = inference_pb2.TIER_UNSPECIFIED
+            await call.write(lane_pb2.ExchangeRequest(works=[bad]))
+            async with asyncio.timeout(5):
+                with pytest.raises(aio.AioRpcError) as raised:
+                    await call.read()
+        assert raised.value.code() is StatusCode.UNAVAILABLE
+        assert [entry["event"] for entry in logs] == ["lane reader failed"]
+        assert it.behind.closed
+
+
+async def test_a_work_that_cannot_be_written_breaks_its_lane() -> None:
+    async with pair() as it:
+        lane = await it.open()
+        with capture_logs() as logs:
+            lane.submit(1, work(1, prompt=0, resumed=[], block_hashes=[-1]))
+            await until(lambda: it.sink.events[:2] == ["ready", "broken"])
+        assert "lane writer failed" in [entry["event"] for entry in logs]
+        await until(lambda: it.sink.events == ["ready", "broken", "ready"])
+
+
+async def test_an_outcome_that_cannot_be_read_breaks_its_lane() -> None:
+    class Strange(lane_pb2_grpc.LaneServiceServicer):
+        async def Exchange(self, _: object, context: Any) -> None:  # type: ignore[override]
+            await context.send_initial_metadata(())
+            await context.write(lane_pb2.ExchangeResponse(outcomes=[lane_pb2.Outcome(work_id=1)]))
+            await asyncio.sleep(60)
+
+    add = lane_pb2_grpc.add_LaneServiceServicer_to_server
+    rpc_server = RpcServer("127.0.0.1:0", [Service("headrace.lane.v1.LaneService", add, Strange())], [errors], None)
+    await rpc_server.start()
+    tasks, channels, sink = Tasks(), Channels(), Log()
+    try:
+        with capture_logs() as logs:
+            RemoteStage(channels.connect, f"127.0.0.1:{rpc_server.port}", tasks).open(sink)
+            await until(lambda: sink.events[:2] == ["ready", "broken"])
+        assert "lane reader failed" in [entry["event"] for entry in logs]
+    finally:
+        await tasks.close()
+        await channels.close()
+        await rpc_server.stop(0)
+
+
+async def test_questions_are_answered_over_the_wire() -> None:
+    class Full(HandStage):
+        async def queues(self) -> list[QueueState]:
+            return [QueueState("b", f"pool-{n:03}", Tier.ASYNC, n, 0, 0, 0) for n in reversed(range(250))]
+
+    async with pair(Full()) as it:
+        assert [d.reason for d in await it.remote.explain(work(5))] == ["request-5"]
+        assert [q.waiting for q in await it.remote.queues()] == list(range(250))
+        page = await it.stub.ListQueues(lane_pb2.ListQueuesRequest(page_size=200), timeout=5)
+        assert len(page.queues) == 200
+        rest = await it.stub.ListQueues(lane_pb2.ListQueuesRequest(page_token=page.next_page_token), timeout=5)
+        assert [queue.pool for queue in rest.queues][-1] == "pool-249"
+        with pytest.raises(aio.AioRpcError) as raised:
+            await it.stub.ListQueues(lane_pb2.ListQueuesRequest(page_size=-1, page_token="x"), timeout=5)
+        assert raised.value.code() is StatusCode.INVALID_ARGUMENT
