@@ -26,7 +26,7 @@ up: setup  ## the whole mesh with a real model, in the foreground; arguments in 
 down:  ## stops what `make up ARGS=--detach` started
 	@$(BIN)/headrace down
 
-test: setup  ## unit, rpc, sim and system tests; one suite: ARGS=tests/unit
+test: setup  ## unit, rpc and system tests; one suite: ARGS=tests/unit
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: setup  ## style, types, layers, protos

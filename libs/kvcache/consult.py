@@ -141,7 +141,7 @@ class Consultation:
             asked.timer.cancel()
             if answer.reserved:
                 question = asked.question
-                self._held[question.id] = Reservation(question.id, question.executor, question.blocks)
+                self._held[question.id] = Reservation(question.id, question.executor, question.pool, question.blocks)
             asked.done(answer_from_proto(answer))
 
     def on_down(self) -> None:

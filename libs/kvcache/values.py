@@ -91,4 +91,5 @@ class Reservation:
     id: int
     """The question's."""
     executor: str
+    pool: str
     blocks: int

@@ -52,12 +52,14 @@ def answer_from_proto(message: pb.Answer) -> Answer:
 
 def reservation_to_proto(reservation: Reservation) -> pb.Reservation:
     """Field for field."""
-    return pb.Reservation(id=reservation.id, executor=reservation.executor, blocks=reservation.blocks)
+    return pb.Reservation(
+        id=reservation.id, executor=reservation.executor, blocks=reservation.blocks, pool=reservation.pool
+    )
 
 
 def reservation_from_proto(message: pb.Reservation) -> Reservation:
     """Field for field."""
-    return Reservation(message.id, message.executor, message.blocks)
+    return Reservation(message.id, message.executor, message.pool, message.blocks)
 
 
 def event_to_proto(pool: str, event: BlockEvent) -> pb.BlockEvent:

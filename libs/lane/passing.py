@@ -64,7 +64,7 @@ def pass_on(frame: Frame, passages: Mapping[int, P]) -> Mapping[P, Gap]:
 def _pass_on_whole(frame: Frame, passages: Mapping[int, P]) -> bool:
     """Passes the frame on as it is, if it is a usual one; else does nothing."""
     found = [passages.get(work_id) for work_id in frame.work_ids]
-    if not found or found[0] is None:
+    if not found or found[0] is None or 0 in frame.counts:
         return False
     lane = found[0].lane
     works: list[P] = []
@@ -76,7 +76,7 @@ def _pass_on_whole(frame: Frame, passages: Mapping[int, P]) -> bool:
             return False
         works.append(passage)
     tokens = frame.token_ids
-    if len(tokens) == len(works):
+    if len(tokens) == len(works):  # one each, since none is empty
         for passage, token in zip(works, tokens, strict=True):
             passage.progress.tokens.append(token)
     else:

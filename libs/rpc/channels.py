@@ -28,8 +28,9 @@ CLIENT_OPTIONS = [
     *_COMMON,
     # A neighbour that restarts is back within a second; the defaults would look again after 1 to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    # Despite its name this is what one attempt to connect may take: a loaded machine needs its time.
+    ("grpc.min_reconnect_backoff_ms", 3000),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
 ]

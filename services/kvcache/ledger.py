@@ -9,9 +9,6 @@ and always taken in, even where it leaves less than nothing.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-UNPLACED = ""
-"""The pool of a claim that names none; it counts against every pool of its executor."""
-
 MAX_HELD = 1 << 16
 """Reservations of one batcher, at most; one more is refused."""
 
@@ -78,16 +75,11 @@ class Ledger:
         return True
 
     def claim(self, batcher: str, claims: Iterable[tuple[int, Held]]) -> None:
-        """Makes the claims the whole of what the batcher holds: the start of a new stream. Of a number that is
-        known with the same blocks on the same executor, the pool is known too."""
+        """Makes the claims the whole of what the batcher holds: the start of a new stream."""
         self.batcher_back(batcher)
-        before = dict(self._held.get(batcher, {}))
-        for number in before:
+        for number in list(self._held.get(batcher, {})):
             self.release(batcher, number)
         for number, claim in claims:
-            known = before.get(number)
-            if known is not None and (known.executor, known.blocks) == (claim.executor, claim.blocks):
-                claim = known
             self.release(batcher, number)
             if claim.blocks > 0 and len(self._held.get(batcher, ())) < MAX_HELD:
                 self._add(batcher, number, claim)
@@ -115,10 +107,8 @@ class Ledger:
         return self._capacities.get((executor, pool), 0)
 
     def reserved(self, executor: str, pool: str) -> int:
-        """Blocks that count as reserved, claims without a pool included."""
-        return self._sums.get((executor, pool), 0) + (
-            self._sums.get((executor, UNPLACED), 0) if pool != UNPLACED else 0
-        )
+        """Blocks that are reserved."""
+        return self._sums.get((executor, pool), 0)
 
     def free(self, executor: str, pool: str) -> int:
         """Blocks that may still be reserved; never negative."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from libs.errors import Overloaded
 from libs.kvcache.values import Answer, BlockEvent, CacheInfo, CacheState, Question, Reservation
 from services.kvcache.index import PrefixIndex
-from services.kvcache.ledger import UNPLACED, Held, Ledger
+from services.kvcache.ledger import Held, Ledger
 from services.kvcache.reports import Reports, Verdict
 
 MAX_MATCHES = 16
@@ -65,7 +65,7 @@ class Memory:
         if batcher not in self._batchers and len(self._batchers) >= MAX_BATCHERS:
             raise Overloaded(f"{MAX_BATCHERS} batchers have streams", retry_after_s=1.0)
         self._batchers[batcher] = stream
-        self.ledger.claim(batcher, ((claim.id, self._held(claim)) for claim in claims))
+        self.ledger.claim(batcher, ((claim.id, Held(claim.executor, claim.pool, claim.blocks)) for claim in claims))
 
     def batcher_owns(self, batcher: str, stream: object) -> bool:
         """Whether this is the batcher's newest stream."""
@@ -135,9 +135,3 @@ class Memory:
             for executor, report in sorted(self.reports.executors.items())
             for pool, info in sorted(report.pools.items())
         ]
-
-    def _held(self, claim: Reservation) -> Held:
-        """A claim names no pool. Where its executor has one pool only, it is that one."""
-        report = self.reports.executors.get(claim.executor)
-        pools = list(report.pools) if report is not None else []
-        return Held(claim.executor, pools[0] if len(pools) == 1 else UNPLACED, claim.blocks)

@@ -32,7 +32,7 @@ UNARY, STREAM = f"/{NAME}/Unary", f"/{NAME}/Stream"
 
 def service(unary: Handler, stream: Handler) -> Service:
     """A service of two methods, without generated code."""
-    codec = {
+    codec: dict[str, Any] = {
         "request_deserializer": empty_pb2.Empty.FromString,
         "response_serializer": empty_pb2.Empty.SerializeToString,
     }
@@ -268,7 +268,7 @@ async def test_health_reflection_and_channelz_need_no_key() -> None:
 
 async def test_an_unknown_method_is_unimplemented() -> None:
     async with serving() as (channel, _):
-        method = channel.unary_unary(f"/{NAME}/Nothing")
+        method: Any = channel.unary_unary(f"/{NAME}/Nothing")
         with pytest.raises(aio.AioRpcError) as raised:
             await method(b"", timeout=5)
         assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -15,9 +15,9 @@ from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from libs.errors import Cancelled, Overloaded
 from libs.lane import client, server
 from libs.lane.client import RemoteStage
-from libs.lane.stage import LaneNotReady
+from libs.lane.stage import LaneNotReady, Sink
 from libs.lane.wire import work_to_proto
-from libs.lane.work import FinishReason, Frame, Outcome, QueueState, Tier
+from libs.lane.work import FinishReason, Frame, Outcome, QueueState, Tier, Work
 from libs.rpc.channels import Channels
 from libs.rpc.interceptors import errors
 from libs.rpc.server import RpcServer, Service
@@ -150,13 +150,17 @@ async def test_a_cancel_never_overtakes_its_work(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(client, "REQUEST_TOKENS", 100)
     seen: list[tuple[str, int]] = []
 
+    class NotingLane(HandLane):
+        def submit(self, work_id: int, work: Work) -> None:
+            seen.append(("work", work_id))
+            super().submit(work_id, work)
+
+        def cancel(self, work_id: int) -> None:
+            seen.append(("cancel", work_id))
+
     class Noting(HandStage):
-        def open(self, sink: Any) -> HandLane:
-            lane = super().open(sink)
-            take = lane.submit
-            lane.submit = lambda i, w: (seen.append(("work", i)), take(i, w))[1]  # type: ignore[method-assign,func-returns-value]
-            lane.cancel = lambda i: seen.append(("cancel", i))  # type: ignore[method-assign]
-            return lane
+        def new_lane(self, sink: Sink) -> HandLane:
+            return NotingLane(sink, True)
 
     async with pair(Noting()) as it:
         lane = await it.open()
@@ -258,6 +262,12 @@ async def test_an_outcome_that_cannot_be_read_breaks_its_lane() -> None:
             await context.send_initial_metadata(())
             await context.write(lane_pb2.ExchangeResponse(outcomes=[lane_pb2.Outcome(work_id=1)]))
             await asyncio.sleep(60)
+
+        async def Explain(self, request: object, context: object) -> lane_pb2.ExplainResponse:
+            return lane_pb2.ExplainResponse()
+
+        async def ListQueues(self, request: object, context: object) -> lane_pb2.ListQueuesResponse:
+            return lane_pb2.ListQueuesResponse()
 
     add = lane_pb2_grpc.add_LaneServiceServicer_to_server
     rpc_server = RpcServer("127.0.0.1:0", [Service("headrace.lane.v1.LaneService", add, Strange())], [errors], None)

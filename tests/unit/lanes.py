@@ -38,10 +38,13 @@ class HandStage:
         return self.lanes[-1]
 
     def open(self, sink: Sink) -> "HandLane":
-        self.lanes.append(HandLane(sink, self.opens_ready))
+        self.lanes.append(self.new_lane(sink))
         if self.opens_ready:
             sink.on_ready()
         return self.lane
+
+    def new_lane(self, sink: Sink) -> "HandLane":
+        return HandLane(sink, self.opens_ready)
 
     async def explain(self, work: Work) -> Sequence[Decision]:
         return [Decision("hand", "run", work.request_id)]

@@ -15,7 +15,7 @@ TEMPLATE = "{% for message in messages %}{{ message.role[0] }}:{{ message.conten
 def tokenizer() -> Tokenizer:
     """Token n is the byte n."""
     pieces = {f"<0x{byte:02X}>": byte for byte in range(256)}
-    document = {
+    document: dict[str, object] = {
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": None,
         "post_processor": None, "added_tokens": [], "decoder": {"type": "ByteFallback"},
         "model": {

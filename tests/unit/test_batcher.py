@@ -28,7 +28,7 @@ NO = Reply(False, 0, 3)
 class HandMemory:
     """A KV-cache manager: answers at once with `reply`, or, when that is "later", when the test says."""
 
-    def __init__(self, reply: "Reply | None | str" = YES) -> None:
+    def __init__(self, reply: "Reply | str | None" = YES) -> None:
         self.reply = reply
         self.asked: list[tuple[Ask, Callable[[Reply | None], None]]] = []
         """Without an answer."""
@@ -56,7 +56,7 @@ class Rig:
     """A batcher, its executors, and the lane of a router."""
 
     def __init__(
-        self, *executors: str, slots: int = 2, blocks: int = 100, reply: "Reply | None | str" = YES, **limits: int
+        self, *executors: str, slots: int = 2, blocks: int = 100, reply: "Reply | str | None" = YES, **limits: int
     ) -> None:
         self.clock = ManualClock()
         self.memory = HandMemory(reply)
@@ -286,7 +286,7 @@ def test_an_executor_at_a_new_place_is_a_new_one_and_the_old_one_may_finish() ->
     rig.have("a")
     rig.have("a")
     assert rig.running("a") == [1]
-    assert not old.closed
+    assert old.ready
     old.run()
     assert old.closed
     assert len(rig.batcher._executors) == 1

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from services.kvcache.ledger import UNPLACED, Held, Ledger
+from services.kvcache.ledger import Held, Ledger
 
 GRACE_S = 10.0
 
@@ -63,20 +63,20 @@ def test_a_claim_on_a_new_stream_is_all_there_is() -> None:
     one.reserve("b", 1, "e", "p", 10)
     one.reserve("b", 2, "e", "p", 20)
     one.batcher_gone("b", now=0.0)
-    one.claim("b", [(2, Held("e", UNPLACED, 20)), (3, Held("e", "p", 30))])
+    one.claim("b", [(2, Held("e", "p", 20)), (3, Held("e", "p", 30))])
     assert one.expire(1000.0) == []
     assert one.reserved("e", "p") == 50
-    assert one.reserved("e", "other") == 0  # the pool of number 2 was known
+    assert one.reserved("e", "other") == 0
     one.claim("b", [])
     assert one.reserved("e", "p") == 0
 
 
-def test_a_claim_without_a_pool_counts_in_every_pool() -> None:
+def test_a_claim_counts_in_its_own_pool_also_before_the_capacity_is_known() -> None:
     one = Ledger()
-    one.claim("b", [(1, Held("e", UNPLACED, 30))])
+    one.claim("b", [(1, Held("e", "q", 20))])
     one.set_capacity("e", "p", 40)
     one.set_capacity("e", "q", 20)
-    assert (one.free("e", "p"), one.free("e", "q")) == (10, 0)
+    assert (one.free("e", "p"), one.free("e", "q")) == (40, 0)
     assert not one.reserve("c", 1, "e", "q", 1)
     one.release("b", 1)
     assert (one.free("e", "p"), one.free("e", "q")) == (40, 20)

@@ -82,7 +82,7 @@ def test_only_the_newest_batcher_stream_counts() -> None:
     old, new = object(), object()
     one.batcher_connected("b", old, [])
     assert one.ask("b", Question(7, "p", [], "e", 60)).reserved
-    one.batcher_connected("b", new, [Reservation(7, "e", 60)])
+    one.batcher_connected("b", new, [Reservation(7, "e", "p", 60)])
     one.batcher_disconnected("b", old, now=0.0)
     assert one.expire(100.0) == Expired([], [])
     one.batcher_disconnected("b", new, now=100.0)
@@ -93,7 +93,7 @@ def test_only_the_newest_batcher_stream_counts() -> None:
 
 def test_claims_after_a_restart_count_before_any_executor_reports() -> None:
     one = memory()
-    one.batcher_connected("b", object(), [Reservation(7, "e", 60)])
+    one.batcher_connected("b", object(), [Reservation(7, "e", "p", 60)])
     one.executor_connected("e", object())
     one.snapshot("e", 1, [CacheState(P, [])])
     answer = one.ask("c", Question(1, "p", [], "e", 41))

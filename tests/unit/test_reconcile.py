@@ -1,7 +1,7 @@
 """What placement says, made true: with the simulated engine, and with one that fails as it is told."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -88,10 +88,9 @@ async def rig(engine: SimulatedEngine | None = None) -> AsyncIterator[Rig]:
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconcile, "RETRY_S", (0.005, 0.02))
     monkeypatch.setattr(reconcile, "DRAIN_S", 0.3)
-    yield
 
 
 async def test_what_is_wanted_is_loaded_and_answers() -> None:

@@ -136,22 +136,26 @@ class Reservation(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     EXECUTOR_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The question's id."""
     executor: _builtins.str
     """Where."""
     blocks: _builtins.int
     """How many."""
+    pool: _builtins.str
+    """Of which pool."""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         executor: _builtins.str = ...,
         blocks: _builtins.int = ...,
+        pool: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "executor", b"executor", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "executor", b"executor", "id", b"id", "pool", b"pool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
