@@ -66,7 +66,7 @@ def client_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("node")
     for name in ("package.json", "package-lock.json", ".npmrc", "client.ts"):
         shutil.copy(CLIENT / name, folder)
-    installed = npm(["ci"], return_completed_process=True, cwd=folder, capture_output=True, text=True, timeout=60)
+    installed = npm(["ci"], return_completed_process=True, cwd=folder, capture_output=True, text=True, timeout=180)
     assert installed.returncode == 0, installed.stderr
     stubs = folder / "stubs"
     stubs.mkdir()

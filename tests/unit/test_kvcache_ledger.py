@@ -144,12 +144,8 @@ class Machine(RuleBasedStateMachine):
     @rule(batcher=batchers, claims=st.dictionaries(numbers, st.tuples(places, sizes), max_size=3))
     def claim(self, batcher: str, claims: dict[int, tuple[tuple[str, str], int]]) -> None:
         self.ledger.claim(batcher, [(number, Held(*place, blocks)) for number, (place, blocks) in claims.items()])
-        before = self.held
-        self.held = {key: value for key, value in before.items() if key[0] != batcher}
+        self.held = {key: value for key, value in self.held.items() if key[0] != batcher}
         for number, (place, blocks) in claims.items():
-            known_place, known_blocks = before.get((batcher, number), (place, blocks))
-            if (known_place[0], known_blocks) == (place[0], blocks):
-                place = known_place
             if blocks:
                 self.held[batcher, number] = (place, blocks)
         self.lapse.pop(batcher, None)
