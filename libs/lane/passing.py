@@ -69,7 +69,6 @@ def _pass_on_whole(frame: Frame, passages: Mapping[int, P]) -> bool:
     lane = found[0].lane
     works: list[P] = []
     for passage, offset in zip(found, frame.offsets, strict=True):
-        # A work that is in the frame twice fails here too: its second offset is not where it stands.
         if passage is None or passage.lane is not lane or not passage.streaming:
             return False
         if len(passage.progress.tokens) != offset:
