@@ -6,13 +6,13 @@ has it is gone, it goes to another one, or to the same one restarted, as prompt 
 stage in front sees a pause, never a gap or a repeat.
 """
 
-import heapq
 from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
 from libs.clock import Clock
 from libs.errors import Cancelled, DeadlinePassed, HeadraceError, StageUnavailable
+from libs.lane.deadlines import Deadlines
 from libs.lane.passing import pass_on
 from libs.lane.progress import Progress
 from libs.lane.stage import Lane, Sink, Stage
@@ -26,8 +26,6 @@ BACKSTOP_S = 1.0
 """A stage gives up this long after a deadline: the stages behind know better where the work stood."""
 ATTEMPTS = 10
 """A work that was sent this often without a single new token is given up: it may be what breaks them."""
-SLACK = 1024
-"""Deadlines of works that have ended are forgotten when they outnumber the others by this many."""
 DRAINING = "draining"
 """Set in the metadata of the StageUnavailable with which a draining stage hands new works back."""
 
@@ -80,7 +78,7 @@ class Forwarder:
         self._resent = resent
         self._neighbours: dict[str, _Neighbour] = {}
         self._parked: dict[Flight, None] = {}
-        self._deadlines: list[tuple[float, int, Flight]] = []
+        self._deadlines: Deadlines[Flight] = Deadlines()
         self._sequence = 0
         self._last_ready = clock.monotonic()
 
@@ -121,17 +119,11 @@ class Forwarder:
         """Ends what is past its deadline. To be called several times a second."""
         if self.ready_neighbours():
             self._last_ready = self._clock.monotonic()
-        if len(self._deadlines) > 2 * self.in_flight + SLACK:
-            self._deadlines = [entry for entry in self._deadlines if entry[2].live]
-            heapq.heapify(self._deadlines)
-        now = self._clock.now()
-        while self._deadlines and self._deadlines[0][0] + BACKSTOP_S < now:
-            _, _, flight = heapq.heappop(self._deadlines)
-            if flight.live:
-                self._abandon(flight)
-                stage = self.name if flight.neighbour is None else f"behind {self.name}"
-                self._end(flight, _failed(DeadlinePassed(
-                    "the deadline passed", metadata={"stage": stage}), flight))  # fmt: skip
+        self._deadlines.prune(self.in_flight)
+        for flight in self._deadlines.passed(self._clock.now() - BACKSTOP_S):
+            self._abandon(flight)
+            stage = self.name if flight.neighbour is None else f"behind {self.name}"
+            self._end(flight, _failed(DeadlinePassed("the deadline passed", metadata={"stage": stage}), flight))
 
     def close(self) -> None:
         """Closes the lanes to all neighbours."""
@@ -160,7 +152,7 @@ class Forwarder:
     # --- flights -----------------------------------------------------------------------------------
 
     def _take(self, flight: Flight) -> None:
-        heapq.heappush(self._deadlines, (flight.progress.work.deadline, self._next(), flight))
+        self._deadlines.add(flight.progress.work.deadline, flight)
         if not self.ready_neighbours() and self._clock.monotonic() - self._last_ready > PATIENCE_S:
             error = StageUnavailable(f"nothing behind {self.name} is ready", retry_after_s=1.0)
             self._end(flight, Outcome(error=error))

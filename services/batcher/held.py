@@ -61,6 +61,11 @@ class Held:
         self.dispatch_span: Span | None = None
 
     @property
+    def live(self) -> bool:
+        """Whether its outcome is still awaited."""
+        return self.place is not Place.ENDED
+
+    @property
     def streaming(self) -> bool:
         """Whether its tokens are still wanted."""
         return self.place is Place.RUNNING

@@ -7,7 +7,6 @@ Everything here is synchronous and driven from outside: by lanes, by the registr
 and by `tick`.
 """
 
-import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -24,6 +23,7 @@ from libs.errors import (
     Overloaded,
     StageUnavailable,
 )
+from libs.lane.deadlines import Deadlines
 from libs.lane.forwarder import DRAINING
 from libs.lane.progress import Gap
 from libs.lane.stage import Sink
@@ -37,6 +37,7 @@ from services.batcher.memory import Ask, Memory, Reply
 from services.batcher.observe import Observer
 from services.batcher.pool import Executor, ExecutorInfo, Pool
 from services.batcher.queue import Entry, Limits
+from services.batcher.queue_state import queue_states
 
 log = structlog.get_logger()
 
@@ -45,8 +46,6 @@ SHUT_S = 0.05
 TOO_LARGE = "prompt and max_tokens together are larger than the KV cache of any executor"
 ATTEMPTS = 5
 """A work that was dispatched this often without a single new token is given up: it may be what kills them."""
-SLACK = 1024
-"""Deadlines of works that have ended are forgotten when they outnumber the others by this many."""
 
 
 class Batcher:
@@ -80,7 +79,7 @@ class Batcher:
         self._pools: dict[str, Pool] = {}
         self._executors: dict[str, Executor] = {}
         self._held: dict[int, Held] = {}
-        self._deadlines: list[tuple[float, int]] = []
+        self._deadlines: Deadlines[Held] = Deadlines()
         self._sequence = 0
 
     # --- from outside ------------------------------------------------------------------------------
@@ -106,17 +105,12 @@ class Batcher:
 
     def tick(self) -> None:
         """Ends what is past its deadline and tries again what waits. To be called several times a second."""
-        now = self._clock.now()
-        while self._deadlines and self._deadlines[0][0] <= now:
-            _, key = heapq.heappop(self._deadlines)
-            if (held := self._held.get(key)) is not None:
-                where = "queue" if held.place is Place.WAITING else "executor"
-                self._observer.expired(held.work.pool)
-                error = DeadlinePassed(f"the deadline passed in the batcher ({where})", metadata={"stage": where})
-                self.stop(held, error)
-        if len(self._deadlines) > 2 * len(self._held) + SLACK:
-            self._deadlines = [entry for entry in self._deadlines if entry[1] in self._held]
-            heapq.heapify(self._deadlines)
+        self._deadlines.prune(len(self._held))
+        for held in self._deadlines.passed(self._clock.now()):
+            where = "queue" if held.place is Place.WAITING else "executor"
+            self._observer.expired(held.work.pool)
+            error = DeadlinePassed(f"the deadline passed in the batcher ({where})", metadata={"stage": where})
+            self.stop(held, error)
         self._pump_all()
         self._observer.pools(self._pools.values())
         for name, pool in list(self._pools.items()):
@@ -156,20 +150,7 @@ class Batcher:
 
     async def queues(self) -> Sequence[QueueState]:
         """One entry per pool and tier that holds something."""
-        now, states = self._clock.monotonic(), []
-        for name, pool in self._pools.items():
-            for tier in Tier:
-                running = sum(
-                    held.work.pool == name and held.work.tier == tier and held.place is not Place.WAITING
-                    for held in self._held.values()
-                )
-                waiting = pool.queue.waiting(tier)
-                if waiting or running:
-                    age = now - (pool.queue.oldest(tier) or now)
-                    states.append(QueueState(
-                        self.instance, name, tier, waiting, pool.queue.waiting_tokens(tier), running, int(age * 1000)
-                    ))  # fmt: skip
-        return states
+        return queue_states(self.instance, self._pools.values(), self._held.values(), self._clock.monotonic())
 
     # --- a work's way ------------------------------------------------------------------------------
 
@@ -192,8 +173,8 @@ class Batcher:
             return
         key, now = self._next(), self._clock.monotonic()
         span = self._tracing.start(names.QUEUE, work.traceparent, attributes={names.QUEUE_WAITING: len(pool.queue)})
-        lane.held[down_id] = self._held[key] = Held(key, lane, down_id, work, now, span)
-        heapq.heappush(self._deadlines, (work.deadline, key))
+        held = lane.held[down_id] = self._held[key] = Held(key, lane, down_id, work, now, span)
+        self._deadlines.add(work.deadline, held)
         entry = Entry(key, work.tier, len(work.prompt), now)
         if work.resumed:
             pool.queue.push_front(entry)
