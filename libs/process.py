@@ -36,6 +36,7 @@ from libs.rpc.interceptors import Layer, errors
 from libs.rpc.server import RpcServer, Service
 from libs.settings import Etcd, Process, SettingsInvalid
 from libs.tasks import Tasks
+from libs.telemetry import names
 from libs.telemetry.logs import setup_logs
 from libs.telemetry.metrics import Metrics, serve_metrics
 from libs.telemetry.tracing import VERSION, setup_tracing
@@ -143,7 +144,9 @@ class MeshProcess:
         """Says in etcd that this process is there, for as long as it is. Does not wait for etcd."""
         self._announcement = await self._stack.enter_async_context(self.registry.announce(key, TTL_S))
         await self._announcement.set(message)
-        return self._announcement
+        announcement, connected = self._announcement, self.metrics.gauge(names.PROCESS_ETCD)
+        self.every(1.0, lambda: connected.set(announcement.in_touch), "watch etcd")
+        return announcement
 
     async def announce_stage(self) -> None:
         """Announces this process as an instance of its service."""

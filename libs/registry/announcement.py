@@ -49,6 +49,11 @@ class Announcement:
         self._settled.clear()
         self._changed.set()
 
+    @property
+    def in_touch(self) -> bool:
+        """Whether etcd answered the last time it was asked."""
+        return self._contact.stands
+
     async def settled(self) -> None:
         """Waits until etcd holds what was `set` last, however long etcd is away."""
         await self._settled.wait()

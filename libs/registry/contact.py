@@ -45,6 +45,11 @@ class Contact:
         self._backoff = Backoff(0.1, 1.0, random.Random())  # noqa: S311  (jitter, not a secret)
         self._away = False
 
+    @property
+    def stands(self) -> bool:
+        """Whether etcd answered the last time."""
+        return not self._away
+
     def made(self) -> None:
         """etcd answered."""
         self._backoff.reset()

@@ -36,8 +36,6 @@ FIRST_TOKEN = "first_token"  # noqa: S105
 """On admission's span: the first token was written to the client."""
 RESUMED = "resumed"
 """The lane below broke, and the work was sent again behind the tokens so far."""
-PREEMPTED = "preempted"
-"""Async work gave way to interactive work."""
 CANCELLED = "cancelled"
 """The caller went away or changed its mind."""
 
@@ -54,8 +52,6 @@ RPC_METHOD = "rpc.method"
 """The full name: package.Service/Method."""
 RPC_STATUS = "rpc.response.status_code"
 """The name of the gRPC code: "OK", "UNAVAILABLE"."""
-SERVER_ADDRESS = "server.address"
-CLIENT_ADDRESS = "client.address"
 ERROR_TYPE = "error.type"
 """The reason of a HeadraceError, else the name of an exception's class."""
 
@@ -111,9 +107,6 @@ BLOCKS_MATCHED = "headrace.blocks.matched"
 BLOCKS_RESERVED = "headrace.blocks.reserved"
 BATCH_WORKS = "headrace.batch.works"
 """Works in the engine's batch when this one joined."""
-STEPS = "headrace.engine.steps"
-"""Engine steps that the span took."""
-ENGINE = "headrace.engine.name"
 
 
 # --- Metrics.
@@ -233,16 +226,18 @@ KVCACHE_LOOKUP = _histogram(
 KVCACHE_INDEXED = _gauge("headrace_kvcache_indexed_blocks", "Blocks in the prefix index.", "pool", "executor")
 KVCACHE_RESERVED = _gauge("headrace_kvcache_reserved_blocks", "Blocks reserved in the ledger.", "pool", "executor")
 KVCACHE_GAPS = _counter("headrace_kvcache_event_gaps_total", "Gaps in block events that made a snapshot.", "executor")
-KVCACHE_DRIFT = _gauge(
-    "headrace_kvcache_drift_ratio", "Share of predicted cached tokens that were not cached.", "executor"
-)
 
 EXECUTOR_WORKS = _counter(
     "headrace_executor_works_total", "Works that ended, by result (OK, or the reason).", "model", "result"
 )
 EXECUTOR_RUNNING = _gauge("headrace_executor_running_works", "Works in the batch.", "model")
 EXECUTOR_WAITING = _gauge("headrace_executor_waiting_works", "Works that wait for the batch.", "model")
-EXECUTOR_STEP = _histogram("headrace_executor_step_seconds", "Time per engine step.", "model", buckets=STEP_BUCKETS)
+EXECUTOR_STEP = _histogram(
+    "headrace_executor_step_seconds",
+    "Time from one engine step to the next while works run.",
+    "model",
+    buckets=STEP_BUCKETS,
+)
 EXECUTOR_BATCH = _histogram("headrace_executor_batch_works", "Works per engine step.", "model", buckets=SIZE_BUCKETS)
 EXECUTOR_TOKENS = _counter(
     "headrace_executor_tokens_total", "Tokens, by kind: prompt, cached or output.", "model", "kind"
@@ -250,10 +245,6 @@ EXECUTOR_TOKENS = _counter(
 EXECUTOR_USED_BLOCKS = _gauge("headrace_executor_used_blocks", "KV blocks of running works.", "model")
 EXECUTOR_CACHED_BLOCKS = _gauge("headrace_executor_cached_blocks", "KV blocks kept for their prefix alone.", "model")
 EXECUTOR_BLOCKS = _gauge("headrace_executor_total_blocks", "KV blocks in all.", "model")
-EXECUTOR_LOAD = _histogram(
-    "headrace_executor_load_seconds", "Time to load a model, self-test included.", "model",
-    buckets=(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0),
-)  # fmt: skip
 
 PLACEMENT_LEADING = _gauge("headrace_placement_leading", "1 while this process leads.")
 PLACEMENT_PLANS = _counter("headrace_placement_plans_total", "Plans written.")
@@ -266,7 +257,7 @@ PROCESS_LOOP_LAG = _gauge(
     "The latest that the event loop woke a sleeper in the last ten seconds.",
 )
 PROCESS_SPANS = _counter("headrace_process_spans_total", "Spans that ended, by fate: exported or dropped.", "fate")
-PROCESS_ETCD = _gauge("headrace_process_etcd_connected", "1 while etcd answers.")
+PROCESS_ETCD = _gauge("headrace_process_etcd_connected", "1 while the process keeps its announcement in etcd alive.")
 
 METRICS: tuple[Metric, ...] = tuple(value for value in globals().values() if isinstance(value, Metric))
 """All of them."""

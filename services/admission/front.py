@@ -19,7 +19,7 @@ from libs.tokens.detokenize import Detokenizer
 from libs.tokens.template import TemplateRefusedError
 from libs.tokens.tokenizer import Tokenizer
 from services.admission.admit import Admitted, Checked, admit, check
-from services.admission.generation import Generation
+from services.admission.generation import Finish, Generation
 from services.admission.observe import Observer
 from services.admission.policy import Policy, Tenant
 from services.admission.request import Request
@@ -96,7 +96,7 @@ class Front:
             self._observer.refused(error)
             raise
         if span.recording:
-            _describe(span, checked, admitted)
+            _describe(span, checked, admitted, self._clock.now())
         needs_text = request.text or bool(request.sampling.stop)
         detokenizer = Detokenizer(tokenizer) if needs_text else None
         generation = Generation(checked, admitted, detokenizer, changed, started)
@@ -177,18 +177,37 @@ async def _tokenize(request: Request, tokenizer: Tokenizer) -> list[int]:
         raise RequestInvalid.of([Violation("chat.messages", str(refusal))]) from refusal
 
 
-def _describe(span: Span, checked: Checked, admitted: Admitted) -> None:
+def _describe(span: Span, checked: Checked, admitted: Admitted, now: float) -> None:
     request, work = checked.request, admitted.work
+    sampling, grammar = work.sampling, work.grammar
     span.set(names.GEN_AI_OPERATION, names.CHAT if request.chat is not None else names.TEXT_COMPLETION)
     span.set(names.GEN_AI_PROVIDER, names.PROVIDER)
     span.set(names.GEN_AI_REQUEST_MODEL, request.model)
     span.set(names.GEN_AI_RESPONSE_MODEL, checked.spec.name)
-    span.set(names.GEN_AI_REQUEST_MAX_TOKENS, work.sampling.max_tokens)
-    if work.sampling.temperature is not None:
-        span.set(names.GEN_AI_REQUEST_TEMPERATURE, work.sampling.temperature)
+    span.set(names.GEN_AI_REQUEST_STREAM, True)
+    span.set(names.GEN_AI_OUTPUT_TYPE, "json" if grammar is not None and grammar.form == "json_schema" else "text")
+    asked: Sequence[tuple[str, float | int | None]] = (
+        (names.GEN_AI_REQUEST_MAX_TOKENS, sampling.max_tokens),
+        (names.GEN_AI_REQUEST_TEMPERATURE, sampling.temperature),
+        (names.GEN_AI_REQUEST_TOP_P, sampling.top_p),
+        (names.GEN_AI_REQUEST_TOP_K, sampling.top_k),
+        (names.GEN_AI_REQUEST_SEED, sampling.seed),
+    )
+    for name, value in asked:
+        if value is not None:
+            span.set(name, value)
     span.set(names.GEN_AI_INPUT_TOKENS, len(work.prompt))
     span.set(names.TENANT, work.tenant)
     span.set(names.TIER, work.tier.name.lower())
+    span.set(names.DEADLINE_LEFT, work.deadline - now)
     span.set(names.REASON, admitted.reason)
-    for key, value in request.tags.items():
-        span.set(f"headrace.tag.{key}", value)
+    for key, text in request.tags.items():
+        span.set(f"headrace.tag.{key}", text)
+
+
+def describe_finish(span: Span, finish: Finish) -> None:
+    """Sets on a request's span what its end was: through both doors."""
+    span.set(names.GEN_AI_OUTPUT_TOKENS, finish.output_tokens)
+    span.set(names.GEN_AI_CACHED_TOKENS, finish.cached_tokens)
+    span.set(names.GEN_AI_FINISH_REASONS, [finish.reason.name.lower()])
+    span.set(names.GEN_AI_TIME_TO_FIRST_CHUNK, finish.first_token_s)

@@ -8,14 +8,12 @@ from google.protobuf import struct_pb2
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
 from libs.catalogue import ModelSpec
+from libs.lane.neighbours import HOLD_S
 from libs.lane.work import Tier
 from libs.registry import keys
 from libs.registry.mirror import Mirror
 from libs.registry.registry import Registry
 from services.admission.policy import Policy, Tenant, TierPolicy
-
-HOLD_S = 10.0
-"""After an outage of etcd, executors that are missing get this long to announce themselves again."""
 
 
 class PolicySource:

@@ -11,7 +11,7 @@ from libs.rpc.paging import page
 from libs.telemetry import names
 from libs.telemetry.tracing import Span, Tracing
 from services.admission.convert import chunk_to_proto, count_request_from_proto, request_from_proto
-from services.admission.front import Front
+from services.admission.front import Front, describe_finish
 from services.admission.observe import Observer
 from services.admission.policy_source import PolicySource
 from services.admission.session import Session
@@ -49,9 +49,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 if chunk.error is not None:  # behind the tokens that came before it
                     raise chunk.error
                 if chunk.finish is not None:
-                    span.set(names.GEN_AI_OUTPUT_TOKENS, chunk.finish.output_tokens)
-                    span.set(names.GEN_AI_CACHED_TOKENS, chunk.finish.cached_tokens)
-                    span.set(names.GEN_AI_FINISH_REASONS, [chunk.finish.reason.name.lower()])
+                    describe_finish(span, chunk.finish)
                     return
         finally:
             self._front.cancel(generation)

@@ -10,7 +10,7 @@ from libs.telemetry import names
 from libs.telemetry.span import Kind
 from libs.telemetry.tracing import Span, Tracing
 from services.admission.convert import finish_to_proto, request_from_proto
-from services.admission.front import Front
+from services.admission.front import Front, describe_finish
 from services.admission.generation import Generation
 
 MAX_GENERATIONS = 4096
@@ -126,6 +126,7 @@ class Session:
                 log_probs += chunk.log_probs
                 size += 20 + 4 * len(chunk.text) + 5 * len(chunk.token_ids) + 4 * len(chunk.log_probs)
             if chunk.finish is not None:
+                describe_finish(member.span, chunk.finish)
                 ends.append(
                     inference_pb2.SessionEnd(
                         id=member.id, request_id=member.request_id, finish=finish_to_proto(chunk.finish)

@@ -5,19 +5,18 @@ from contextlib import AsyncExitStack
 
 from grpc import aio
 
-from headrace.registry.v1 import registry_pb2
 from libs.kvcache.consult import Consultation
+from libs.kvcache.manager import ManagerChoice
 from libs.kvcache.values import Answer, Question
-from libs.registry import keys
 from libs.registry.registry import Registry
 from services.batcher.memory import Ask, Reply
 
 
 class KvCacheMemory:
-    """Asks the first KV-cache manager by name: all batchers and executors agree on it without a word."""
+    """Asks the KV-cache manager that everybody has chosen."""
 
     def __init__(self, registry: Registry, instance: str, connect: Callable[[str], aio.Channel]) -> None:
-        self._managers = registry.mirror(keys.services("kvcache"), registry_pb2.ServiceInstance)
+        self._manager = ManagerChoice(registry)
         self._instance = instance
         self._connect = connect
         self._consultation: Consultation | None = None
@@ -25,8 +24,9 @@ class KvCacheMemory:
 
     async def start(self) -> None:
         """Returns once the managers have been read; whether one is there does not matter."""
-        await self._stack.enter_async_context(self._managers)
-        self._consultation = Consultation(self._instance, self._connect, self._endpoint)
+        self._stack.push_async_callback(self._manager.close)
+        await self._manager.start()
+        self._consultation = Consultation(self._instance, self._connect, self._manager.endpoint)
         self._stack.push_async_callback(self._consultation.close)
 
     async def close(self) -> None:
@@ -45,10 +45,6 @@ class KvCacheMemory:
         """See services.batcher.memory.Memory."""
         if self._consultation is not None:
             self._consultation.release(reservation)
-
-    def _endpoint(self) -> str | None:
-        managers = self._managers.items
-        return managers[min(managers)].endpoint if managers else None
 
 
 def _reply(answer: Answer | None, executor: str) -> Reply | None:

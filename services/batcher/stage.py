@@ -232,6 +232,8 @@ class Batcher:
                 names.RESUMED_TOKENS: len(held.progress.tokens),
             },
         )
+        if held.attempts:
+            span.event(names.RESUMED)
         held.reservation = reservation = self._next()
         ask = Ask(reservation, pool.name, held.work.block_hashes, executor.name, choice.blocks, span.traceparent)
         self._memory.ask(ask, lambda reply: self._answered(held, executor, reservation, reply))

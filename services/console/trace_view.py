@@ -40,7 +40,6 @@ KEY_ATTRIBUTES = {
     names.BLOCKS_MATCHED: "matched",
     names.BLOCKS_RESERVED: "reserved",
     names.BATCH_WORKS: "batch",
-    names.STEPS: "steps",
     names.CHOICE: "→",
     names.REASON: "",
     "http.status_code": "status",

@@ -5,21 +5,20 @@ from contextlib import AsyncExitStack
 
 from grpc import aio
 
-from headrace.registry.v1 import registry_pb2
+from libs.kvcache.manager import ManagerChoice
 from libs.kvcache.mirror import CacheMirror
 from libs.kvcache.report import Reporter
 from libs.kvcache.values import CacheInfo, CacheState
-from libs.registry import keys
 from libs.registry.registry import Registry
 from services.executor.engine import Step
 from services.executor.state import ModelStatus, State
 
 
 class CacheReport:
-    """Keeps a mirror of each model's prefix cache, and tells the first KV-cache manager by name."""
+    """Keeps a mirror of each model's prefix cache, and tells the KV-cache manager that everybody has chosen."""
 
     def __init__(self, registry: Registry, instance: str, connect: Callable[[str], aio.Channel]) -> None:
-        self._managers = registry.mirror(keys.services("kvcache"), registry_pb2.ServiceInstance)
+        self._manager = ManagerChoice(registry)
         self._instance = instance
         self._connect = connect
         self._mirrors: dict[str, CacheMirror] = {}
@@ -28,12 +27,13 @@ class CacheReport:
 
     def start(self) -> None:
         """Begins; the manager and etcd may come later."""
-        self._reporter = Reporter(self._instance, self._snapshot, self._connect, self._endpoint)
+        self._reporter = Reporter(self._instance, self._snapshot, self._connect, self._manager.endpoint)
         self._stack.push_async_callback(self._reporter.close)
 
     async def follow(self) -> None:
         """Follows the managers in the registry."""
-        await self._stack.enter_async_context(self._managers)
+        self._stack.push_async_callback(self._manager.close)
+        await self._manager.start()
 
     async def close(self) -> None:
         """Ends the report."""
@@ -63,7 +63,3 @@ class CacheReport:
 
     def _snapshot(self) -> Sequence[CacheState]:
         return [mirror.state() for mirror in self._mirrors.values()]
-
-    def _endpoint(self) -> str | None:
-        managers = self._managers.items
-        return managers[min(managers)].endpoint if managers else None

@@ -177,6 +177,7 @@ class Host:
                 names.EXECUTOR: self.instance,
                 names.GEN_AI_INPUT_TOKENS: len(work.prompt),
                 names.RESUMED_TOKENS: len(work.resumed),
+                names.BATCH_WORKS: hosted.stats.running,
             },
         )
         hosted.works[run_id] = _Running(lane, work_id, work, span)

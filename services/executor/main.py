@@ -21,7 +21,7 @@ async def run(settings: Settings) -> None:
         engine = make_engine(settings, mesh.clock)
         mesh.owns(engine.close)
         report = CacheReport(mesh.registry, mesh.instance, mesh.channels.connect)
-        observer = Observer(mesh.metrics, report.on_step)
+        observer = Observer(mesh.metrics, mesh.clock, report.on_step)
         host = Host(mesh.instance, mesh.tracing, observer.on_step, lambda model, why: reconciler.broken(model, why))
         reconciler = Reconciler(engine, host, mesh.tasks, lambda: changed())
 
@@ -34,6 +34,7 @@ async def run(settings: Settings) -> None:
 
         def changed() -> None:
             report.set_models(reconciler.statuses)
+            observer.capacities(reconciler.statuses)
             mesh.tasks.spawn(announcement.set(record()), "announce")
 
         announcement = await mesh.announce(keys.executor(mesh.instance), record())

@@ -37,7 +37,7 @@ async def test_a_request_through_three_processes_is_one_trace(tmp_path: Path) ->
         queue.set(names.QUEUE_WAITING, 3)
         queue.set(names.REASON, "x" * (MAX_TEXT + 1))
         queue.set(names.GEN_AI_FINISH_REASONS, ["stop"])
-        queue.event(names.PREEMPTED)
+        queue.event(names.CANCELLED)
         queue.error("deadline", "DEADLINE_PASSED")
         queue.end(1_700_000_000.5)
         route.end()
@@ -69,7 +69,7 @@ async def test_a_request_through_three_processes_is_one_trace(tmp_path: Path) ->
             names.GEN_AI_FINISH_REASONS: ["stop"],
             names.ERROR_TYPE: "DEADLINE_PASSED",
         }
-        assert [event.name for event in queued.events] == [names.PREEMPTED]
+        assert [event.name for event in queued.events] == [names.CANCELLED]
         assert (queued.error, routed.error) == ("deadline", None)
     assert not list(tmp_path.iterdir())  # a collector takes the place of the files
 

@@ -58,3 +58,17 @@ def test_every_name_is_on_its_page() -> None:
     for name in STRINGS.values():
         if re.fullmatch(r"(headrace|gen_ai|rpc|error)[a-z0-9_.]+", name):
             assert f"`{name}`" in page, name
+
+
+def test_everything_that_has_a_name_is_emitted_by_somebody() -> None:
+    """A metric that nobody sets makes an alert that cannot fire."""
+    root = Path(names.__file__).parents[2]
+    code = "".join(
+        path.read_text()
+        for folder in ("services", "libs")
+        for path in (root / folder).rglob("*.py")
+        if path.name != "names.py" and "console" not in path.parts
+    )
+    declared = [name for name, value in vars(names).items() if name in STRINGS or isinstance(value, names.Metric)]
+    silent = [name for name in declared if not re.search(rf"\bnames\.{name}\b", code)]
+    assert silent == []
