@@ -10,7 +10,7 @@ import pytest
 from grpc import aio
 
 from libs.client import GenerateOptions, HeadraceClient
-from tests.system.client import Answer, Client, ask, connect
+from tests.system.client import Answer, Client, ask, connect, metric
 from tests.system.mesh import Mesh
 
 MODEL = "simulated"
@@ -101,6 +101,7 @@ async def test_requests_go_on_while_etcd_is_stopped(mesh: Mesh) -> None:
             while time.monotonic() < end:
                 assert await undisturbed(client, 4) == expected
                 await asyncio.sleep(1)
+            assert await metric(mesh.metrics_port("router-1"), "headrace_process_etcd_connected") == 0
         finally:
             os.kill(etcd, signal.SIGCONT)
         end = time.monotonic() + 15
@@ -108,3 +109,4 @@ async def test_requests_go_on_while_etcd_is_stopped(mesh: Mesh) -> None:
             assert await undisturbed(client, 4) == expected
             await asyncio.sleep(0.2)
     mesh.wait_healthy()
+    assert await metric(mesh.metrics_port("router-1"), "headrace_process_etcd_connected") == 1
