@@ -8,6 +8,7 @@ HeadraceError
 │   ├── ModelUnknown          NOT_FOUND
 │   ├── SwitchUnknown         NOT_FOUND
 │   ├── SwitchedOff           FAILED_PRECONDITION
+│   ├── CatalogueChanged      ABORTED
 │   └── NotSupported          UNIMPLEMENTED
 ├── CapacityError             the same request may succeed later
 │   ├── QuotaExceeded         RESOURCE_EXHAUSTED, a limit of the tenant
@@ -119,6 +120,13 @@ class SwitchedOff(CallerError):
     reason = "SWITCHED_OFF"
 
 
+class CatalogueChanged(CallerError):
+    """Somebody else changed the catalogue meanwhile; `violations` names what."""
+
+    code = 10
+    reason = "CATALOGUE_CHANGED"
+
+
 class NotSupported(CallerError):
     """The engine behind the model cannot do this."""
 
@@ -182,8 +190,9 @@ class InternalError(HeadraceError):
 BY_REASON: Mapping[str, type[HeadraceError]] = {
     error.reason: error
     for error in (
-        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, SwitchedOff, NotSupported,
-        QuotaExceeded, Overloaded, NoExecutor, StageUnavailable, DeadlinePassed, Cancelled, InternalError,
+        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, SwitchedOff, CatalogueChanged,
+        NotSupported, QuotaExceeded, Overloaded, NoExecutor, StageUnavailable, DeadlinePassed, Cancelled,
+        InternalError,
     )
 }  # fmt: skip
 """The class of each reason, to rebuild an error that came over a lane."""

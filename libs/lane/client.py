@@ -12,6 +12,7 @@ from libs.lane.stage import LaneNotReady, Sink
 from libs.lane.wire import (
     decision_from_proto,
     frame_from_proto,
+    note_from_proto,
     outcome_from_proto,
     queue_from_proto,
     work_to_proto,
@@ -123,6 +124,8 @@ class RemoteLane:
             self._sink.on_ready()
             writer = asyncio.create_task(self._write(call), name=f"lane-writer {self.endpoint}")
             while isinstance(response := await call.read(), lane_pb2.ExchangeResponse):
+                for note in response.notes:
+                    self._sink.on_note(note.work_id, note_from_proto(note))
                 if response.HasField("frame"):
                     self._sink.on_frame(frame_from_proto(response.frame))
                 for message in response.outcomes:

@@ -7,6 +7,7 @@ stage in front sees a pause, never a gap or a repeat.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import structlog
 
@@ -16,7 +17,7 @@ from libs.lane.deadlines import Deadlines
 from libs.lane.passing import pass_on
 from libs.lane.progress import Progress
 from libs.lane.stage import Lane, Sink, Stage
-from libs.lane.work import Decision, FinishReason, Frame, Outcome, QueueState, Work
+from libs.lane.work import Decision, FinishReason, Frame, Note, Outcome, QueueState, Work
 
 log = structlog.get_logger()
 
@@ -280,6 +281,14 @@ class _Neighbour:
             log.error("gap on a lane", neighbour=self._name, gap=str(gap))
             self._forwarder._abandon(flight)
             self._forwarder._resend(flight)
+
+    def on_note(self, work_id: int, note: Note) -> None:
+        flight = self.flights.get(work_id)
+        if flight is None:
+            return
+        if note.pool:  # wherever it goes on from, it goes on there
+            flight.progress.work = replace(flight.progress.work, pool=note.pool)
+        flight.lane.sink.on_note(flight.down_id, note)
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         flight = self.flights.pop(work_id, None)

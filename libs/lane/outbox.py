@@ -9,13 +9,15 @@ import asyncio
 from collections import deque
 
 from headrace.lane.v1 import lane_pb2
-from libs.lane.wire import frame_to_proto, outcome_to_proto
-from libs.lane.work import NAN, Frame, Outcome
+from libs.lane.wire import frame_to_proto, note_to_proto, outcome_to_proto
+from libs.lane.work import NAN, Frame, Note, Outcome
 
 FRAME_TOKENS = 200_000
 """Tokens in one message, at most: below 2 MB however large the token ids are."""
 OUTCOME_TOKENS = 300
 """What an outcome counts as: an error with many details has 3 kB."""
+NOTE_TOKENS = 30
+"""What a note counts as."""
 
 
 class Outbox:
@@ -41,6 +43,10 @@ class Outbox:
             message.frames += 1
             self._wake.set()
 
+    def on_note(self, work_id: int, note: Note) -> None:
+        self._room(NOTE_TOKENS).notes.append((work_id, note))
+        self._wake.set()
+
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         self._room(OUTCOME_TOKENS).outcomes.append((work_id, outcome))
         self._wake.set()
@@ -65,12 +71,13 @@ class Outbox:
         return lane_pb2.ExchangeResponse(
             frame=frame_to_proto(frame) if frame.work_ids else None,
             outcomes=[outcome_to_proto(work_id, outcome) for work_id, outcome in message.outcomes],
+            notes=[note_to_proto(work_id, note) for work_id, note in message.notes],
         )
 
     def _room(self, size: int) -> "_Message":
         if self._messages:
             last = self._messages[-1]
-            if len(last.frame.token_ids) + OUTCOME_TOKENS * len(last.outcomes) + size <= FRAME_TOKENS:
+            if last.size + size <= FRAME_TOKENS:
                 return last
         self._messages.append(_Message())
         return self._messages[-1]
@@ -79,13 +86,19 @@ class Outbox:
 class _Message:
     """What will be one message."""
 
-    __slots__ = ("frame", "frames", "outcomes")
+    __slots__ = ("frame", "frames", "notes", "outcomes")
 
     def __init__(self) -> None:
         self.frame = Frame()
         self.frames = 0
         """Frames that accumulated in `frame`."""
         self.outcomes: list[tuple[int, Outcome]] = []
+        self.notes: list[tuple[int, Note]] = []
+
+    @property
+    def size(self) -> int:
+        """In tokens."""
+        return len(self.frame.token_ids) + OUTCOME_TOKENS * len(self.outcomes) + NOTE_TOKENS * len(self.notes)
 
 
 def append_frame(target: Frame, frame: Frame) -> None:

@@ -90,6 +90,7 @@ class _CountedSink:
         self.running = 0
         self.on_ready = outbox.on_ready
         self.on_frame = outbox.on_frame
+        self.on_note = outbox.on_note
         self.on_broken = outbox.on_broken
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:

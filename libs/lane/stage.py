@@ -8,7 +8,7 @@ accumulates behind them, within stated bounds.
 from collections.abc import Sequence
 from typing import Protocol
 
-from libs.lane.work import Decision, Frame, Outcome, QueueState, Work
+from libs.lane.work import Decision, Frame, Note, Outcome, QueueState, Work
 
 
 class Sink(Protocol):
@@ -20,6 +20,10 @@ class Sink(Protocol):
 
     def on_frame(self, frame: Frame) -> None:
         """New tokens. The frame is only lent."""
+        ...
+
+    def on_note(self, work_id: int, note: Note) -> None:
+        """Something about a work that goes on."""
         ...
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:

@@ -1,17 +1,24 @@
 """Works, frames and outcomes as messages of headrace.lane.v1, and back."""
 
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 from google.protobuf import timestamp_pb2
 
 from headrace.inference.v1 import inference_pb2
 from headrace.lane.v1 import lane_pb2
-from libs.lane.work import Decision, FinishReason, Frame, Grammar, Outcome, QueueState, Sampling, Tier, Work
+from libs.lane.work import Decision, FinishReason, Frame, Grammar, Note, Outcome, QueueState, Sampling, Tier, Work
 from libs.rpc.status import from_failure, to_failure
 
 _OPTIONAL_SAMPLING = (
     "temperature", "top_p", "top_k", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
+ROLES: Mapping["inference_pb2.Role.ValueType", str] = {
+    inference_pb2.ROLE_SYSTEM: "system",
+    inference_pb2.ROLE_USER: "user",
+    inference_pb2.ROLE_ASSISTANT: "assistant",
+}
+_ROLE_NUMBERS = {role: number for number, role in ROLES.items()}
 
 
 def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
@@ -33,6 +40,9 @@ def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
         log_probs=work.log_probs,
         deadline=timestamp_pb2.Timestamp(seconds=seconds, nanos=micros * 1000),
         traceparent=work.traceparent,
+        adapter=work.adapter,
+        salt=work.salt,
+        chat=chat_to_proto(work.chat) if work.chat else None,
     )
 
 
@@ -54,7 +64,27 @@ def work_from_proto(message: lane_pb2.Work) -> Work:
         log_probs=message.log_probs,
         deadline=message.deadline.seconds + message.deadline.nanos / 1e9,
         traceparent=message.traceparent,
+        adapter=message.adapter,
+        salt=message.salt,
+        chat=tuple((ROLES.get(turn.role, ""), turn.content) for turn in message.chat.messages),
     )
+
+
+def chat_to_proto(chat: Sequence[tuple[str, str]]) -> inference_pb2.Chat:
+    """Turns of roles that are not known have none."""
+    return inference_pb2.Chat(
+        messages=[inference_pb2.Message(role=_ROLE_NUMBERS.get(role), content=content) for role, content in chat]
+    )
+
+
+def note_to_proto(work_id: int, note: Note) -> lane_pb2.Note:
+    """The note under the work's number on a lane."""
+    return lane_pb2.Note(work_id=work_id, pool=note.pool, waiting=note.waiting)
+
+
+def note_from_proto(message: lane_pb2.Note) -> Note:
+    """The note without the work's number."""
+    return Note(message.pool, message.waiting)
 
 
 def sampling_to_proto(sampling: Sampling) -> inference_pb2.Sampling:

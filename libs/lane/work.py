@@ -65,7 +65,7 @@ class Work:
     deadline: float
     """Unix seconds. Past it no stage works on this any more."""
     pool: str = ""
-    """Set by the router."""
+    """"name@version" of the base; set by the router. With resumed tokens it goes there and nowhere else."""
     resumed: Tokens = ()
     """Tokens of the answer that have passed on already; the answer goes on behind them."""
     block_hashes: Sequence[int] = ()
@@ -75,6 +75,12 @@ class Work:
     log_probs: bool = False
     traceparent: str = ""
     """W3C trace context of the span in front."""
+    adapter: str = ""
+    """"name@version" of the LoRA adapter; set by the router."""
+    salt: str = ""
+    """Keeps its keys and values apart from those of other salts; part of `block_hashes`."""
+    chat: Sequence[tuple[str, str]] = ()
+    """Role and content of each turn; only for models whose engine takes chats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,16 @@ class Frame:
 
 
 NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something about a work that goes on; what is empty is nothing new."""
+
+    pool: str = ""
+    """The pool that the router chose."""
+    waiting: str = ""
+    """Why it cannot run yet, for a person."""
 
 
 @dataclass(frozen=True, slots=True)

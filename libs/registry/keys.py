@@ -4,7 +4,10 @@
 ├── services/{service}/{instance}     ServiceInstance, leased
 ├── executors/{id}                    Executor, leased
 ├── models/{name}                     Model
-├── placements/{executor}/{model}     Placement, written by the leader of placement
+├── placements/{executor}/{pool}      Placement, written by the leader of placement
+├── unplaced/{model}                  Unplaced, written by the leader of placement
+├── failures/{executor}/{pool}        LoadFailure, written by the leader of placement, leased
+├── demand/{instance}                 Demand, written by each batcher, leased
 ├── policies/
 │   ├── tenants/{name}                Tenant
 │   ├── tiers/{interactive|async}     TierPolicy
@@ -21,6 +24,9 @@ SERVICES = ROOT + "services/"
 EXECUTORS = ROOT + "executors/"
 MODELS = ROOT + "models/"
 PLACEMENTS = ROOT + "placements/"
+UNPLACED = ROOT + "unplaced/"
+FAILURES = ROOT + "failures/"
+DEMAND = ROOT + "demand/"
 POLICIES = ROOT + "policies/"
 TENANTS = POLICIES + "tenants/"
 TIERS = POLICIES + "tiers/"
@@ -49,14 +55,29 @@ def model(name: str) -> str:
     return MODELS + _path(name)
 
 
-def placement(executor: str, model: str) -> str:
-    """The key of a model's place on an executor."""
-    return PLACEMENTS + _path(executor, model)
+def placement(executor: str, pool: str) -> str:
+    """The key of a copy: of a pool, "name@version", on an executor."""
+    return PLACEMENTS + _path(executor, pool)
 
 
 def placements(executor: str) -> str:
     """The prefix of everything placed on one executor."""
     return PLACEMENTS + _path(executor) + "/"
+
+
+def unplaced(model: str) -> str:
+    """The key of what keeps a model from having its copies."""
+    return UNPLACED + _path(model)
+
+
+def failure(executor: str, pool: str) -> str:
+    """The key of a copy that could not be loaded."""
+    return FAILURES + _path(executor, pool)
+
+
+def demand(instance: str) -> str:
+    """The key of what a batcher is asked for."""
+    return DEMAND + _path(instance)
 
 
 def tenant(name: str) -> str:

@@ -3,15 +3,11 @@
 from typing import Any
 
 from headrace.inference.v1 import inference_pb2
+from libs.lane.wire import ROLES
 from libs.lane.work import Grammar, Tier
 from services.admission.generation import Chunk, Finish
 from services.admission.request import Request, SamplingRequest, Turn
 
-_ROLES = {
-    inference_pb2.ROLE_SYSTEM: "system",
-    inference_pb2.ROLE_USER: "user",
-    inference_pb2.ROLE_ASSISTANT: "assistant",
-}
 _FORMS = {
     inference_pb2.OUTPUT_FORM_UNSPECIFIED: (True, False),
     inference_pb2.OUTPUT_FORM_TEXT: (True, False),
@@ -94,4 +90,4 @@ def finish_to_proto(finish: Finish) -> inference_pb2.Finish:
 
 
 def _turns(chat: inference_pb2.Chat) -> list[Turn]:
-    return [Turn(_ROLES.get(turn.role, ""), turn.content) for turn in chat.messages]
+    return [Turn(ROLES.get(turn.role, ""), turn.content) for turn in chat.messages]

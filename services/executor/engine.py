@@ -1,15 +1,26 @@
-"""What the executor asks of an engine. One seam for all: OpenVINO, simulated, and those to come.
+"""What the executor asks of an engine. One seam for all of them (docs/engines.md).
 
 An Engine loads models; a loaded model is a Runner. A runner takes works and tells its listener, once per
-engine step, everything that the step brought.
+engine step, everything that the step brought. What a runner cannot do it says in its Capabilities; works that
+ask for it are refused before they reach it (services.executor.fit). tests/system/engine_conformance.py holds
+every engine to this page.
+
+Imports nothing that another environment may lack: the children of engines read it, too.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from libs.catalogue import ModelSpec
 from libs.kvcache.values import BlockEvent, Exactness
 from libs.lane.work import Frame, Outcome, Work
+
+if TYPE_CHECKING:
+    from libs.catalogue import ModelSpec
+
+__all__ = [
+    "BlockEvent", "Capabilities", "Capacity", "Engine", "EngineUnavailable", "Exactness", "Listener", "LoadFailed",
+    "Runner", "RunnerStats", "SelfCheckFailed", "Step",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +34,37 @@ class Capacity:
     block_tokens: int
     """Tokens per block."""
     exactness: Exactness
+    adapter_slots: int = 0
+    """Adapters in one batch; 0 when it takes none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a loaded model can do."""
+
+    exactness: Exactness
+    """Of its block events: told by the engine, or modelled by the executor."""
+    grammars: frozenset[str] = frozenset()
+    """Of "json_schema", "regex" and "ebnf"."""
+    log_probs: bool = False
+    adapters: Literal["none", "swap", "batch"] = "none"
+    """One adapter at a time, changed between steps; or several in one batch."""
+    salted_cache: bool = False
+    """Its prefix cache is keyed by the work's salt."""
+    cached_tokens: bool = False
+    """It tells how many prompt tokens it found in its cache."""
+    seeds: bool = False
+    """The same seed makes the same answer."""
+    penalties: bool = False
+    """For repetition, presence and frequency."""
+    ignore_end: bool = False
+    top_k: bool = False
+    priority: bool = False
+    """It prefers interactive works among those it holds."""
+    resume: Literal["prompt", "replay"] = "prompt"
+    """Resumed tokens are part of its prompt; or the answer is made again, compared, and held back so far."""
+    token_ids: bool = True
+    """It takes and makes token ids; else text, which the executor cuts into tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +95,8 @@ class Step:
     """What the step changed in the prefix cache."""
     stats: RunnerStats = RunnerStats()
     """The state after the step."""
-
-
-__all__ = [
-    "BlockEvent", "Capacity", "Engine", "Exactness", "Listener", "LoadFailed", "Runner", "RunnerStats", "Step",
-]  # fmt: skip
+    swaps: list[float] = field(default_factory=list)
+    """Seconds that each change of the active adapter took; only where adapters are swapped."""
 
 
 class Listener(Protocol):
@@ -80,16 +119,37 @@ class Runner(Protocol):
         """What it can hold; constant."""
         ...
 
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do; constant."""
+        ...
+
     def submit(self, work_id: int, work: Work) -> None:
         """Starts a work. It gets exactly one outcome, also when it is bad: then with an error.
 
         More works than slots wait inside the runner, in order. `resumed` tokens are part of the prompt to
-        the engine and of the answer to `max_tokens`.
+        the engine and of the answer to `max_tokens`. A work's adapter is loaded, and stays so until its end.
         """
         ...
 
     def cancel(self, work_id: int) -> None:
-        """Stops a work within one step and frees its blocks; its outcome has error Cancelled."""
+        """Stops a work within one step and frees its blocks; its outcome has error Cancelled. Unknown ids are
+        ignored."""
+        ...
+
+    async def load_adapter(self, adapter: "ModelSpec") -> None:
+        """Makes an adapter usable under the name `adapter.adapter`, while works run. Idempotent.
+
+        Raises LoadFailed; nothing has changed then.
+        """
+        ...
+
+    async def unload_adapter(self, adapter: str) -> None:
+        """Gives the memory of an adapter back that no work uses. Idempotent."""
+        ...
+
+    async def self_check(self) -> None:
+        """Asks the model a question beside the works that run. Raises SelfCheckFailed."""
         ...
 
     async def close(self) -> None:
@@ -98,13 +158,25 @@ class Runner(Protocol):
 
 
 class LoadFailed(Exception):
-    """A model cannot be loaded; the text says why, to an operator."""
+    """A model or an adapter cannot be loaded; the text says why, to an operator."""
+
+
+class EngineUnavailable(Exception):
+    """The engine cannot work here at all; the text says what is missing, and how to get it."""
+
+
+class SelfCheckFailed(Exception):
+    """A loaded model does not answer as it should; the text says how."""
 
 
 class Engine(Protocol):
     """Loads models."""
 
-    async def load(self, model: ModelSpec, listener: Listener) -> Runner:
+    async def start(self) -> None:
+        """Looks whether it can work here, without loading anything. Raises EngineUnavailable."""
+        ...
+
+    async def load(self, model: "ModelSpec", listener: Listener) -> Runner:
         """Loads a model and asks it a question; returns only once it has answered.
 
         Raises LoadFailed.

@@ -1,9 +1,13 @@
 """The engines that an executor can have. Imports only the one that is asked for."""
 
+import sys
+
 from libs.clock import Clock
 from libs.settings import SettingsInvalid
 from services.executor.config import Settings
 from services.executor.engine import Engine
+
+ENGINES = ("openvino", "simulated", "triton", "remote", "trtllm", "vllm")
 
 
 def make_engine(settings: Settings, clock: Clock) -> Engine:
@@ -17,5 +21,21 @@ def make_engine(settings: Settings, clock: Clock) -> Engine:
             from services.executor.simulated.engine import SimulatedEngine
 
             return SimulatedEngine(clock)
+        case "triton":
+            from services.executor.triton.engine import TritonEngine
+
+            return TritonEngine(settings.cache_dir, clock)
+        case "remote":
+            from services.executor.remote.engine import RemoteEngine
+
+            return RemoteEngine(settings.cache_dir, clock)
+        case "trtllm":
+            from services.executor.trtllm.engine import TrtLlmEngine
+
+            return TrtLlmEngine(settings.cache_dir, clock, settings.trtllm_python or sys.executable)
+        case "vllm":
+            from services.executor.vllm.engine import VllmEngine
+
+            return VllmEngine(settings.cache_dir, clock, settings.vllm_python or sys.executable)
         case other:
-            raise SettingsInvalid(f"HEADRACE_ENGINE={other!r} is not an engine: openvino, simulated")
+            raise SettingsInvalid(f"HEADRACE_ENGINE={other!r} is not an engine: {', '.join(ENGINES)}")

@@ -13,7 +13,7 @@ from libs.lane.client import RemoteStage
 from libs.lane.forwarder import Forwarder
 from libs.lane.server import LaneServicer
 from libs.lane.stage import Stage
-from libs.lane.work import Frame, Outcome, Sampling, Tier, Work
+from libs.lane.work import Frame, Note, Outcome, Sampling, Tier, Work
 from libs.rpc.channels import Channels
 from libs.rpc.interceptors import errors
 from libs.rpc.server import RpcServer, Service
@@ -69,6 +69,7 @@ class Answers:
     def __init__(self) -> None:
         self.tokens: dict[int, list[int]] = {}
         self.outcomes: dict[int, Outcome] = {}
+        self.notes: dict[int, list[Note]] = {}
         self.frames: list[tuple[int, ...]] = []
         """Work ids of each frame."""
         self._changed = asyncio.Event()
@@ -85,6 +86,9 @@ class Answers:
             assert offset == len(answer), f"work {work_id}: offset {offset} behind {len(answer)} tokens"
             answer += frame.token_ids[start:end]
         self._changed.set()
+
+    def on_note(self, work_id: int, note: Note) -> None:
+        self.notes.setdefault(work_id, []).append(note)
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         assert work_id not in self.outcomes, f"work {work_id} ended twice"

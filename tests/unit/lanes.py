@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import isnan
 
 from libs.lane.stage import LaneNotReady, Sink
-from libs.lane.work import Decision, FinishReason, Frame, Outcome, QueueState, Sampling, Tier, Work
+from libs.lane.work import Decision, FinishReason, Frame, Note, Outcome, QueueState, Sampling, Tier, Work
 
 
 def work(index: int = 0, *, tokens: int = 8, prompt: int = 4, deadline: float = 2e9, **changes: object) -> Work:
@@ -126,6 +126,7 @@ class Answers:
     def __init__(self) -> None:
         self.tokens: dict[int, list[int]] = {}
         self.outcomes: dict[int, Outcome] = {}
+        self.notes: dict[int, list[Note]] = {}
         self.log_probs: dict[int, list[float]] = {}
 
     def on_ready(self) -> None:
@@ -140,6 +141,9 @@ class Answers:
             assert offset == len(answer), f"work {work_id}: offset {offset} behind {len(answer)} tokens"
             answer += frame.token_ids[start:end]
             self.log_probs.setdefault(work_id, []).extend(x for x in frame.log_probs[start:end] if not isnan(x))
+
+    def on_note(self, work_id: int, note: Note) -> None:
+        self.notes.setdefault(work_id, []).append(note)
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         assert work_id not in self.outcomes, f"work {work_id} ended twice"

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from libs.tokens.blocks import chain, salt
+from services.executor.child.wire import Stepped
 from services.executor.openvino.batch import Batch, link
-from services.executor.openvino.wire import Stepped, Submit
+from services.executor.openvino.wire import Submit
 
 BLOCK = 4
 

@@ -17,7 +17,8 @@ from hashlib import blake2b
 from libs.lane.work import Frame
 from libs.tokens.blocks import HASH_BYTES, TOKEN_BYTES, chain, salt
 from services.executor.blocks import PagedBlocks
-from services.executor.openvino.wire import Ended, Stepped, Submit
+from services.executor.child.wire import Ended, Stepped
+from services.executor.openvino.wire import Submit
 
 HEALTHY_AFTER = 64
 """Steps without a fault after which the engine counts as healthy."""

@@ -4,30 +4,41 @@ Plain and synchronous: read what the parent says, make one engine step, tell the
 long as the socket's other end; should the parent be killed in the middle of a long step, the kernel ends it.
 """
 
-import ctypes
 import os
-import signal
 import sys
 import time
 
-from services.executor.openvino.batch import Batch, Run
-from services.executor.openvino.inbox import Inbox, ParentGone
-from services.executor.openvino.pipeline import LoadError, Pipeline, last_line
-from services.executor.openvino.wire import (
+from services.executor.child.inbox import Inbox, ParentGone, die_with_parent
+from services.executor.child.wire import (
+    AdapterDone,
     Broken,
     Cancel,
-    Load,
+    Check,
+    CheckDone,
+    LoadAdapter,
     LoadRefused,
     Ready,
-    Submit,
-    decode_up,
+    UnloadAdapter,
     encode,
 )
+from services.executor.engine import Capabilities, Capacity, Exactness
+from services.executor.openvino.batch import Batch, Run
+from services.executor.openvino.pipeline import LoadError, Pipeline, last_line
+from services.executor.openvino.wire import Load, Submit, decode_up
 
 MOST_FAULTS = 5
 """Faults of the engine, not separated by a healthy time, after which the child gives up."""
 
-_PR_SET_PDEATHSIG = 1
+CAPABILITIES = Capabilities(
+    Exactness.MODELLED,
+    grammars=frozenset({"json_schema", "regex", "ebnf"}),
+    log_probs=True,
+    cached_tokens=True,
+    seeds=True,
+    penalties=True,
+    ignore_end=True,
+    top_k=True,
+)
 
 
 def main() -> int:
@@ -43,7 +54,8 @@ def main() -> int:
         except LoadError as error:
             inbox.send(encode(LoadRefused(str(error))))
             return 1
-        inbox.send(encode(Ready(pipeline.block_tokens)))
+        capacity = Capacity(settings.slots, settings.blocks, pipeline.block_tokens, Exactness.MODELLED)
+        inbox.send(encode(Ready(capacity, CAPABILITIES)))
         batch = Batch(settings.model, settings.slots, settings.blocks, pipeline.block_tokens)
         return Child(inbox, pipeline, batch).run()
     except (ParentGone, StopIteration):
@@ -85,8 +97,13 @@ class Child:
         message = decode_up(data)
         if isinstance(message, Submit):
             self._batch.submit(message)
-        elif isinstance(message, Cancel) and (run := self._batch.find(message.work_id)) is not None:
-            self._drop(run, "CANCELLED", "cancelled")
+        elif isinstance(message, Cancel):
+            if (run := self._batch.find(message.work_id)) is not None:
+                self._drop(run, "CANCELLED", "cancelled")
+        elif isinstance(message, LoadAdapter | UnloadAdapter):
+            self._inbox.send(encode(AdapterDone(message.adapter, "this engine takes no adapters")))
+        elif isinstance(message, Check):
+            self._inbox.send(encode(CheckDone("")))
 
     def _step(self) -> None:
         batch, pipeline = self._batch, self._pipeline
@@ -123,12 +140,6 @@ class Child:
 
 class EngineFault(Exception):
     """`step` raised: the engine is poisoned."""
-
-
-def die_with_parent() -> None:
-    """Asks the kernel for SIGKILL when the parent dies, and for silence on Ctrl-C, which is the parent's."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ import structlog
 from libs.catalogue import ModelSpec
 from libs.models.prepared import PreparedModel, PrepareFailed, prepare
 from libs.models.source import SourceInvalid
-from services.executor.engine import Capacity, Exactness, Listener, LoadFailed
+from services.executor.child.process import ChildProcess
+from services.executor.child.wire import LoadRefused, Ready, decode_down, encode
+from services.executor.engine import Listener, LoadFailed
 from services.executor.openvino.check import Limits
 from services.executor.openvino.grammar import GrammarGate
-from services.executor.openvino.process import ChildProcess
 from services.executor.openvino.runner import OpenVinoRunner
-from services.executor.openvino.wire import Load, LoadRefused, Ready, decode_down, encode
+from services.executor.openvino.wire import Load
 
 log = structlog.get_logger()
 
@@ -39,6 +40,9 @@ class OpenVinoEngine:
         self._niceness = niceness
         self._runners: list[OpenVinoRunner] = []
 
+    async def start(self) -> None:
+        """Nothing to look at: the engine is part of the environment."""
+
     async def load(self, model: ModelSpec, listener: Listener) -> OpenVinoRunner:
         """Prepares the model if that has not been done on this machine (about 20 s for the default one), starts
         its process (about 2 s), and returns when it has passed its self-test."""
@@ -47,14 +51,14 @@ class OpenVinoEngine:
         prepared = await self._prepare(model)
         child = await ChildProcess.start("services.executor.openvino.child")
         try:
-            block_tokens = await self._handshake(child, model, prepared)
+            ready = await self._handshake(child, model, prepared)
         except BaseException:
             await child.close(kill=True)
             raise
+        block_tokens = ready.capacity.block_tokens
         known = [model.blocks * block_tokens, model.context_tokens, prepared.facts.context_tokens]
         limits = Limits(min(tokens for tokens in known if tokens), block_tokens, prepared.facts)
-        capacity = Capacity(model.slots, model.blocks, block_tokens, Exactness.MODELLED)
-        runner = OpenVinoRunner(child, GrammarGate(prepared.grammar_path), capacity, limits, listener)
+        runner = OpenVinoRunner(child, GrammarGate(prepared.grammar_path), ready, limits, listener)
         self._runners = [*(other for other in self._runners if not other.closed), runner]
         return runner
 
@@ -77,8 +81,8 @@ class OpenVinoEngine:
         except (SourceInvalid, PrepareFailed) as error:
             raise LoadFailed(str(error)) from error
 
-    async def _handshake(self, child: ChildProcess, model: ModelSpec, prepared: PreparedModel) -> int:
-        """Has the child load the model; returns its tokens per block."""
+    async def _handshake(self, child: ChildProcess, model: ModelSpec, prepared: PreparedModel) -> Ready:
+        """Has the child load the model."""
         load = Load(
             path=str(prepared.path),
             model=model.name,
@@ -101,8 +105,7 @@ class OpenVinoEngine:
         if isinstance(answer, LoadRefused):
             raise LoadFailed(answer.reason)
         assert isinstance(answer, Ready)
-        if model.block_tokens not in (0, answer.block_tokens):
-            raise LoadFailed(
-                f"the engine's blocks have {answer.block_tokens} tokens, the catalogue says {model.block_tokens}"
-            )
-        return answer.block_tokens
+        if model.block_tokens not in (0, answer.capacity.block_tokens):
+            measured = answer.capacity.block_tokens
+            raise LoadFailed(f"the engine's blocks have {measured} tokens, the catalogue says {model.block_tokens}")
+        return answer

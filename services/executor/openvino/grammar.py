@@ -8,8 +8,9 @@ from pathlib import Path
 import structlog
 
 from libs.lane.work import Grammar
-from services.executor.openvino.process import ChildProcess
-from services.executor.openvino.wire import Try, decode_verdict, encode
+from services.executor.child.process import ChildProcess
+from services.executor.child.wire import encode
+from services.executor.openvino.wire import Try, decode_verdict
 
 log = structlog.get_logger()
 

@@ -12,10 +12,10 @@ import numpy as np
 import openvino
 import openvino_genai as genai
 
-from services.executor.openvino.child import die_with_parent
-from services.executor.openvino.inbox import Inbox, ParentGone
+from services.executor.child.inbox import Inbox, ParentGone, die_with_parent
+from services.executor.child.wire import encode
 from services.executor.openvino.pipeline import grammar_config, last_line
-from services.executor.openvino.wire import Verdict, decode_try, encode
+from services.executor.openvino.wire import Verdict, decode_try
 
 
 class Probe:

@@ -36,10 +36,12 @@ _END = (1 << 64) - 1
 Words = npt.NDArray[np.uint64]
 
 
-def digest(model_seed: int, sampling_seed: int | None, prompt: Tokens) -> int:
+def digest(model_seed: int, sampling_seed: int | None, prompt: Tokens, adapter: str = "") -> int:
     """64 bits for everything that an answer depends on."""
     head = struct.pack("<Q?Q", model_seed, sampling_seed is not None, sampling_seed or 0)
-    return int.from_bytes(blake2b(struct.pack(f"<{len(prompt)}I", *prompt), key=head, digest_size=8).digest())
+    salt = blake2b(adapter.encode(), digest_size=16).digest() if adapter else b""
+    data = struct.pack(f"<{len(prompt)}I", *prompt)
+    return int.from_bytes(blake2b(data, key=head, salt=salt, digest_size=8).digest())
 
 
 def tokens(digest: int, start: int) -> Iterator[int]:

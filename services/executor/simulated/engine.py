@@ -7,7 +7,7 @@ import structlog
 from libs.catalogue import ModelSpec
 from libs.clock import Clock, SystemClock
 from libs.lane.work import FinishReason, Sampling, Tier, Work
-from services.executor.engine import Capacity, Listener, LoadFailed
+from services.executor.engine import Capabilities, Capacity, Exactness, Listener, LoadFailed, SelfCheckFailed
 from services.executor.simulated import answers
 from services.executor.simulated.model import SimulatedModel
 
@@ -21,8 +21,19 @@ _QUESTION = 8
 """Tokens of the self-test's answer."""
 
 
+CAPABILITIES = Capabilities(
+    Exactness.EXACT,
+    log_probs=True,
+    adapters="batch",
+    salted_cache=True,
+    cached_tokens=True,
+    seeds=True,
+    ignore_end=True,
+)
+
+
 class SimulatedEngine:
-    """Loads models in no time; see services.executor.engine.Engine.
+    """Loads models in `simulation.load_us`; see services.executor.engine.Engine.
 
     Args:
         clock: For deadlines. Steps are timed by the event loop.
@@ -32,14 +43,18 @@ class SimulatedEngine:
         self._clock = clock or SystemClock()
         self._runners: list[SimulatedRunner] = []
 
+    async def start(self) -> None:
+        """Needs nothing."""
+
     async def load(self, model: ModelSpec, listener: Listener) -> "SimulatedRunner":
         """Makes the model, once a scratch copy of it has answered a question right."""
         try:
             simulated = SimulatedModel(model)
         except ValueError as error:
             raise LoadFailed(str(error)) from error
+        await asyncio.sleep(model.simulation.load_us / 1e6)
         _ask(SimulatedModel(model), model.simulation.seed)
-        runner = SimulatedRunner(simulated, listener, self._clock)
+        runner = SimulatedRunner(simulated, listener, self._clock, model)
         self._runners = [*(other for other in self._runners if not other.closed), runner]
         return runner
 
@@ -57,8 +72,9 @@ class SimulatedRunner:
     loop do not add up. Steps that take no time give way to the loop after every one.
     """
 
-    def __init__(self, model: SimulatedModel, listener: Listener, clock: Clock) -> None:
+    def __init__(self, model: SimulatedModel, listener: Listener, clock: Clock, spec: ModelSpec) -> None:
         self.closed = False
+        self._spec = spec
         self._model = model
         self._listener = listener
         self._clock = clock
@@ -81,6 +97,24 @@ class SimulatedRunner:
             self._model.cancel(work_id)
             if not self._model.idle:
                 self._start()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return CAPABILITIES
+
+    async def load_adapter(self, adapter: ModelSpec) -> None:
+        """Adapters are part of what an answer is computed from: there is nothing to load."""
+
+    async def unload_adapter(self, adapter: str) -> None:
+        """There is nothing to unload."""
+
+    async def self_check(self) -> None:
+        if self.closed:
+            raise SelfCheckFailed("it is closed")
+        try:
+            _ask(SimulatedModel(self._spec), self._spec.simulation.seed)
+        except LoadFailed as failed:
+            raise SelfCheckFailed(str(failed)) from failed
 
     async def close(self) -> None:
         self.closed = True

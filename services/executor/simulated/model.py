@@ -33,7 +33,7 @@ class SimulatedModel:
     def __init__(self, spec: ModelSpec) -> None:
         if min(spec.context_tokens, spec.blocks, spec.block_tokens, spec.slots, spec.step_tokens) < 1:
             raise ValueError("context, blocks, block tokens, slots and step tokens must be at least 1")
-        self.capacity = Capacity(spec.slots, spec.blocks, spec.block_tokens, Exactness.EXACT)
+        self.capacity = Capacity(spec.slots, spec.blocks, spec.block_tokens, Exactness.EXACT, adapter_slots=spec.slots)
         self._spec = spec
         self._context = min(spec.context_tokens, spec.blocks * spec.block_tokens)
         self._blocks = PagedBlocks(spec.blocks, spec.block_tokens)
@@ -57,7 +57,7 @@ class SimulatedModel:
         if (error := self._fault(work)) is not None:
             self._ended.append((work_id, Outcome(error=error, output_tokens=len(work.resumed))))
             return
-        digest = answers.digest(self._spec.simulation.seed, work.sampling.seed, work.prompt)
+        digest = answers.digest(self._spec.simulation.seed, work.sampling.seed, work.prompt, work.adapter)
         end, finish = min(work.sampling.max_tokens, self._context - len(work.prompt)), FinishReason.LENGTH
         if not work.sampling.ignore_end and (stop := answers.length(digest)) <= end:
             end, finish = stop, FinishReason.STOP

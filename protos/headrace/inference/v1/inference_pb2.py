@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%headrace/inference/v1/inference.proto\x12\x15headrace.inference.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"E\n\x07Message\x12)\n\x04role\x18\x01 \x01(\x0e\x32\x1b.headrace.inference.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x04\x43hat\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.headrace.inference.v1.Message\"\xf8\x02\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x12\n\nignore_end\x18\n \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"I\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04\x65\x62nf\x18\x03 \x01(\tH\x00\x42\x06\n\x04\x66orm\"\x8a\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1b.headrace.inference.v1.ChatH\x00\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12\x31\n\x08sampling\x18\x04 \x01(\x0b\x32\x1f.headrace.inference.v1.Sampling\x12/\n\x07grammar\x18\x05 \x01(\x0b\x32\x1e.headrace.inference.v1.Grammar\x12\x11\n\tlog_probs\x18\x06 \x01(\x08\x12)\n\x04tier\x18\x07 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12>\n\x04tags\x18\t \x03(\x0b\x32\x30.headrace.inference.v1.GenerateRequest.TagsEntry\x12\x36\n\x0boutput_form\x18\n \x01(\x0e\x32!.headrace.inference.v1.OutputForm\x12*\n\x07timeout\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11resumed_token_ids\x18\x0c \x03(\r\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05input\"\x89\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x11\n\tlog_probs\x18\x04 \x03(\x02\x12-\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x1d.headrace.inference.v1.Finish\"\xb8\x01\n\x06\x46inish\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32#.headrace.inference.v1.FinishReason\x12\x0c\n\x04stop\x18\x02 \x01(\t\x12+\n\x05usage\x18\x03 \x01(\x0b\x32\x1c.headrace.inference.v1.Usage\x12/\n\x07timings\x18\x04 \x01(\x0b\x32\x1e.headrace.inference.v1.Timings\x12\r\n\x05model\x18\x05 \x01(\t\"L\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x15\n\routput_tokens\x18\x03 \x01(\r\"\x8e\x01\n\x07Timings\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\\\n\x0eSessionRequest\x12\x39\n\tgenerates\x18\x01 \x03(\x0b\x32&.headrace.inference.v1.SessionGenerate\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\"V\n\x0fSessionGenerate\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x37\n\x07request\x18\x02 \x01(\x0b\x32&.headrace.inference.v1.GenerateRequest\"\x94\x01\n\x0fSessionResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\x12\r\n\x05texts\x18\x03 \x03(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x11\n\tlog_probs\x18\x05 \x03(\x02\x12/\n\x04\x65nds\x18\x06 \x03(\x0b\x32!.headrace.inference.v1.SessionEnd\"\x97\x01\n\nSessionEnd\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12/\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1d.headrace.inference.v1.FinishH\x00\x12\x31\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.headrace.inference.v1.FailureH\x00\x42\x05\n\x03how\"O\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"k\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1b.headrace.inference.v1.ChatH\x00\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x42\x07\n\x05input\"=\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .headrace.inference.v1.ModelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x7f\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\'\n\x06labels\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct*B\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x14\n\x10TIER_INTERACTIVE\x10\x01\x12\x0e\n\nTIER_ASYNC\x10\x02*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*~\n\nOutputForm\x12\x1b\n\x17OUTPUT_FORM_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTPUT_FORM_TEXT\x10\x01\x12\x19\n\x15OUTPUT_FORM_TOKEN_IDS\x10\x02\x12\"\n\x1eOUTPUT_FORM_TEXT_AND_TOKEN_IDS\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\xea\x03\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12$\n ERROR_REASON_CREDENTIALS_INVALID\x10\x01\x12\x1c\n\x18\x45RROR_REASON_NOT_ALLOWED\x10\x02\x12 \n\x1c\x45RROR_REASON_REQUEST_INVALID\x10\x03\x12\x1e\n\x1a\x45RROR_REASON_MODEL_UNKNOWN\x10\x04\x12\x1d\n\x19\x45RROR_REASON_SWITCHED_OFF\x10\x05\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x06\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x07\x12\x1c\n\x18\x45RROR_REASON_NO_EXECUTOR\x10\x08\x12\"\n\x1e\x45RROR_REASON_STAGE_UNAVAILABLE\x10\t\x12 \n\x1c\x45RROR_REASON_DEADLINE_PASSED\x10\n\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0b\x12\x1a\n\x16\x45RROR_REASON_CANCELLED\x10\x0c\x12\x1e\n\x1a\x45RROR_REASON_NOT_SUPPORTED\x10\r\x12\x1f\n\x1b\x45RROR_REASON_SWITCH_UNKNOWN\x10\x0e\x32\x98\x03\n\x10InferenceService\x12]\n\x08Generate\x12&.headrace.inference.v1.GenerateRequest\x1a\'.headrace.inference.v1.GenerateResponse0\x01\x12\\\n\x07Session\x12%.headrace.inference.v1.SessionRequest\x1a&.headrace.inference.v1.SessionResponse(\x01\x30\x01\x12\x64\n\x0b\x43ountTokens\x12).headrace.inference.v1.CountTokensRequest\x1a*.headrace.inference.v1.CountTokensResponse\x12\x61\n\nListModels\x12(.headrace.inference.v1.ListModelsRequest\x1a).headrace.inference.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%headrace/inference/v1/inference.proto\x12\x15headrace.inference.v1\x1a\x19google/protobuf/any.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"E\n\x07Message\x12)\n\x04role\x18\x01 \x01(\x0e\x32\x1b.headrace.inference.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"8\n\x04\x43hat\x12\x30\n\x08messages\x18\x01 \x03(\x0b\x32\x1e.headrace.inference.v1.Message\"\xf8\x02\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0btemperature\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_p\x18\x03 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_k\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\x04H\x04\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\t \x03(\t\x12\x12\n\nignore_end\x18\n \x01(\x08\x42\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penalty\"I\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04\x65\x62nf\x18\x03 \x01(\tH\x00\x42\x06\n\x04\x66orm\"\xa9\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1b.headrace.inference.v1.ChatH\x00\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x12\x31\n\x08sampling\x18\x04 \x01(\x0b\x32\x1f.headrace.inference.v1.Sampling\x12/\n\x07grammar\x18\x05 \x01(\x0b\x32\x1e.headrace.inference.v1.Grammar\x12\x11\n\tlog_probs\x18\x06 \x01(\x08\x12)\n\x04tier\x18\x07 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12>\n\x04tags\x18\t \x03(\x0b\x32\x30.headrace.inference.v1.GenerateRequest.TagsEntry\x12\x36\n\x0boutput_form\x18\n \x01(\x0e\x32!.headrace.inference.v1.OutputForm\x12*\n\x07timeout\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x11resumed_token_ids\x18\x0c \x03(\r\x12\x1d\n\x15resumed_model_version\x18\r \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05input\"\xb1\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x11\n\tlog_probs\x18\x04 \x03(\x02\x12-\n\x06\x66inish\x18\x05 \x01(\x0b\x32\x1d.headrace.inference.v1.Finish\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x0f\n\x07waiting\x18\x07 \x01(\t\"\xb8\x01\n\x06\x46inish\x12\x33\n\x06reason\x18\x01 \x01(\x0e\x32#.headrace.inference.v1.FinishReason\x12\x0c\n\x04stop\x18\x02 \x01(\t\x12+\n\x05usage\x18\x03 \x01(\x0b\x32\x1c.headrace.inference.v1.Usage\x12/\n\x07timings\x18\x04 \x01(\x0b\x32\x1e.headrace.inference.v1.Timings\x12\r\n\x05model\x18\x05 \x01(\t\"L\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x15\n\rcached_tokens\x18\x02 \x01(\r\x12\x15\n\routput_tokens\x18\x03 \x01(\r\"\x8e\x01\n\x07Timings\x12)\n\x06queued\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0b\x66irst_token\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\\\n\x0eSessionRequest\x12\x39\n\tgenerates\x18\x01 \x03(\x0b\x32&.headrace.inference.v1.SessionGenerate\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\"V\n\x0fSessionGenerate\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x37\n\x07request\x18\x02 \x01(\x0b\x32&.headrace.inference.v1.GenerateRequest\"\xc7\x01\n\x0fSessionResponse\x12\x0b\n\x03ids\x18\x01 \x03(\x04\x12\x0e\n\x06\x63ounts\x18\x02 \x03(\r\x12\r\n\x05texts\x18\x03 \x03(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x11\n\tlog_probs\x18\x05 \x03(\x02\x12/\n\x04\x65nds\x18\x06 \x03(\x0b\x32!.headrace.inference.v1.SessionEnd\x12\x31\n\x05notes\x18\x07 \x03(\x0b\x32\".headrace.inference.v1.SessionNote\"A\n\x0bSessionNote\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0f\n\x07waiting\x18\x03 \x01(\t\"\x97\x01\n\nSessionEnd\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12/\n\x06\x66inish\x18\x03 \x01(\x0b\x32\x1d.headrace.inference.v1.FinishH\x00\x12\x31\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x1e.headrace.inference.v1.FailureH\x00\x42\x05\n\x03how\"O\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"k\n\x12\x43ountTokensRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x04\x63hat\x18\x02 \x01(\x0b\x32\x1b.headrace.inference.v1.ChatH\x00\x12\x10\n\x06prompt\x18\x03 \x01(\tH\x00\x42\x07\n\x05input\"=\n\x13\x43ountTokensResponse\x12\x0e\n\x06tokens\x18\x01 \x01(\r\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"_\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .headrace.inference.v1.ModelInfo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x7f\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x02 \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\'\n\x06labels\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct*B\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x14\n\x10TIER_INTERACTIVE\x10\x01\x12\x0e\n\nTIER_ASYNC\x10\x02*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03*~\n\nOutputForm\x12\x1b\n\x17OUTPUT_FORM_UNSPECIFIED\x10\x00\x12\x14\n\x10OUTPUT_FORM_TEXT\x10\x01\x12\x19\n\x15OUTPUT_FORM_TOKEN_IDS\x10\x02\x12\"\n\x1eOUTPUT_FORM_TEXT_AND_TOKEN_IDS\x10\x03*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02*\x8e\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12$\n ERROR_REASON_CREDENTIALS_INVALID\x10\x01\x12\x1c\n\x18\x45RROR_REASON_NOT_ALLOWED\x10\x02\x12 \n\x1c\x45RROR_REASON_REQUEST_INVALID\x10\x03\x12\x1e\n\x1a\x45RROR_REASON_MODEL_UNKNOWN\x10\x04\x12\x1d\n\x19\x45RROR_REASON_SWITCHED_OFF\x10\x05\x12\x1f\n\x1b\x45RROR_REASON_QUOTA_EXCEEDED\x10\x06\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x07\x12\x1c\n\x18\x45RROR_REASON_NO_EXECUTOR\x10\x08\x12\"\n\x1e\x45RROR_REASON_STAGE_UNAVAILABLE\x10\t\x12 \n\x1c\x45RROR_REASON_DEADLINE_PASSED\x10\n\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0b\x12\x1a\n\x16\x45RROR_REASON_CANCELLED\x10\x0c\x12\x1e\n\x1a\x45RROR_REASON_NOT_SUPPORTED\x10\r\x12\x1f\n\x1b\x45RROR_REASON_SWITCH_UNKNOWN\x10\x0e\x12\"\n\x1e\x45RROR_REASON_CATALOGUE_CHANGED\x10\x0f\x32\x98\x03\n\x10InferenceService\x12]\n\x08Generate\x12&.headrace.inference.v1.GenerateRequest\x1a\'.headrace.inference.v1.GenerateResponse0\x01\x12\\\n\x07Session\x12%.headrace.inference.v1.SessionRequest\x1a&.headrace.inference.v1.SessionResponse(\x01\x30\x01\x12\x64\n\x0b\x43ountTokens\x12).headrace.inference.v1.CountTokensRequest\x1a*.headrace.inference.v1.CountTokensResponse\x12\x61\n\nListModels\x12(.headrace.inference.v1.ListModelsRequest\x1a).headrace.inference.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +36,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST_TAGSENTRY']._loaded_options = None
   _globals['_GENERATEREQUEST_TAGSENTRY']._serialized_options = b'8\001'
-  _globals['_TIER']._serialized_start=2837
-  _globals['_TIER']._serialized_end=2903
-  _globals['_ROLE']._serialized_start=2905
-  _globals['_ROLE']._serialized_end=2985
-  _globals['_OUTPUTFORM']._serialized_start=2987
-  _globals['_OUTPUTFORM']._serialized_end=3113
-  _globals['_FINISHREASON']._serialized_start=3115
-  _globals['_FINISHREASON']._serialized_end=3210
-  _globals['_ERRORREASON']._serialized_start=3213
-  _globals['_ERRORREASON']._serialized_end=3703
+  _globals['_TIER']._serialized_start=3026
+  _globals['_TIER']._serialized_end=3092
+  _globals['_ROLE']._serialized_start=3094
+  _globals['_ROLE']._serialized_end=3174
+  _globals['_OUTPUTFORM']._serialized_start=3176
+  _globals['_OUTPUTFORM']._serialized_end=3302
+  _globals['_FINISHREASON']._serialized_start=3304
+  _globals['_FINISHREASON']._serialized_end=3399
+  _globals['_ERRORREASON']._serialized_start=3402
+  _globals['_ERRORREASON']._serialized_end=3928
   _globals['_MESSAGE']._serialized_start=153
   _globals['_MESSAGE']._serialized_end=222
   _globals['_CHAT']._serialized_start=224
@@ -55,37 +55,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRAMMAR']._serialized_start=661
   _globals['_GRAMMAR']._serialized_end=734
   _globals['_GENERATEREQUEST']._serialized_start=737
-  _globals['_GENERATEREQUEST']._serialized_end=1259
-  _globals['_GENERATEREQUEST_TAGSENTRY']._serialized_start=1207
-  _globals['_GENERATEREQUEST_TAGSENTRY']._serialized_end=1250
-  _globals['_GENERATERESPONSE']._serialized_start=1262
-  _globals['_GENERATERESPONSE']._serialized_end=1399
-  _globals['_FINISH']._serialized_start=1402
-  _globals['_FINISH']._serialized_end=1586
-  _globals['_USAGE']._serialized_start=1588
-  _globals['_USAGE']._serialized_end=1664
-  _globals['_TIMINGS']._serialized_start=1667
-  _globals['_TIMINGS']._serialized_end=1809
-  _globals['_SESSIONREQUEST']._serialized_start=1811
-  _globals['_SESSIONREQUEST']._serialized_end=1903
-  _globals['_SESSIONGENERATE']._serialized_start=1905
-  _globals['_SESSIONGENERATE']._serialized_end=1991
-  _globals['_SESSIONRESPONSE']._serialized_start=1994
-  _globals['_SESSIONRESPONSE']._serialized_end=2142
-  _globals['_SESSIONEND']._serialized_start=2145
-  _globals['_SESSIONEND']._serialized_end=2296
-  _globals['_FAILURE']._serialized_start=2298
-  _globals['_FAILURE']._serialized_end=2377
-  _globals['_COUNTTOKENSREQUEST']._serialized_start=2379
-  _globals['_COUNTTOKENSREQUEST']._serialized_end=2486
-  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2488
-  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2549
-  _globals['_LISTMODELSREQUEST']._serialized_start=2551
-  _globals['_LISTMODELSREQUEST']._serialized_end=2609
-  _globals['_LISTMODELSRESPONSE']._serialized_start=2611
-  _globals['_LISTMODELSRESPONSE']._serialized_end=2706
-  _globals['_MODELINFO']._serialized_start=2708
-  _globals['_MODELINFO']._serialized_end=2835
-  _globals['_INFERENCESERVICE']._serialized_start=3706
-  _globals['_INFERENCESERVICE']._serialized_end=4114
+  _globals['_GENERATEREQUEST']._serialized_end=1290
+  _globals['_GENERATEREQUEST_TAGSENTRY']._serialized_start=1238
+  _globals['_GENERATEREQUEST_TAGSENTRY']._serialized_end=1281
+  _globals['_GENERATERESPONSE']._serialized_start=1293
+  _globals['_GENERATERESPONSE']._serialized_end=1470
+  _globals['_FINISH']._serialized_start=1473
+  _globals['_FINISH']._serialized_end=1657
+  _globals['_USAGE']._serialized_start=1659
+  _globals['_USAGE']._serialized_end=1735
+  _globals['_TIMINGS']._serialized_start=1738
+  _globals['_TIMINGS']._serialized_end=1880
+  _globals['_SESSIONREQUEST']._serialized_start=1882
+  _globals['_SESSIONREQUEST']._serialized_end=1974
+  _globals['_SESSIONGENERATE']._serialized_start=1976
+  _globals['_SESSIONGENERATE']._serialized_end=2062
+  _globals['_SESSIONRESPONSE']._serialized_start=2065
+  _globals['_SESSIONRESPONSE']._serialized_end=2264
+  _globals['_SESSIONNOTE']._serialized_start=2266
+  _globals['_SESSIONNOTE']._serialized_end=2331
+  _globals['_SESSIONEND']._serialized_start=2334
+  _globals['_SESSIONEND']._serialized_end=2485
+  _globals['_FAILURE']._serialized_start=2487
+  _globals['_FAILURE']._serialized_end=2566
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=2568
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2675
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2677
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2738
+  _globals['_LISTMODELSREQUEST']._serialized_start=2740
+  _globals['_LISTMODELSREQUEST']._serialized_end=2798
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2800
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2895
+  _globals['_MODELINFO']._serialized_start=2897
+  _globals['_MODELINFO']._serialized_end=3024
+  _globals['_INFERENCESERVICE']._serialized_start=3931
+  _globals['_INFERENCESERVICE']._serialized_end=4339
 # @@protoc_insertion_point(module_scope)

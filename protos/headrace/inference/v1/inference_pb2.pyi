@@ -162,6 +162,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNIMPLEMENTED: the pool's engine cannot do this (grammar, log-probs)."""
     ERROR_REASON_SWITCH_UNKNOWN: _ErrorReason.ValueType  # 14
     """NOT_FOUND: OperationsService was asked to take off a kill switch that is not on."""
+    ERROR_REASON_CATALOGUE_CHANGED: _ErrorReason.ValueType  # 15
+    """ABORTED: somebody else changed the catalogue meanwhile; look again and decide anew."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons in google.rpc.ErrorInfo.reason (the name of the value, in domain "headrace")."""
@@ -196,6 +198,8 @@ ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 13
 """UNIMPLEMENTED: the pool's engine cannot do this (grammar, log-probs)."""
 ERROR_REASON_SWITCH_UNKNOWN: ErrorReason.ValueType  # 14
 """NOT_FOUND: OperationsService was asked to take off a kill switch that is not on."""
+ERROR_REASON_CATALOGUE_CHANGED: ErrorReason.ValueType  # 15
+"""ABORTED: somebody else changed the catalogue meanwhile; look again and decide anew."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -409,6 +413,7 @@ class GenerateRequest(_message.Message):
     OUTPUT_FORM_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     RESUMED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    RESUMED_MODEL_VERSION_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The public name of a model or an alias; see ListModels. Required."""
     prompt: _builtins.str
@@ -423,6 +428,8 @@ class GenerateRequest(_message.Message):
     """
     output_form: Global___OutputForm.ValueType
     """What the responses carry."""
+    resumed_model_version: _builtins.str
+    """The model_version that made them; unset lets any version go on."""
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A chat."""
@@ -468,10 +475,11 @@ class GenerateRequest(_message.Message):
         output_form: Global___OutputForm.ValueType = ...,
         timeout: _duration_pb2.Duration | None = ...,
         resumed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        resumed_model_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "grammar", b"grammar", "input", b"input", "prompt", b"prompt", "sampling", b"sampling", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "grammar", b"grammar", "input", b"input", "log_probs", b"log_probs", "model", b"model", "output_form", b"output_form", "prompt", b"prompt", "request_id", b"request_id", "resumed_token_ids", b"resumed_token_ids", "sampling", b"sampling", "tags", b"tags", "tier", b"tier", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "grammar", b"grammar", "input", b"input", "log_probs", b"log_probs", "model", b"model", "output_form", b"output_form", "prompt", b"prompt", "request_id", b"request_id", "resumed_model_version", b"resumed_model_version", "resumed_token_ids", b"resumed_token_ids", "sampling", b"sampling", "tags", b"tags", "tier", b"tier", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["chat", "prompt"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -490,10 +498,18 @@ class GenerateResponse(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOG_PROBS_FIELD_NUMBER: _builtins.int
     FINISH_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """On the first message only: the id of the request."""
     text: _builtins.str
     """New text; never a part of a character. May be empty."""
+    model_version: _builtins.str
+    """On the first message with tokens only: the version of the model that answers. Give it back with
+    resumed_token_ids.
+    """
+    waiting: _builtins.str
+    """The request cannot run yet, and why: "smollm2 is being loaded". Comes at once, and again when it changes."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New token ids, if asked for."""
@@ -514,10 +530,12 @@ class GenerateResponse(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         log_probs: _abc.Iterable[_builtins.float] | None = ...,
         finish: Global___Finish | None = ...,
+        model_version: _builtins.str = ...,
+        waiting: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "log_probs", b"log_probs", "request_id", b"request_id", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "log_probs", b"log_probs", "model_version", b"model_version", "request_id", b"request_id", "text", b"text", "token_ids", b"token_ids", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -705,6 +723,7 @@ class SessionResponse(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOG_PROBS_FIELD_NUMBER: _builtins.int
     ENDS_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Generations with new output, each at most once per message."""
@@ -729,6 +748,10 @@ class SessionResponse(_message.Message):
     def ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionEnd]:
         """Generations that ended."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionNote]:
+        """News of generations that go on."""
+
     def __init__(
         self,
         *,
@@ -738,14 +761,45 @@ class SessionResponse(_message.Message):
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
         log_probs: _abc.Iterable[_builtins.float] | None = ...,
         ends: _abc.Iterable[Global___SessionEnd] | None = ...,
+        notes: _abc.Iterable[Global___SessionNote] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ends", b"ends", "ids", b"ids", "log_probs", b"log_probs", "texts", b"texts", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "ends", b"ends", "ids", b"ids", "log_probs", b"log_probs", "notes", b"notes", "texts", b"texts", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SessionResponse: _TypeAlias = SessionResponse  # noqa: Y015
+
+@_typing.final
+class SessionNote(_message.Message):
+    """Something about a generation that goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The client's number."""
+    model_version: _builtins.str
+    """The version of the model that answers; see GenerateResponse. Empty: nothing new."""
+    waiting: _builtins.str
+    """The request cannot run yet, and why. Empty: nothing new."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        model_version: _builtins.str = ...,
+        waiting: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "model_version", b"model_version", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SessionNote: _TypeAlias = SessionNote  # noqa: Y015
 
 @_typing.final
 class SessionEnd(_message.Message):

@@ -58,6 +58,7 @@ class ExchangeResponse(_message.Message):
 
     FRAME_FIELD_NUMBER: _builtins.int
     OUTCOMES_FIELD_NUMBER: _builtins.int
+    NOTES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def frame(self) -> Global___Frame:
         """New tokens."""
@@ -66,15 +67,20 @@ class ExchangeResponse(_message.Message):
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Outcome]:
         """Works that ended. Their tokens are all in this frame or an earlier one."""
 
+    @_builtins.property
+    def notes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Note]:
+        """What is to be known of works that go on. Come before frame and outcomes."""
+
     def __init__(
         self,
         *,
         frame: Global___Frame | None = ...,
         outcomes: _abc.Iterable[Global___Outcome] | None = ...,
+        notes: _abc.Iterable[Global___Note] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "outcomes", b"outcomes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "notes", b"notes", "outcomes", b"outcomes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -101,6 +107,9 @@ class Work(_message.Message):
     LOG_PROBS_FIELD_NUMBER: _builtins.int
     DEADLINE_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    SALT_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
     work_id: _builtins.int
     """Numbers the work on this lane only; chosen by the stage in front."""
     request_id: _builtins.str
@@ -112,13 +121,19 @@ class Work(_message.Message):
     model: _builtins.str
     """The model's name in the catalogue. Set by admission to what was asked, by the router to what runs."""
     pool: _builtins.str
-    """The pool that serves the model; set by the router."""
+    """The pool that serves the model, "name@version" of the base; set by the router. A work that comes with
+    resumed tokens and a pool goes to that one and no other: versions never mix in an answer.
+    """
     block_tokens: _builtins.int
     """Tokens per block in `block_hashes`."""
     log_probs: _builtins.bool
     """Whether frames carry log-probabilities of this work."""
     traceparent: _builtins.str
     """W3C trace context of the span in front."""
+    adapter: _builtins.str
+    """"name@version" of the LoRA adapter; empty for the base model. Set by the router."""
+    salt: _builtins.str
+    """Keeps this work's keys and values apart from those of other salts; part of `block_hashes`."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt."""
@@ -145,6 +160,10 @@ class Work(_message.Message):
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """Past it, no stage works on this any more. Absolute, UTC. Always set."""
 
+    @_builtins.property
+    def chat(self) -> _inference_pb2.Chat:
+        """The chat as the caller wrote it; only for models whose engine takes chats."""
+
     def __init__(
         self,
         *,
@@ -163,14 +182,49 @@ class Work(_message.Message):
         log_probs: _builtins.bool = ...,
         deadline: _timestamp_pb2.Timestamp | None = ...,
         traceparent: _builtins.str = ...,
+        adapter: _builtins.str = ...,
+        salt: _builtins.str = ...,
+        chat: _inference_pb2.Chat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "grammar", b"grammar", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "deadline", b"deadline", "grammar", b"grammar", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "block_tokens", b"block_tokens", "deadline", b"deadline", "grammar", b"grammar", "log_probs", b"log_probs", "model", b"model", "pool", b"pool", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_token_ids", b"resumed_token_ids", "sampling", b"sampling", "tenant", b"tenant", "tier", b"tier", "traceparent", b"traceparent", "work_id", b"work_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hashes", b"block_hashes", "block_tokens", b"block_tokens", "chat", b"chat", "deadline", b"deadline", "grammar", b"grammar", "log_probs", b"log_probs", "model", b"model", "pool", b"pool", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_token_ids", b"resumed_token_ids", "salt", b"salt", "sampling", b"sampling", "tenant", b"tenant", "tier", b"tier", "traceparent", b"traceparent", "work_id", b"work_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Work: _TypeAlias = Work  # noqa: Y015
+
+@_typing.final
+class Note(_message.Message):
+    """Something about a work that goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORK_ID_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    work_id: _builtins.int
+    """Which work."""
+    pool: _builtins.str
+    """The pool that the router chose: should the work be sent again behind tokens, it must go there. Empty:
+    nothing new.
+    """
+    waiting: _builtins.str
+    """Why it cannot run yet, for a person: "smollm2 is being loaded on executor-1". Empty: nothing new."""
+    def __init__(
+        self,
+        *,
+        work_id: _builtins.int = ...,
+        pool: _builtins.str = ...,
+        waiting: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "waiting", b"waiting", "work_id", b"work_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Note: _TypeAlias = Note  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):

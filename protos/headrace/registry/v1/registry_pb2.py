@@ -22,30 +22,75 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#headrace/registry/v1/registry.proto\x12\x14headrace.registry.v1\x1a\x1cgoogle/protobuf/struct.proto\"Z\n\x0fServiceInstance\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x12\n\nstart_time\x18\x04 \x01(\x01\"\xaf\x01\n\x08\x45xecutor\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x33\n\x06models\x18\x05 \x03(\x0b\x32#.headrace.registry.v1.ExecutorModel\x12\x12\n\nstart_time\x18\x06 \x01(\x01\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\"\x94\x01\n\rExecutorModel\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .headrace.registry.v1.ModelState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x0e\n\x06\x62locks\x18\x05 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x06 \x01(\r\"\xb5\x02\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07\x65ngines\x18\x03 \x03(\t\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x62locks\x18\x07 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x08 \x01(\r\x12\r\n\x05slots\x18\t \x01(\r\x12\x13\n\x0bstep_tokens\x18\n \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x0b \x03(\t\x12\'\n\x06labels\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\nsimulation\x18\r \x01(\x0b\x32 .headrace.registry.v1.Simulation\"_\n\nSimulation\x12\x14\n\x0cstep_base_us\x18\x01 \x01(\x01\x12\x18\n\x10prefill_token_us\x18\x02 \x01(\x01\x12\x13\n\x0bsequence_us\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\"h\n\tPlacement\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12*\n\x05model\x18\x02 \x01(\x0b\x32\x1b.headrace.registry.v1.Model\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x1a\n\x06Leader\x12\x10\n\x08instance\x18\x01 \x01(\t*\x8b\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#headrace/registry/v1/registry.proto\x12\x14headrace.registry.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\"Z\n\x0fServiceInstance\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x10\n\x08instance\x18\x02 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x03 \x01(\t\x12\x12\n\nstart_time\x18\x04 \x01(\x01\"\xae\x02\n\x08\x45xecutor\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0e\n\x06\x65ngine\x18\x03 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x04 \x01(\x04\x12\x33\n\x06models\x18\x05 \x03(\x0b\x32#.headrace.registry.v1.ExecutorModel\x12\x12\n\nstart_time\x18\x06 \x01(\x01\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12:\n\x06labels\x18\x08 \x03(\x0b\x32*.headrace.registry.v1.Executor.LabelsEntry\x12\x12\n\nused_bytes\x18\t \x01(\x04\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xba\x02\n\rExecutorModel\x12\r\n\x05model\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .headrace.registry.v1.ModelState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05slots\x18\x04 \x01(\r\x12\x0e\n\x06\x62locks\x18\x05 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x06 \x01(\r\x12\x0c\n\x04pool\x18\x07 \x01(\t\x12\x0f\n\x07version\x18\x08 \x01(\t\x12\x37\n\x08\x61\x64\x61pters\x18\t \x03(\x0b\x32%.headrace.registry.v1.ResidentAdapter\x12\r\n\x05since\x18\n \x01(\x01\x12\x14\n\x0cmemory_bytes\x18\x0b \x01(\x04\x12\x10\n\x08\x61ttempts\x18\x0c \x01(\r\x12\x15\n\radapter_slots\x18\r \x01(\r\"G\n\x0fResidentAdapter\x12\x0f\n\x07\x61\x64\x61pter\x18\x01 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x02 \x01(\x04\x12\r\n\x05works\x18\x03 \x01(\r\"\xdb\x07\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07\x65ngines\x18\x03 \x03(\t\x12\x10\n\x08replicas\x18\x04 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x16\n\x0e\x63ontext_tokens\x18\x06 \x01(\r\x12\x0e\n\x06\x62locks\x18\x07 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x08 \x01(\r\x12\r\n\x05slots\x18\t \x01(\r\x12\x13\n\x0bstep_tokens\x18\n \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x0b \x03(\t\x12\'\n\x06labels\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\nsimulation\x18\r \x01(\x0b\x32 .headrace.registry.v1.Simulation\x12\x10\n\x08revision\x18\x0e \x01(\t\x12\x11\n\ttokenizer\x18\x0f \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x10 \x01(\t\x12\x15\n\rshares_prefix\x18\x11 \x01(\x08\x12.\n\x07scaling\x18\x12 \x01(\x0b\x32\x1d.headrace.registry.v1.Scaling\x12\x0e\n\x06pinned\x18\x13 \x01(\x08\x12H\n\x0frequired_labels\x18\x14 \x03(\x0b\x32/.headrace.registry.v1.Model.RequiredLabelsEntry\x12\x14\n\x0cspread_label\x18\x15 \x01(\t\x12\x30\n\rdrain_timeout\x18\x16 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x05price\x18\x17 \x01(\x0b\x32\x1b.headrace.registry.v1.Price\x12\x1c\n\x14\x61\x64\x61pter_memory_bytes\x18\x18 \x01(\x04\x12\x37\n\x08openvino\x18\x1e \x01(\x0b\x32%.headrace.registry.v1.OpenVinoOptions\x12\x33\n\x06trtllm\x18\x1f \x01(\x0b\x32#.headrace.registry.v1.TrtLlmOptions\x12\x33\n\x06triton\x18  \x01(\x0b\x32#.headrace.registry.v1.TritonOptions\x12/\n\x04vllm\x18! \x01(\x0b\x32!.headrace.registry.v1.VllmOptions\x12\x33\n\x06remote\x18\" \x01(\x0b\x32#.headrace.registry.v1.RemoteOptions\x1a\x35\n\x13RequiredLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"d\n\x07Scaling\x12\x0b\n\x03min\x18\x01 \x01(\r\x12\x0b\n\x03max\x18\x02 \x01(\r\x12\x16\n\x0eworks_per_copy\x18\x03 \x01(\r\x12\'\n\x04idle\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"N\n\x05Price\x12\r\n\x05input\x18\x01 \x01(\x01\x12\x14\n\x0c\x63\x61\x63hed_input\x18\x02 \x01(\x01\x12\x0e\n\x06output\x18\x03 \x01(\x01\x12\x10\n\x08\x63urrency\x18\x04 \x01(\t\"L\n\x0fOpenVinoOptions\x12\x1c\n\x14prompt_lookup_tokens\x18\x01 \x01(\r\x12\x1b\n\x13prompt_lookup_ngram\x18\x02 \x01(\r\"\xe6\x01\n\rTrtLlmOptions\x12\x13\n\x0bkv_fraction\x18\x01 \x01(\x01\x12\x18\n\x10host_cache_bytes\x18\x02 \x01(\x04\x12\x17\n\x0ftensor_parallel\x18\x03 \x01(\r\x12\x19\n\x11pipeline_parallel\x18\x04 \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x05 \x01(\t\x12\x14\n\x0cmax_adapters\x18\x06 \x01(\r\x12\x18\n\x10max_adapter_rank\x18\x07 \x01(\r\x12\x16\n\x0eguided_backend\x18\x08 \x01(\t\x12\x19\n\x11trust_remote_code\x18\t \x01(\x08\"\xc8\x01\n\rTritonOptions\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x32\n\x06\x66lavor\x18\x03 \x01(\x0e\x32\".headrace.registry.v1.TritonFlavor\x12\x18\n\x10metrics_endpoint\x18\x04 \x01(\t\x12\x13\n\x0bkeep_loaded\x18\x05 \x01(\x08\x12\x0e\n\x06\x65nd_id\x18\x06 \x01(\r\x12\x0e\n\x06pad_id\x18\x07 \x01(\r\x12\x13\n\x0btls_ca_file\x18\x08 \x01(\t\"\xad\x01\n\x0bVllmOptions\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\x17\n\x0fmemory_fraction\x18\x02 \x01(\x01\x12\x17\n\x0ftensor_parallel\x18\x03 \x01(\r\x12\x14\n\x0cmax_adapters\x18\x04 \x01(\r\x12\x18\n\x10max_adapter_rank\x18\x05 \x01(\r\x12\x15\n\renforce_eager\x18\x06 \x01(\x08\x12\x16\n\x0ekv_cache_bytes\x18\x07 \x01(\x04\"\x88\x01\n\rBreakerPolicy\x12\x10\n\x08\x66\x61ilures\x18\x01 \x01(\r\x12)\n\x06window\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04open\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x11\n\tsuccesses\x18\x04 \x01(\r\"\xff\x03\n\rRemoteOptions\x12\x10\n\x08\x62\x61se_url\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x03\x61pi\x18\x03 \x01(\x0e\x32\x1f.headrace.registry.v1.RemoteApi\x12\x14\n\x0c\x61pi_key_file\x18\x04 \x01(\t\x12\x1b\n\x13requests_per_minute\x18\x05 \x01(\r\x12\x19\n\x11tokens_per_minute\x18\x06 \x01(\r\x12\x32\n\x0f\x63onnect_timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cread_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x06resume\x18\t \x01(\x0e\x32\".headrace.registry.v1.RemoteResume\x12\x34\n\x07\x62reaker\x18\n \x01(\x0b\x32#.headrace.registry.v1.BreakerPolicy\x12\x41\n\x07headers\x18\x0b \x03(\x0b\x32\x30.headrace.registry.v1.RemoteOptions.HeadersEntry\x12\x0f\n\x07\x63\x61_file\x18\x0c \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"p\n\nSimulation\x12\x14\n\x0cstep_base_us\x18\x01 \x01(\x01\x12\x18\n\x10prefill_token_us\x18\x02 \x01(\x01\x12\x13\n\x0bsequence_us\x18\x03 \x01(\x01\x12\x0c\n\x04seed\x18\x04 \x01(\x04\x12\x0f\n\x07load_us\x18\x05 \x01(\x01\"\xb8\x01\n\tPlacement\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12*\n\x05model\x18\x02 \x01(\x0b\x32\x1b.headrace.registry.v1.Model\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12-\n\x08\x61\x64\x61pters\x18\x05 \x03(\x0b\x32\x1b.headrace.registry.v1.Model\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\x11\n\tplaced_at\x18\x07 \x01(\x01\"Y\n\x08Unplaced\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05since\x18\x03 \x01(\x01\x12\x10\n\x08hopeless\x18\x04 \x01(\x08\x12\r\n\x05\x65poch\x18\x05 \x01(\x04\"[\n\x0bLoadFailure\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x10\n\x08\x61ttempts\x18\x04 \x01(\r\x12\n\n\x02\x61t\x18\x05 \x01(\x01\"M\n\x06\x44\x65mand\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x31\n\x06models\x18\x02 \x03(\x0b\x32!.headrace.registry.v1.ModelDemand\"\x93\x01\n\x0bModelDemand\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08requests\x18\x02 \x01(\x04\x12\x0f\n\x07running\x18\x03 \x01(\r\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x19\n\x11oldest_waiting_ms\x18\x05 \x01(\x04\x12\x14\n\x0clast_request\x18\x06 \x01(\x01\x12\x10\n\x08queued_s\x18\x07 \x01(\x01\"\x1a\n\x06Leader\x12\x10\n\x08instance\x18\x01 \x01(\t*\xa4\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x18\n\x14MODEL_STATE_DRAINING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x12\x17\n\x13MODEL_STATE_PENDING\x10\x05*\x80\x01\n\x0cTritonFlavor\x12\x1d\n\x19TRITON_FLAVOR_UNSPECIFIED\x10\x00\x12\x1a\n\x16TRITON_FLAVOR_ENSEMBLE\x10\x01\x12\x15\n\x11TRITON_FLAVOR_BLS\x10\x02\x12\x1e\n\x1aTRITON_FLAVOR_TENSORRT_LLM\x10\x03*{\n\tRemoteApi\x12\x1a\n\x16REMOTE_API_UNSPECIFIED\x10\x00\x12\x13\n\x0fREMOTE_API_CHAT\x10\x01\x12\x1a\n\x16REMOTE_API_COMPLETIONS\x10\x02\x12!\n\x1dREMOTE_API_COMPLETIONS_TOKENS\x10\x03*c\n\x0cRemoteResume\x12\x1d\n\x19REMOTE_RESUME_UNSPECIFIED\x10\x00\x12\x18\n\x14REMOTE_RESUME_REPLAY\x10\x01\x12\x1a\n\x16REMOTE_RESUME_CONTINUE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.registry.v1.registry_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MODELSTATE']._serialized_start=1056
-  _globals['_MODELSTATE']._serialized_end=1195
-  _globals['_SERVICEINSTANCE']._serialized_start=91
-  _globals['_SERVICEINSTANCE']._serialized_end=181
-  _globals['_EXECUTOR']._serialized_start=184
-  _globals['_EXECUTOR']._serialized_end=359
-  _globals['_EXECUTORMODEL']._serialized_start=362
-  _globals['_EXECUTORMODEL']._serialized_end=510
-  _globals['_MODEL']._serialized_start=513
-  _globals['_MODEL']._serialized_end=822
-  _globals['_SIMULATION']._serialized_start=824
-  _globals['_SIMULATION']._serialized_end=919
-  _globals['_PLACEMENT']._serialized_start=921
-  _globals['_PLACEMENT']._serialized_end=1025
-  _globals['_LEADER']._serialized_start=1027
-  _globals['_LEADER']._serialized_end=1053
+  _globals['_EXECUTOR_LABELSENTRY']._loaded_options = None
+  _globals['_EXECUTOR_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_MODEL_REQUIREDLABELSENTRY']._loaded_options = None
+  _globals['_MODEL_REQUIREDLABELSENTRY']._serialized_options = b'8\001'
+  _globals['_REMOTEOPTIONS_HEADERSENTRY']._loaded_options = None
+  _globals['_REMOTEOPTIONS_HEADERSENTRY']._serialized_options = b'8\001'
+  _globals['_MODELSTATE']._serialized_start=4168
+  _globals['_MODELSTATE']._serialized_end=4332
+  _globals['_TRITONFLAVOR']._serialized_start=4335
+  _globals['_TRITONFLAVOR']._serialized_end=4463
+  _globals['_REMOTEAPI']._serialized_start=4465
+  _globals['_REMOTEAPI']._serialized_end=4588
+  _globals['_REMOTERESUME']._serialized_start=4590
+  _globals['_REMOTERESUME']._serialized_end=4689
+  _globals['_SERVICEINSTANCE']._serialized_start=123
+  _globals['_SERVICEINSTANCE']._serialized_end=213
+  _globals['_EXECUTOR']._serialized_start=216
+  _globals['_EXECUTOR']._serialized_end=518
+  _globals['_EXECUTOR_LABELSENTRY']._serialized_start=473
+  _globals['_EXECUTOR_LABELSENTRY']._serialized_end=518
+  _globals['_EXECUTORMODEL']._serialized_start=521
+  _globals['_EXECUTORMODEL']._serialized_end=835
+  _globals['_RESIDENTADAPTER']._serialized_start=837
+  _globals['_RESIDENTADAPTER']._serialized_end=908
+  _globals['_MODEL']._serialized_start=911
+  _globals['_MODEL']._serialized_end=1898
+  _globals['_MODEL_REQUIREDLABELSENTRY']._serialized_start=1845
+  _globals['_MODEL_REQUIREDLABELSENTRY']._serialized_end=1898
+  _globals['_SCALING']._serialized_start=1900
+  _globals['_SCALING']._serialized_end=2000
+  _globals['_PRICE']._serialized_start=2002
+  _globals['_PRICE']._serialized_end=2080
+  _globals['_OPENVINOOPTIONS']._serialized_start=2082
+  _globals['_OPENVINOOPTIONS']._serialized_end=2158
+  _globals['_TRTLLMOPTIONS']._serialized_start=2161
+  _globals['_TRTLLMOPTIONS']._serialized_end=2391
+  _globals['_TRITONOPTIONS']._serialized_start=2394
+  _globals['_TRITONOPTIONS']._serialized_end=2594
+  _globals['_VLLMOPTIONS']._serialized_start=2597
+  _globals['_VLLMOPTIONS']._serialized_end=2770
+  _globals['_BREAKERPOLICY']._serialized_start=2773
+  _globals['_BREAKERPOLICY']._serialized_end=2909
+  _globals['_REMOTEOPTIONS']._serialized_start=2912
+  _globals['_REMOTEOPTIONS']._serialized_end=3423
+  _globals['_REMOTEOPTIONS_HEADERSENTRY']._serialized_start=3377
+  _globals['_REMOTEOPTIONS_HEADERSENTRY']._serialized_end=3423
+  _globals['_SIMULATION']._serialized_start=3425
+  _globals['_SIMULATION']._serialized_end=3537
+  _globals['_PLACEMENT']._serialized_start=3540
+  _globals['_PLACEMENT']._serialized_end=3724
+  _globals['_UNPLACED']._serialized_start=3726
+  _globals['_UNPLACED']._serialized_end=3815
+  _globals['_LOADFAILURE']._serialized_start=3817
+  _globals['_LOADFAILURE']._serialized_end=3908
+  _globals['_DEMAND']._serialized_start=3910
+  _globals['_DEMAND']._serialized_end=3987
+  _globals['_MODELDEMAND']._serialized_start=3990
+  _globals['_MODELDEMAND']._serialized_end=4137
+  _globals['_LEADER']._serialized_start=4139
+  _globals['_LEADER']._serialized_end=4165
 # @@protoc_insertion_point(module_scope)

