@@ -54,16 +54,14 @@ S = TypeVar("S")
 def main(service: str, settings: type[S], run: Callable[[S], Coroutine[Any, Any, None]]) -> None:
     """The entry of a service's process: parses the settings, runs, and exits.
 
-    Exits with 2 and a line per fault when the settings are wrong.
+    Exits with 2 and a line per fault when the settings are wrong, whoever finds that out.
     """
     try:
-        parsed = settings_module.parse(settings, os.environ)
+        uvloop.run(run(settings_module.parse(settings, os.environ)))
     except SettingsInvalid as error:
         for line in str(error).splitlines():
             print(f"headrace {service}: {line}", file=sys.stderr)
         sys.exit(2)
-    try:
-        uvloop.run(run(parsed))
     except asyncio.CancelledError:
         pass  # told to stop before it served; everything is closed
 
@@ -143,7 +141,7 @@ class MeshProcess:
     async def announce(self, key: str, message: Message) -> Announcement:
         """Says in etcd that this process is there, for as long as it is. Does not wait for etcd."""
         self._announcement = await self._stack.enter_async_context(self.registry.announce(key, TTL_S))
-        await self._announcement.set(message)
+        self._announcement.set(message)
         announcement, connected = self._announcement, self.metrics.gauge(names.PROCESS_ETCD)
         self.every(1.0, lambda: connected.set(announcement.in_touch), "watch etcd")
         return announcement

@@ -114,10 +114,11 @@ class Answer:
             self._request.request_id = self._attempt.request_id or self._request.request_id
             self._begun = self._begun or bool(chunk.text or chunk.token_ids)
             if chunk.token_ids:
+                self._request.resumed_model_version = self._attempt.model_version or self._request.resumed_model_version
                 self._failures = 0
                 if self._policy.resume:
                     self._tokens += chunk.token_ids
-            if chunk.text or chunk.token_ids or chunk.finish:
+            if chunk.text or chunk.token_ids or chunk.finish or chunk.waiting:
                 return chunk
 
     async def _pause(self, error: HeadraceError) -> None:

@@ -156,6 +156,8 @@ class _Connection:
     def _deal(self, message: pb.SessionResponse) -> None:
         token, log_prob = 0, 0
         ids, log_probs = message.token_ids, message.log_probs
+        for note in message.notes:
+            self._running[note.id].note(note.model_version, note.waiting)
         for n, attempt_id in enumerate(message.ids):
             attempt, count = self._running[attempt_id], message.counts[n]
             text = message.texts[n] if message.texts else ""
@@ -194,8 +196,10 @@ class _SessionAttempt:
     def __init__(self, connection: _Connection, attempt_id: int, request: pb.GenerateRequest, timeout: float | None):
         self.id = attempt_id
         self.request_id = ""
+        self.model_version = ""
         self.wants_ids = request.output_form in (pb.OUTPUT_FORM_TOKEN_IDS, pb.OUTPUT_FORM_TEXT_AND_TOKEN_IDS)
         self.wants_log_probs = request.log_probs
+        self._waiting = ""
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._log_probs: list[float] = []
@@ -209,9 +213,12 @@ class _SessionAttempt:
             self._timer = loop.call_later(timeout + GRACE, self._late, timeout)
 
     async def next(self) -> Chunk:
-        while not (self._text or self._token_ids or self._end):
+        while not (self._text or self._token_ids or self._waiting or self._end):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        waiting, self._waiting = self._waiting, ""
+        if waiting and not (self._text or self._token_ids or self._end):
+            return Chunk(waiting=waiting)
         end = self._end
         if isinstance(end, HeadraceError) and not (self._text or self._token_ids):
             raise end
@@ -233,6 +240,12 @@ class _SessionAttempt:
             self._text.append(text)
         self._token_ids += token_ids
         self._log_probs += log_probs
+        self._wake()
+
+    def note(self, model_version: str, waiting: str) -> None:
+        """News of its way; each is empty when there is none."""
+        self.model_version = model_version or self.model_version
+        self._waiting = waiting or self._waiting
         self._wake()
 
     def _wake(self) -> None:

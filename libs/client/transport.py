@@ -24,6 +24,8 @@ class Attempt(Protocol):
 
     request_id: str
     """What the mesh calls it; "" until it has said so."""
+    model_version: str
+    """What answers; "" until the mesh has said so."""
 
     async def next(self) -> Chunk:
         """The next piece; the one with `finish` is the last. Raises HeadraceError when the try is over."""
@@ -57,6 +59,7 @@ class _StreamAttempt:
     def __init__(self, call: "aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateResponse]") -> None:
         self._call = call
         self.request_id = ""
+        self.model_version = ""
 
     async def next(self) -> Chunk:
         try:
@@ -69,12 +72,13 @@ class _StreamAttempt:
         if not isinstance(message, pb.GenerateResponse):  # aio.EOF
             raise StageUnavailable("the stream ended before the answer did", code=14)
         self.request_id = message.request_id or self.request_id
+        self.model_version = message.model_version or self.model_version
         finish = None
         if message.HasField("finish"):
             finish = wire.finish(message.finish)
             with suppress(aio.AioRpcError):  # the status, else it would look cancelled to those in between
                 await self._call.read()
-        return Chunk(message.text, tuple(message.token_ids), tuple(message.log_probs), finish)
+        return Chunk(message.text, tuple(message.token_ids), tuple(message.log_probs), finish, message.waiting)
 
     def cancel(self) -> None:
         self._call.cancel()

@@ -57,6 +57,8 @@ class Chunk:
     """One per new token, if asked for."""
     finish: Finish | None = None
     """On the last chunk, and only there."""
+    waiting: str = ""
+    """Why the request cannot run yet ("smollm2 is being loaded"); such a chunk carries nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

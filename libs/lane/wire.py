@@ -73,7 +73,10 @@ def work_from_proto(message: lane_pb2.Work) -> Work:
 def chat_to_proto(chat: Sequence[tuple[str, str]]) -> inference_pb2.Chat:
     """Turns of roles that are not known have none."""
     return inference_pb2.Chat(
-        messages=[inference_pb2.Message(role=_ROLE_NUMBERS.get(role), content=content) for role, content in chat]
+        messages=[
+            inference_pb2.Message(role=_ROLE_NUMBERS.get(role, inference_pb2.ROLE_UNSPECIFIED), content=content)
+            for role, content in chat
+        ]
     )
 
 

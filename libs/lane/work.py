@@ -138,6 +138,10 @@ class Frame:
 NAN = float("nan")
 
 
+POOL_GONE = "pool_gone"
+"""Set in the metadata of the NoExecutor with which a work comes back whose pool was withdrawn."""
+
+
 @dataclass(frozen=True, slots=True)
 class Note:
     """Something about a work that goes on; what is empty is nothing new."""

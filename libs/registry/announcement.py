@@ -43,7 +43,7 @@ class Announcement:
         """Begins; nothing is announced before the first `set`."""
         self._tasks.spawn(self._run(), f"announcement {self._key}")
 
-    async def set(self, message: Message) -> None:
+    def set(self, message: Message) -> None:
         """Announces the message instead of the one before. Does not wait for etcd."""
         self._value = encode(message)
         self._settled.clear()

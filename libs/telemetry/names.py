@@ -91,6 +91,8 @@ TIER = "headrace.tier"
 """One of "interactive" and "async"."""
 POOL = "headrace.pool"
 EXECUTOR = "headrace.executor"
+ADAPTER = "headrace.adapter"
+"""The adapter's name, where there is one."""
 ATTEMPT = "headrace.attempt"
 """1 for the first dispatch, 2 after it had to be sent again."""
 CHOICE = "headrace.decision.choice"
@@ -245,6 +247,29 @@ EXECUTOR_TOKENS = _counter(
 EXECUTOR_USED_BLOCKS = _gauge("headrace_executor_used_blocks", "KV blocks of running works.", "model")
 EXECUTOR_CACHED_BLOCKS = _gauge("headrace_executor_cached_blocks", "KV blocks kept for their prefix alone.", "model")
 EXECUTOR_BLOCKS = _gauge("headrace_executor_total_blocks", "KV blocks in all.", "model")
+EXECUTOR_ADAPTERS = _gauge("headrace_executor_resident_adapters", "Adapters in memory.", "model")
+EXECUTOR_ADAPTER_ASKS = _counter(
+    "headrace_executor_adapter_asks_total",
+    "Works that asked for an adapter, by what they found: hit, load or failed.",
+    "model",
+    "result",
+)
+EXECUTOR_ADAPTER_LOAD = _histogram(
+    "headrace_executor_adapter_load_seconds", "Time to bring an adapter into memory.", "model", buckets=WAIT_BUCKETS
+)
+EXECUTOR_ADAPTER_SWAP = _histogram(
+    "headrace_executor_adapter_swap_seconds",
+    "Time that a change of the active adapter took, where an engine runs one at a time.",
+    "model",
+    buckets=WAIT_BUCKETS,
+)
+EXECUTOR_COPIES = _gauge("headrace_executor_copies", "Copies of a model by state.", "model", "state")
+EXECUTOR_LOAD = _histogram(
+    "headrace_executor_load_seconds",
+    "Time to load a model, until it has answered.",
+    "model",
+    buckets=(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0),
+)
 
 PLACEMENT_LEADING = _gauge("headrace_placement_leading", "1 while this process leads.")
 PLACEMENT_PLANS = _counter("headrace_placement_plans_total", "Plans written.")

@@ -54,10 +54,11 @@ def check(request: Request, tenant: Tenant, policy: Policy, running: int, now: f
         raise errors.ModelUnknown(f"no model or alias is called {request.model!r}", metadata={"model": request.model})
     if not may_use(tenant, request.model, spec.name):
         raise errors.NotAllowed(f"tenant {tenant.name} may not use {request.model}")
-    if (reason := policy.models_off.get(spec.name)) is not None:
-        raise errors.SwitchedOff(
-            f"{spec.name} is switched off: {reason}", violations=[Violation(f"model/{spec.name}", reason)]
-        )
+    for name in (spec.name, spec.base):
+        if (reason := policy.models_off.get(name)) is not None:
+            raise errors.SwitchedOff(
+                f"{name} is switched off: {reason}", violations=[Violation(f"model/{name}", reason)]
+            )
     for capability, asked in (
         ("chat", request.chat is not None),
         ("grammar", request.grammar is not None),
@@ -108,8 +109,11 @@ def admit(checked: Checked, prompt: Sequence[int], vocabulary: int, request_id: 
         model=request.model,
         prompt=prompt,
         resumed=request.resumed,
-        block_hashes=chain(prompt, spec.block_tokens, salt(spec.name)),
+        block_hashes=chain(prompt, spec.block_tokens, salt(spec.base or spec.name, spec.salt)),
         block_tokens=spec.block_tokens,
+        pool=request.resumed_version if request.resumed else "",
+        salt=spec.salt,
+        chat=_chat(request, spec),
         sampling=Sampling(
             max_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed,
             sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty, sampling.ignore_end,
@@ -122,6 +126,13 @@ def admit(checked: Checked, prompt: Sequence[int], vocabulary: int, request_id: 
     return Admitted(
         work, f"{len(prompt)} prompt tokens, at most {max_tokens} answer tokens, {checked.tier.name.lower()}"
     )
+
+
+def _chat(request: Request, spec: ModelSpec) -> Sequence[tuple[str, str]]:
+    """The chat as it was written, where the engine renders it itself."""
+    if request.chat is None or spec.remote.api != "chat":
+        return ()
+    return [(turn.role, turn.content) for turn in request.chat]
 
 
 def _deadline(request: Request, rules: TierPolicy, now: float) -> float:

@@ -46,6 +46,7 @@ def request_from_proto(
         token_ids=token_ids,
         timeout_s=message.timeout.ToMicroseconds() / 1e6 if message.HasField("timeout") else None,
         resumed=list(message.resumed_token_ids),
+        resumed_version=message.resumed_model_version,
         traceparent=traceparent,
         call_deadline=call_deadline,
         in_session=in_session,
@@ -64,7 +65,12 @@ def count_request_from_proto(message: inference_pb2.CountTokensRequest) -> Reque
 def chunk_to_proto(chunk: Chunk, request_id: str) -> inference_pb2.GenerateResponse:
     """A chunk that is no error; `request_id` on the first one only."""
     response = inference_pb2.GenerateResponse(
-        request_id=request_id, text=chunk.text, token_ids=chunk.token_ids, log_probs=chunk.log_probs
+        request_id=request_id,
+        text=chunk.text,
+        token_ids=chunk.token_ids,
+        log_probs=chunk.log_probs,
+        model_version=chunk.version,
+        waiting=chunk.waiting,
     )
     if chunk.finish is not None:
         response.finish.CopyFrom(finish_to_proto(chunk.finish))

@@ -12,7 +12,7 @@ import structlog
 from libs.clock import Clock
 from libs.errors import HeadraceError, RequestInvalid, StageUnavailable, Violation
 from libs.lane.forwarder import Forwarder
-from libs.lane.work import Decision, Frame, Outcome
+from libs.lane.work import Decision, Frame, Note, Outcome
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
 from libs.tokens.detokenize import Detokenizer
@@ -147,6 +147,11 @@ class Front:
                 generation.push(tokens[start:end], log_probs[start:end], now)
                 if generation.stop:
                     self._lane.cancel(number)
+
+    def on_note(self, work_id: int, note: Note) -> None:
+        """Hands it to its generation."""
+        if (generation := self._generations.get(work_id)) is not None:
+            generation.note(note.pool, note.waiting)
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         """Ends the generation and counts what it used, once."""

@@ -31,6 +31,10 @@ class Chunk:
     """What accumulated since the last chunk."""
 
     text: str = ""
+    version: str = ""
+    """The version of the model that answers; with the first tokens."""
+    waiting: str = ""
+    """Why it cannot run yet; empty when that is no news."""
     token_ids: list[int] = field(default_factory=list)
     count: int = 0
     """New tokens, whether or not their ids are here."""
@@ -68,6 +72,7 @@ class Generation:
         """The stop string that has appeared; then the answer is complete, its work is to be cancelled, and only
         its outcome is awaited. It may lie in what the caller resumed from."""
         self.ended = False
+        self._version = ""
         self._changed = changed
         self._detokenizer = detokenizer
         self._stops = StopStrings(checked.request.sampling.stop)
@@ -81,9 +86,10 @@ class Generation:
         """Takes new tokens in. When `stop` is set after it, the work is to be cancelled."""
         if self.ended or self.stop:
             return
+        pending, request = self._pending, self.checked.request
         if self.first_token is None:
             self.first_token = now
-        pending, request = self._pending, self.checked.request
+            pending.version, pending.waiting = self._version, ""
         self.tokens += len(tokens)
         pending.count += len(tokens)
         if request.token_ids:
@@ -96,6 +102,14 @@ class Generation:
             if request.text:
                 pending.text += text
         self._changed(self)
+
+    def note(self, version: str, waiting: str) -> None:
+        """Something about its way; each is empty when it is no news."""
+        if version:
+            self._version = version
+        if waiting and self.first_token is None and not self.ended:
+            self._pending.waiting = waiting
+            self._changed(self)
 
     def end(self, outcome: Outcome, now: float) -> None:
         """The answer is complete, or has failed; the first end counts.

@@ -36,6 +36,7 @@ class Policy:
     """By SHA-256 of the API key, in hexadecimal."""
     tiers: Mapping[Tier, TierPolicy] = field(default_factory=dict)
     models: Mapping[str, ModelSpec] = field(default_factory=dict)
+    """Everything that can be asked for, adapters included."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     tenants_off: Mapping[str, str] = field(default_factory=dict)
     """Tenants that a kill switch covers, with the reason."""

@@ -7,7 +7,7 @@ from google.protobuf import struct_pb2
 
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-from libs.catalogue import ModelSpec
+from libs.catalogue import resolve
 from libs.lane.neighbours import HOLD_S
 from libs.lane.work import Tier
 from libs.registry import keys
@@ -48,9 +48,10 @@ class PolicySource:
         await self._stack.aclose()
 
     def ready(self, model: str) -> bool:
-        """Whether an executor can answer for a model now."""
+        """Whether an executor can answer for a model, or for the base of an adapter, now."""
+        spec = self.policy.models.get(model)
         return any(
-            held.model == model and held.state == registry_pb2.MODEL_STATE_READY
+            spec is not None and held.model == (spec.base or model) and held.state == registry_pb2.MODEL_STATE_READY
             for executor in self.executors.items.values()
             for held in executor.models
         )
@@ -68,7 +69,7 @@ class PolicySource:
                 for digest in tenant.key_sha256
             },
             tiers={Tier(t.tier): _tier(t) for t in self.tiers.items.values() if t.tier in (1, 2)},
-            models={name: ModelSpec.from_proto(model) for name, model in self.models.items.items()},
+            models=resolve(self.models.items),
             aliases={alias: route.model for alias, route in self.routes.items.items()},
             tenants_off={s.name: s.reason for s in switches if s.kind == policy_pb2.SWITCH_KIND_TENANT},
             models_off={s.name: s.reason for s in switches if s.kind == policy_pb2.SWITCH_KIND_MODEL},

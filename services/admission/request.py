@@ -51,6 +51,8 @@ class Request:
     """Whether responses carry token ids."""
     timeout_s: float | None = None
     resumed: Sequence[int] = ()
+    resumed_version: str = ""
+    """The version that made them; any may go on when it is empty."""
     traceparent: str = ""
     """Of the server span."""
     call_deadline: float | None = None

@@ -34,7 +34,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         span = call.span or Span()
         parsed = request_from_proto(request, traceparent=span.traceparent, call_deadline=call.deadline)
         generation = await self._front.start(parsed, call.identity, span, lambda _: wake.set())
-        request_id = generation.work.request_id
+        request_id, begun = generation.work.request_id, False
         try:
             while True:
                 await wake.wait()
@@ -42,7 +42,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 chunk = generation.take()
                 if chunk.error is not None and not chunk.count:
                     raise chunk.error
-                if request_id:
+                if chunk.count and not begun:
+                    begun = True
                     span.event(names.FIRST_TOKEN)
                 await context.write(chunk_to_proto(chunk, request_id))
                 request_id = ""

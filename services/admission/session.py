@@ -108,6 +108,7 @@ class Session:
         ids, counts, texts, has_text = [], [], [], False
         token_ids: list[int] = []
         log_probs: list[float] = []
+        notes: list[inference_pb2.SessionNote] = []
         ends, self._failed = self._failed[:RESPONSE_ENDS], self._failed[RESPONSE_ENDS:]
         self._taken.set()
         size = 0
@@ -117,6 +118,10 @@ class Session:
             del self._dirty[member]
             assert member.generation is not None
             chunk = member.generation.take()
+            if chunk.version or chunk.waiting:
+                notes.append(
+                    inference_pb2.SessionNote(id=member.id, model_version=chunk.version, waiting=chunk.waiting)
+                )
             if chunk.count or chunk.text:
                 ids.append(member.id)
                 counts.append(chunk.count)
@@ -143,7 +148,7 @@ class Session:
                 self._forget(member)
         return inference_pb2.SessionResponse(
             ids=ids, counts=counts, texts=texts if has_text else None, token_ids=token_ids, log_probs=log_probs,
-            ends=ends,
+            ends=ends, notes=notes,
         )  # fmt: skip
 
     def _changed(self, generation: Generation) -> None:

@@ -35,7 +35,7 @@ class Tokenizers:
 
     def want(self, models: Mapping[str, ModelSpec]) -> None:
         """Replaces the catalogue. Begins to load what is new, forgets what is gone."""
-        self._sources = {name: spec.source for name, spec in models.items()}
+        self._sources = {name: spec.tokenizer_source for name, spec in models.items()}
         wanted = set(self._sources.values())
         self._loaded = {source: tokenizer for source, tokenizer in self._loaded.items() if source in wanted}
         for source in wanted - self._loaded.keys() - self._loading:

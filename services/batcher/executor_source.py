@@ -1,4 +1,4 @@
-"""Keeps the batcher's knowledge of executors and queue limits fresh: etcd's messages in, plain values out."""
+"""Keeps the batcher's knowledge of executors, versions and queue limits fresh: etcd's messages in, values out."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
@@ -7,6 +7,7 @@ from grpc import aio
 
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
+from libs.catalogue import ModelSpec
 from libs.lane.client import RemoteStage
 from libs.lane.neighbours import HOLD_S
 from libs.lane.work import Tier
@@ -18,26 +19,34 @@ from services.batcher.queue import Limits
 
 
 class ExecutorSource:
-    """Mirrors of the executors and of the tiers' rules."""
+    """Mirrors of the executors, the catalogue and the tiers' rules."""
 
     def __init__(self, registry: Registry, connect: Callable[[str], aio.Channel], tasks: Tasks) -> None:
         self._executors = registry.mirror(keys.EXECUTORS, registry_pb2.Executor, hold_deletions_s=HOLD_S)
+        self._models = registry.mirror(keys.MODELS, registry_pb2.Model)
         self._tiers = registry.mirror(keys.TIERS, policy_pb2.TierPolicy)
         self._connect = connect
         self._tasks = tasks
         self._stages: dict[str, RemoteStage] = {}
         self._stack = AsyncExitStack()
 
-    async def start(self, changed: Callable[[Mapping[str, ExecutorInfo]], None]) -> None:
+    async def start(
+        self,
+        executors: Callable[[Mapping[str, ExecutorInfo]], None],
+        versions: Callable[[frozenset[str]], None],
+    ) -> None:
         """Returns once everything has been read, however long etcd takes to come.
 
         Args:
-            changed: Gets all executors, now and after each change.
+            executors: Gets all executors, now and after each change.
+            versions: Gets the pools of the catalogue as it is, now and after each change.
         """
-        await self._stack.enter_async_context(self._tiers)
-        await self._stack.enter_async_context(self._executors)
-        changed(self._infos())
-        self._executors.on_change(lambda: changed(self._infos()))
+        for mirror in (self._tiers, self._models, self._executors):
+            await self._stack.enter_async_context(mirror)
+        versions(self._pools())
+        executors(self._infos())
+        self._models.on_change(lambda: versions(self._pools()))
+        self._executors.on_change(lambda: executors(self._infos()))
 
     async def close(self) -> None:
         """Stops following."""
@@ -50,17 +59,46 @@ class ExecutorSource:
             return Limits()
         return Limits(rules.max_waiting or Limits().works, rules.max_waiting_tokens or Limits().tokens)
 
+    def _pools(self) -> frozenset[str]:
+        specs = (ModelSpec.from_proto(model) for model in self._models.items.values())
+        return frozenset(spec.pool for spec in specs if spec.pool)
+
     def _infos(self) -> dict[str, ExecutorInfo]:
         infos: dict[str, ExecutorInfo] = {}
         for name, executor in self._executors.items.items():
             stage = self._stages.get(name)
             if stage is None or stage.endpoint != executor.endpoint:
                 stage = RemoteStage(self._connect, executor.endpoint, self._tasks)
-            ready = {
-                held.model: ModelCapacity(held.slots, held.blocks, held.block_tokens)
-                for held in executor.models
-                if held.state == registry_pb2.MODEL_STATE_READY and not executor.draining
-            }
-            infos[name] = ExecutorInfo(stage, ready)
+            infos[name] = _info(executor, stage)
         self._stages = {name: info.stage for name, info in infos.items() if isinstance(info.stage, RemoteStage)}
         return infos
+
+
+_COMING = {
+    registry_pb2.MODEL_STATE_PENDING: "waits to be loaded",
+    registry_pb2.MODEL_STATE_LOADING: "is being loaded",
+    registry_pb2.MODEL_STATE_FAILED: "could not be loaded",
+}
+
+
+def _info(executor: registry_pb2.Executor, stage: RemoteStage) -> ExecutorInfo:
+    if executor.draining:
+        return ExecutorInfo(stage, {}, leaving=frozenset(copy.pool for copy in executor.models))
+    ready = {
+        copy.pool: ModelCapacity(
+            copy.slots,
+            copy.blocks,
+            copy.block_tokens,
+            copy.adapter_slots,
+            frozenset(resident.adapter for resident in copy.adapters),
+        )
+        for copy in executor.models
+        if copy.state == registry_pb2.MODEL_STATE_READY
+    }
+    coming = {
+        copy.pool: _COMING[copy.state] + (f" ({copy.reason})" if copy.reason else "")
+        for copy in executor.models
+        if copy.state in _COMING
+    }
+    leaving = frozenset(c.pool for c in executor.models if c.state == registry_pb2.MODEL_STATE_DRAINING)
+    return ExecutorInfo(stage, ready, coming, leaving)

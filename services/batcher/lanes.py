@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from libs.errors import Cancelled
 from libs.lane.passing import pass_on
 from libs.lane.stage import Sink
-from libs.lane.work import Frame, Outcome, Work
+from libs.lane.work import Frame, Note, Outcome, Work
 from services.batcher.held import Held
 from services.batcher.pool import Executor
 
@@ -49,6 +49,9 @@ class ExecutorSink:
     def on_frame(self, frame: Frame) -> None:
         for held, gap in pass_on(frame, self._executor.works).items():
             self._batcher.broke_promise(held, self._executor, gap)
+
+    def on_note(self, work_id: int, note: Note) -> None:
+        """Executors have none."""
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         self._batcher.returned(self._executor, work_id, outcome)

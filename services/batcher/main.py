@@ -6,6 +6,7 @@ from libs import process
 from libs.lane.server import lane_service
 from libs.process import TICK_S, MeshProcess
 from services.batcher.config import Settings
+from services.batcher.demand_report import EVERY_S, DemandReport
 from services.batcher.executor_source import ExecutorSource
 from services.batcher.kvcache_memory import KvCacheMemory
 from services.batcher.observe import Observer
@@ -24,8 +25,14 @@ async def run(settings: Settings) -> None:
         mesh.owns(memory.close)
         await memory.start()
         mesh.owns(source.close)
-        await source.start(batcher.set_executors)
+        await source.start(batcher.set_executors, batcher.set_versions)
         mesh.every(TICK_S, batcher.tick, "tick")
+
+        demand = DemandReport(mesh.registry, mesh.instance)
+        mesh.owns(demand.close)
+        await demand.start()
+        batcher.starved = lambda: demand.say(batcher.demands())
+        mesh.every(EVERY_S, lambda: demand.say(batcher.demands()), "report demand")
         await mesh.listen([lane_service(batcher)])
         await mesh.announce_stage()
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import structlog
 
+from libs.catalogue import model_of
 from libs.clock import Clock
 from libs.errors import (
     Cancelled,
@@ -27,9 +28,10 @@ from libs.lane.deadlines import Deadlines
 from libs.lane.forwarder import DRAINING
 from libs.lane.progress import Gap
 from libs.lane.stage import Sink
-from libs.lane.work import Decision, FinishReason, Outcome, QueueState, Tier, Work
+from libs.lane.work import POOL_GONE, Decision, FinishReason, Note, Outcome, QueueState, Tier, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Tracing
+from services.batcher.asked import Asked, Demand
 from services.batcher.dispatch import Candidate, Choice, choose, fits_nowhere
 from services.batcher.held import Held, Place
 from services.batcher.lanes import BatcherLane, ExecutorSink
@@ -38,6 +40,7 @@ from services.batcher.observe import Observer
 from services.batcher.pool import Executor, ExecutorInfo, Pool
 from services.batcher.queue import Entry, Limits
 from services.batcher.queue_state import queue_states
+from services.batcher.waiting import gone, why_waiting
 
 log = structlog.get_logger()
 
@@ -81,6 +84,10 @@ class Batcher:
         self._held: dict[int, Held] = {}
         self._deadlines: Deadlines[Held] = Deadlines()
         self._sequence = 0
+        self._asked = Asked()
+        self._versions: frozenset[str] | None = None
+        self.starved: Callable[[], None] = lambda: None
+        """Called when a work waits for a pool that no executor has."""
 
     # --- from outside ------------------------------------------------------------------------------
 
@@ -101,7 +108,18 @@ class Batcher:
             if name not in self._executors:
                 self._executors[name] = executor = Executor(name, info)
                 executor.lane = info.stage.open(ExecutorSink(self, executor))
+        self._sort_out()
         self._pump_all()
+
+    def set_versions(self, pools: frozenset[str]) -> None:
+        """Replaces the pools that the catalogue has now. Those of other versions live on while copies do."""
+        self._versions = pools
+        self._asked.keep({model_of(pool): None for pool in pools})
+        self._sort_out()
+
+    def demands(self) -> Sequence[Demand]:
+        """What is asked of each model."""
+        return self._asked.demands(self._pools.values(), self._clock.monotonic())
 
     def tick(self) -> None:
         """Ends what is past its deadline and tries again what waits. To be called several times a second."""
@@ -111,6 +129,7 @@ class Batcher:
             self._observer.expired(held.work.pool)
             error = DeadlinePassed(f"the deadline passed in the batcher ({where})", metadata={"stage": where})
             self.stop(held, error)
+        self._sort_out()
         self._pump_all()
         self._observer.pools(self._pools.values())
         for name, pool in list(self._pools.items()):
@@ -142,7 +161,7 @@ class Batcher:
             return [Decision("batcher", "refuse", refusal)]
         waiting = len(pool.queue)
         queue = Decision("batcher", "queue" if waiting else "no wait", f"{waiting} works wait in pool {work.pool}")
-        choice = self._choose(work.pool, len(work.prompt) + work.sampling.max_tokens)
+        choice = self._choose(work.pool, work.adapter, len(work.prompt) + work.sampling.max_tokens)
         if choice.executor is None:
             return [queue, Decision("batcher", "wait", choice.reason)]
         behind = await self._executors[choice.executor].info.stage.explain(work)
@@ -181,14 +200,17 @@ class Batcher:
         else:
             pool.queue.push(entry)
         pool.held += 1
+        self._asked.arrived(pool.name, self._clock.now())
         self._pump(pool)
+        if held.place is Place.WAITING:
+            self._tell(pool, held)
 
     def _pump(self, pool: Pool) -> None:
         """Dispatches from the head of the queue as long as there is a place for the head."""
         now = self._clock.monotonic()
         while (entry := pool.queue.peek(now)) is not None:
             held = self._held[entry.key]
-            choice = self._choose(pool.name, held.total_tokens)
+            choice = self._choose(pool.name, held.work.adapter, held.total_tokens)
             if choice.executor is None:
                 if not self._too_large(pool.name, held.total_tokens):
                     return
@@ -206,12 +228,38 @@ class Batcher:
         """Whether no executor of the pool, busy or not, could ever hold a work."""
         return fits_nowhere([c for e in self._executors.values() if (c := e.capacity(pool)) is not None], tokens)
 
-    def _choose(self, pool: str, tokens: int) -> Choice:
-        return choose(self._candidates(pool), tokens, self._pick)
+    def _choose(self, pool: str, adapter: str, tokens: int) -> Choice:
+        return choose(self._candidates(pool, adapter), tokens, self._pick)
 
-    def _candidates(self, pool: str) -> list[Candidate]:
+    def _candidates(self, pool: str, adapter: str) -> list[Candidate]:
         now = self._clock.monotonic()
-        return [c for e in self._executors.values() if (c := e.candidate(pool, now)) is not None]
+        return [c for e in self._executors.values() if (c := e.candidate(pool, adapter, now)) is not None]
+
+    def _sort_out(self) -> None:
+        """Hands back what waits for a version that is gone, and tells the others what they wait for."""
+        infos = {e.name: e.info for e in self._executors.values() if not e.gone}
+        for pool in list(self._pools.values()):
+            if not len(pool.queue):
+                continue
+            if gone(pool.name, self._versions, infos.values()):
+                for entry in list(pool.queue):
+                    why = f"{pool.name} was withdrawn"
+                    self.stop(self._held[entry.key], NoExecutor(why, metadata={POOL_GONE: "true"}, retry_after_s=1.0))
+            elif (told := why_waiting(pool.name, infos)) != pool.told:
+                pool.told = told
+                for entry in pool.queue:
+                    self._note(self._held[entry.key], told)
+
+    def _tell(self, pool: Pool, held: Held) -> None:
+        """Tells a work that has just come what it waits for, if that is a copy."""
+        pool.told = why_waiting(pool.name, {e.name: e.info for e in self._executors.values() if not e.gone})
+        if pool.told:
+            self._note(held, pool.told)
+            self.starved()
+
+    def _note(self, held: Held, waiting: str) -> None:
+        if waiting:
+            held.lane.sink.on_note(held.down_id, Note(waiting=waiting))
 
     def _place(self, pool: Pool, held: Held, executor: Executor, choice: Choice) -> None:
         """Takes a slot for a work and asks the manager for its blocks."""
@@ -221,6 +269,7 @@ class Batcher:
         held.queued_s += waited
         held.queue_span.end()
         self._observer.dispatched(pool.name, held.work.tier, waited)
+        self._asked.left_queue(pool.name, waited)
         held.dispatch_span = span = self._tracing.start(
             names.DISPATCH,
             held.work.traceparent,

@@ -11,11 +11,11 @@ from libs.kvcache.report import Reporter
 from libs.kvcache.values import CacheInfo, CacheState
 from libs.registry.registry import Registry
 from services.executor.engine import Step
-from services.executor.state import ModelStatus, State
+from services.executor.state import CopyStatus, State
 
 
 class CacheReport:
-    """Keeps a mirror of each model's prefix cache, and tells the KV-cache manager that everybody has chosen."""
+    """Keeps a mirror of each copy's prefix cache, and tells the KV-cache manager that everybody has chosen."""
 
     def __init__(self, registry: Registry, instance: str, connect: Callable[[str], aio.Channel]) -> None:
         self._manager = ManagerChoice(registry)
@@ -39,27 +39,27 @@ class CacheReport:
         """Ends the report."""
         await self._stack.aclose()
 
-    def set_models(self, statuses: Mapping[str, ModelStatus]) -> None:
-        """Replaces the models whose caches are reported: those that are READY."""
+    def set_copies(self, statuses: Mapping[str, CopyStatus]) -> None:
+        """Replaces the copies whose caches are reported: those that are READY."""
         ready = {
-            m: CacheInfo(m, s.blocks, s.block_tokens, s.exactness)
-            for m, s in statuses.items()
-            if s.state is State.READY
+            pool: CacheInfo(pool, capacity.blocks, capacity.block_tokens, capacity.exactness)
+            for pool, status in statuses.items()
+            if status.state is State.READY and (capacity := status.capacity) is not None
         }
-        if {m: mirror.info for m, mirror in self._mirrors.items()} == ready:
+        if {pool: mirror.info for pool, mirror in self._mirrors.items()} == ready:
             return
         self._mirrors = {
-            model: known if (known := self._mirrors.get(model)) and known.info == info else CacheMirror(info)
-            for model, info in ready.items()
+            pool: known if (known := self._mirrors.get(pool)) and known.info == info else CacheMirror(info)
+            for pool, info in ready.items()
         }
         if self._reporter is not None:
             self._reporter.refresh()
 
-    def on_step(self, model: str, step: Step) -> None:
+    def on_step(self, pool: str, step: Step) -> None:
         """Passes a step's block events on."""
-        if step.events and self._reporter is not None and (mirror := self._mirrors.get(model)) is not None:
+        if step.events and self._reporter is not None and (mirror := self._mirrors.get(pool)) is not None:
             mirror.apply(step.events)
-            self._reporter.push(model, step.events)
+            self._reporter.push(pool, step.events)
 
     def _snapshot(self) -> Sequence[CacheState]:
         return [mirror.state() for mirror in self._mirrors.values()]

@@ -1,41 +1,59 @@
-"""The executor as a stage: takes works from lanes to the runner of their model, and steps back to the lanes.
+"""The executor as a stage: takes works from lanes to the copy of their pool, and steps back to the lanes.
 
 No policy is here: what runs when and where was decided in front. An executor only says what it cannot do.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Protocol
 
-from libs.errors import CapacityError, NoExecutor, StageUnavailable
+from libs.catalogue import model_of
+from libs.errors import Cancelled, HeadraceError, NoExecutor, StageUnavailable
 from libs.lane.forwarder import DRAINING
 from libs.lane.stage import Sink
 from libs.lane.work import Decision, Frame, Outcome, QueueState, Tier, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Span, Tracing
 from services.executor.engine import BlockEvent, Runner, RunnerStats, Step
+from services.executor.fit import refusal
 
 Observe = Callable[[str, Step], None]
-"""Told of each model's steps: metrics and block events."""
+"""Told of each copy's steps, by pool: metrics and block events."""
+
+
+class Adapters(Protocol):
+    """The adapters of a copy; services.executor.adapter_desk."""
+
+    def take(self, adapter: str, done: Callable[[HeadraceError | None], None]) -> None:
+        """Has an adapter loaded; `done` is told, at once or later. Without an error `release` has to follow."""
+        ...
+
+    def release(self, adapter: str) -> None:
+        """The work has ended."""
+        ...
 
 
 class _Running:
-    """A work on a runner."""
+    """A work on a copy."""
 
-    __slots__ = ("lane", "span", "work", "work_id")
+    __slots__ = ("lane", "parked", "span", "work", "work_id")
 
     def __init__(self, lane: "HostLane", work_id: int, work: Work, span: Span) -> None:
         self.lane = lane
         self.work_id = work_id
         self.work = work
         self.span = span
+        self.parked = bool(work.adapter)
+        """The runner does not have it yet: its adapter is being loaded."""
 
 
-class HostedModel:
+class Copy:
     """A loaded model and the works on it. Listens to its runner."""
 
-    def __init__(self, host: "Host", model: str) -> None:
-        self.model = model
+    def __init__(self, host: "Host", pool: str) -> None:
+        self.pool = pool
         self.runner: Runner | None = None
+        self.adapters: Adapters | None = None
         self.draining = False
         self.broken = ""
         """Why its runner died; empty while it has not."""
@@ -67,15 +85,52 @@ class HostedModel:
             lane.sink.on_frame(out)
         for run_id, outcome in step.outcomes:
             self._end(run_id, outcome)
-        self._host.observe(self.model, step)
+        self._host.observe(self.pool, step)
 
     def on_broken(self, reason: str) -> None:
         """Hands every work back: the batcher sends it elsewhere, or here when the model is back."""
         self.runner, self.broken = None, reason
         for run_id in list(self.works):
             self._end(run_id, Outcome(error=StageUnavailable(f"the engine died: {reason}", retry_after_s=1.0)))
-        self._host.observe(self.model, Step(events=[BlockEvent("cleared")]))
-        self._host.broken(self.model, reason)
+        self._host.observe(self.pool, Step(events=[BlockEvent("cleared")]))
+        self._host.broken(self.pool, reason)
+
+    def start(self, run_id: int, work: Work) -> None:
+        """Gives a work to the runner, once its adapter is there."""
+        assert self.runner is not None
+        if not work.adapter:
+            self.runner.submit(run_id, work)
+            return
+        assert self.adapters is not None
+        self.adapters.take(work.adapter, lambda error: self._adapter_there(run_id, work, error))
+
+    def stop(self, run_id: int) -> None:
+        """Cancels a work."""
+        running = self.works.get(run_id)
+        if running is not None and running.parked:
+            error = Cancelled("cancelled while its adapter was being loaded")
+            self._end(run_id, Outcome(error=error, output_tokens=len(running.work.resumed)))
+        elif self.runner is not None:
+            self.runner.cancel(run_id)
+
+    def _adapter_there(self, run_id: int, work: Work, error: HeadraceError | None) -> None:
+        running = self.works.get(run_id)
+        if error is not None:
+            self._end(run_id, Outcome(error=error, output_tokens=len(work.resumed)))
+        elif running is None or self.runner is None:  # it was cancelled, or the engine died, meanwhile
+            assert self.adapters is not None
+            self.adapters.release(work.adapter)
+        else:
+            running.parked = False
+            self.runner.submit(run_id, work)
+
+    def forget(self, run_id: int) -> "_Running | None":
+        """Takes a work out, whose lane wants nothing more of it."""
+        running = self.works.pop(run_id, None)
+        self.prefilling.discard(run_id)
+        if running is not None and running.work.adapter and not running.parked and self.adapters is not None:
+            self.adapters.release(running.work.adapter)
+        return running
 
     def _first_tokens(self, frame: Frame) -> None:
         for run_id in self.prefilling.intersection(frame.work_ids):
@@ -85,8 +140,7 @@ class HostedModel:
                 running.span = self._host.tracing.start(names.DECODE, running.work.traceparent)
 
     def _end(self, run_id: int, outcome: Outcome) -> None:
-        running = self.works.pop(run_id, None)
-        self.prefilling.discard(run_id)
+        running = self.forget(run_id)
         if running is None:
             return
         if outcome.error is not None:
@@ -112,30 +166,30 @@ class Host:
         self.observe = observe
         self.broken = broken
         self.draining = False
-        self._models: dict[str, HostedModel] = {}
+        self._copies: dict[str, Copy] = {}
         self._sequence = 0
 
-    def host(self, model: str) -> HostedModel:
-        """Makes room for a model; give it to the engine as the listener, then set its runner."""
-        self._models[model] = HostedModel(self, model)
-        return self._models[model]
+    def host(self, pool: str) -> Copy:
+        """Makes room for a copy; give it to the engine as the listener, then set its runner and adapters."""
+        self._copies[pool] = Copy(self, pool)
+        return self._copies[pool]
 
-    def drop(self, model: str) -> None:
-        """Forgets a model; works that still run on it are handed back."""
-        hosted = self._models.pop(model, None)
-        if hosted is not None:
-            for run_id in list(hosted.works):
-                hosted._end(run_id, Outcome(error=NoExecutor(f"{model} was unloaded", retry_after_s=1.0)))
+    def drop(self, pool: str) -> None:
+        """Forgets a copy; works that still run on it are handed back."""
+        copy = self._copies.pop(pool, None)
+        if copy is not None:
+            for run_id in list(copy.works):
+                copy._end(run_id, Outcome(error=NoExecutor(f"{pool} was unloaded", retry_after_s=1.0)))
 
     @property
-    def models(self) -> Mapping[str, HostedModel]:
-        """By name."""
-        return self._models
+    def copies(self) -> Mapping[str, Copy]:
+        """By pool."""
+        return self._copies
 
     @property
     def in_flight(self) -> int:
-        """Works on all runners."""
-        return sum(len(hosted.works) for hosted in self._models.values())
+        """Works on all copies."""
+        return sum(len(copy.works) for copy in self._copies.values())
 
     def open(self, sink: Sink) -> "HostLane":
         """A lane that is ready at once."""
@@ -143,31 +197,32 @@ class Host:
 
     async def explain(self, work: Work) -> Sequence[Decision]:
         """Whether it would run here."""
-        hosted = self._models.get(work.model)
-        if hosted is None or hosted.runner is None:
-            return [Decision("executor", "refuse", f"{self.instance} does not hold {work.model}")]
-        capacity, stats = hosted.runner.capacity, hosted.stats
+        copy = self._copies.get(work.pool)
+        if copy is None or copy.runner is None:
+            return [Decision("executor", "refuse", f"{self.instance} does not hold {work.pool}")]
+        if (error := refusal(work, copy.runner.capabilities)) is not None:
+            return [Decision("executor", "refuse", error.message)]
+        capacity, stats = copy.runner.capacity, copy.stats
         slots, blocks = f"{stats.running} of {capacity.slots} slots", f"{stats.blocks_used} of {capacity.blocks} blocks"
         return [Decision("executor", f"run on {self.instance}", f"{slots} and {blocks} are used")]
 
     async def queues(self) -> Sequence[QueueState]:
-        """Works inside the runners, by model and tier."""
+        """Works inside the runners, by pool and tier."""
         states = []
-        for model, hosted in self._models.items():
+        for pool, copy in self._copies.items():
             for tier in Tier:
-                running = sum(1 for running in hosted.works.values() if running.work.tier == tier)
+                running = sum(1 for running in copy.works.values() if running.work.tier == tier)
                 if running:
-                    states.append(QueueState(self.instance, model, tier, 0, 0, running, 0))
+                    states.append(QueueState(self.instance, pool, tier, 0, 0, running, 0))
         return states
 
     def submit(self, lane: "HostLane", work_id: int, work: Work) -> None:
-        """Gives a work to its model's runner, or refuses it."""
-        hosted = self._models.get(work.model)
-        if (error := self._refusal(hosted, work.model)) is not None:
+        """Gives a work to its pool's copy, or refuses it."""
+        copy = self._copies.get(work.pool)
+        if (error := self._refusal(copy, work)) is not None:
             lane.sink.on_outcome(work_id, Outcome(error=error, output_tokens=len(work.resumed), executor=self.instance))
             return
-        assert hosted is not None
-        assert hosted.runner is not None
+        assert copy is not None
         self._sequence += 1
         run_id = self._sequence
         span = self.tracing.start(
@@ -177,20 +232,22 @@ class Host:
                 names.EXECUTOR: self.instance,
                 names.GEN_AI_INPUT_TOKENS: len(work.prompt),
                 names.RESUMED_TOKENS: len(work.resumed),
-                names.BATCH_WORKS: hosted.stats.running,
+                names.BATCH_WORKS: copy.stats.running,
             },
         )
-        hosted.works[run_id] = _Running(lane, work_id, work, span)
-        hosted.prefilling.add(run_id)
-        lane.runs[work_id] = (hosted, run_id)
-        hosted.runner.submit(run_id, work)
+        if work.adapter:
+            span.set(names.ADAPTER, model_of(work.adapter))
+        copy.works[run_id] = _Running(lane, work_id, work, span)
+        copy.prefilling.add(run_id)
+        lane.runs[work_id] = (copy, run_id)
+        copy.start(run_id, work)
 
-    def _refusal(self, hosted: HostedModel | None, model: str) -> CapacityError | None:
-        if self.draining or (hosted is not None and hosted.draining):
+    def _refusal(self, copy: Copy | None, work: Work) -> HeadraceError | None:
+        if self.draining or (copy is not None and copy.draining):
             return StageUnavailable(f"{self.instance} is draining", metadata={DRAINING: "true"}, retry_after_s=1.0)
-        if hosted is None or hosted.runner is None:
-            return NoExecutor(f"{self.instance} does not hold {model}", retry_after_s=1.0)
-        return None
+        if copy is None or copy.runner is None:
+            return NoExecutor(f"{self.instance} does not hold {work.pool}", retry_after_s=1.0)
+        return refusal(work, copy.runner.capabilities)
 
 
 class HostLane:
@@ -200,23 +257,21 @@ class HostLane:
 
     def __init__(self, host: Host, sink: Sink) -> None:
         self.sink = sink
-        self.runs: dict[int, tuple[HostedModel, int]] = {}
+        self.runs: dict[int, tuple[Copy, int]] = {}
         self._host = host
 
     def submit(self, work_id: int, work: Work) -> None:
         self._host.submit(self, work_id, work)
 
     def cancel(self, work_id: int) -> None:
-        if (run := self.runs.get(work_id)) is not None and run[0].runner is not None:
-            run[0].runner.cancel(run[1])
+        if (run := self.runs.get(work_id)) is not None:
+            run[0].stop(run[1])
 
     def close(self) -> None:
         runs, self.runs = list(self.runs.values()), {}
-        for hosted, run_id in runs:
-            running = hosted.works.pop(run_id, None)
-            hosted.prefilling.discard(run_id)
-            if running is not None:
+        for copy, run_id in runs:
+            if copy.runner is not None:
+                copy.runner.cancel(run_id)
+            if (running := copy.forget(run_id)) is not None:
                 running.span.event(names.CANCELLED)
                 running.span.end()
-            if hosted.runner is not None:
-                hosted.runner.cancel(run_id)

@@ -2,16 +2,18 @@
 
 from headrace.registry.v1 import registry_pb2
 from libs import process
-from libs.catalogue import ModelSpec
+from libs.catalogue import ModelSpec, with_base
 from libs.lane.server import lane_service
 from libs.process import MeshProcess
 from libs.registry import keys
+from libs.settings import SettingsInvalid
 from services.executor.cache_report import CacheReport
 from services.executor.config import Settings
+from services.executor.engine import EngineUnavailable
 from services.executor.engines import make_engine
 from services.executor.host import Host
 from services.executor.observe import Observer
-from services.executor.reconcile import Reconciler
+from services.executor.reconcile import Reconciler, Wanted
 from services.executor.record import executor_record
 
 
@@ -19,11 +21,24 @@ async def run(settings: Settings) -> None:
     """Wires an executor and runs it until it is told to stop."""
     async with MeshProcess("executor", settings.process, settings.etcd) as mesh:
         engine = make_engine(settings, mesh.clock)
+        try:
+            await engine.start()
+        except EngineUnavailable as error:
+            raise SettingsInvalid(f"HEADRACE_ENGINE={settings.engine}: {error}") from error
         mesh.owns(engine.close)
         report = CacheReport(mesh.registry, mesh.instance, mesh.channels.connect)
         observer = Observer(mesh.metrics, mesh.clock, report.on_step)
-        host = Host(mesh.instance, mesh.tracing, observer.on_step, lambda model, why: reconciler.broken(model, why))
-        reconciler = Reconciler(engine, host, mesh.tasks, lambda: changed())
+        host = Host(mesh.instance, mesh.tracing, observer.on_step, lambda pool, why: reconciler.broken(pool, why))
+        reconciler = Reconciler(
+            engine,
+            host,
+            mesh.tasks,
+            mesh.clock,
+            settings.memory_bytes,
+            lambda: changed(),
+            observer.adapter_asked,
+            observer.loaded,
+        )
 
         await mesh.listen([lane_service(host)])
         mesh.owns(report.close)
@@ -33,16 +48,16 @@ async def run(settings: Settings) -> None:
             return executor_record(settings, mesh.endpoint, mesh.started, host.draining, reconciler.statuses)
 
         def changed() -> None:
-            report.set_models(reconciler.statuses)
-            observer.capacities(reconciler.statuses)
-            mesh.tasks.spawn(announcement.set(record()), "announce")
+            report.set_copies(reconciler.statuses)
+            observer.copies(reconciler.statuses)
+            announcement.set(record())
 
         announcement = await mesh.announce(keys.executor(mesh.instance), record())
         placements = mesh.registry.mirror(keys.placements(mesh.instance), registry_pb2.Placement)
         mesh.owns(placements.close)
 
         def reconcile() -> None:
-            reconciler.want({name: ModelSpec.from_proto(p.model) for name, p in placements.items.items()})
+            reconciler.want({pool: _wanted(placement) for pool, placement in placements.items.items()})
 
         async def follow() -> None:
             await report.follow()
@@ -56,6 +71,12 @@ async def run(settings: Settings) -> None:
             host.draining = True
 
         await mesh.serve(begin_drain, lambda: host.in_flight)
+
+
+def _wanted(placement: registry_pb2.Placement) -> Wanted:
+    spec = ModelSpec.from_proto(placement.model)
+    adapters = (with_base(ModelSpec.from_proto(adapter), spec) for adapter in placement.adapters)
+    return Wanted(spec, {adapter.adapter: adapter for adapter in adapters})
 
 
 def main() -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
+from libs.catalogue import model_of
 from libs.clock import Clock
 from libs.telemetry import names
 from libs.telemetry.metrics import Metrics
 from services.executor.engine import RunnerStats, Step
-from services.executor.state import ModelStatus
+from services.executor.state import CopyStatus, State
 
 
 class Observer:
@@ -23,11 +24,19 @@ class Observer:
         self._tokens = metrics.counter(names.EXECUTOR_TOKENS)
         self._used = metrics.gauge(names.EXECUTOR_USED_BLOCKS)
         self._cached = metrics.gauge(names.EXECUTOR_CACHED_BLOCKS)
+        self._swap = metrics.histogram(names.EXECUTOR_ADAPTER_SWAP)
+        self._adapters = metrics.gauge(names.EXECUTOR_ADAPTERS)
+        self._adapter_asks = metrics.counter(names.EXECUTOR_ADAPTER_ASKS)
+        self._adapter_load = metrics.histogram(names.EXECUTOR_ADAPTER_LOAD)
+        self._copies = metrics.gauge(names.EXECUTOR_COPIES)
+        self._load = metrics.histogram(names.EXECUTOR_LOAD)
         self._then = then
         self._models: dict[str, _Model] = {}
+        self._held: set[str] = set()
 
-    def on_step(self, model: str, step: Step) -> None:
+    def on_step(self, pool: str, step: Step) -> None:
         """Once per engine step: everything is bound beforehand."""
+        model = model_of(pool)
         known = self._models.get(model)
         if known is None:
             known = self._models[model] = _Model(self, model)
@@ -36,12 +45,32 @@ class Observer:
             self._works.labels(model, "OK" if outcome.error is None else outcome.error.reason).inc()
         for _, cached_tokens in step.started:
             self._tokens.labels(model, "cached").inc(cached_tokens)
-        self._then(model, step)
+        for seconds in step.swaps:
+            self._swap.labels(model).observe(seconds)
+        self._then(pool, step)
 
-    def capacities(self, statuses: Mapping[str, ModelStatus]) -> None:
-        """The models that are held changed."""
-        for model, status in statuses.items():
-            self._blocks.labels(model).set(status.blocks)
+    def adapter_asked(self, model: str, result: str, seconds: float) -> None:
+        """A work asked for an adapter; `result` is "hit", "load" or "failed"."""
+        self._adapter_asks.labels(model, result).inc()
+        if result == "load":
+            self._adapter_load.labels(model).observe(seconds)
+
+    def loaded(self, model: str, seconds: float) -> None:
+        """A copy was loaded."""
+        self._load.labels(model).observe(seconds)
+
+    def copies(self, statuses: Mapping[str, CopyStatus]) -> None:
+        """The copies that are held changed. A model may have two, of two versions: they are added up."""
+        held: dict[str, list[CopyStatus]] = {model: [] for model in self._held}
+        for status in statuses.values():
+            held.setdefault(status.model, []).append(status)
+        self._held = set(held)
+        for model, copies in held.items():
+            capacities = [copy.capacity for copy in copies if copy.capacity is not None]
+            self._blocks.labels(model).set(sum(capacity.blocks for capacity in capacities))
+            self._adapters.labels(model).set(sum(a.loaded for copy in copies for a in copy.adapters.values()))
+            for state in State:
+                self._copies.labels(model, state.name).set(sum(copy.state is state for copy in copies))
 
 
 class _Model:

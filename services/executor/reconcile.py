@@ -1,120 +1,214 @@
-"""Makes the executor hold what placement says: loads, reports, drains and unloads models."""
+"""Makes the executor hold what placement says: loads, reports, checks, drains and unloads copies."""
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import structlog
 
 from libs.catalogue import ModelSpec
+from libs.clock import Clock
 from libs.tasks import Tasks
-from services.executor.engine import Engine, LoadFailed, Runner
-from services.executor.host import Host
-from services.executor.state import ModelStatus, State
+from services.executor.adapter_desk import AdapterDesk
+from services.executor.engine import Engine, LoadFailed, Runner, SelfCheckFailed
+from services.executor.host import Copy, Host
+from services.executor.state import HOLDS_MEMORY, CopyStatus, State
 
 log = structlog.get_logger()
 
-DRAIN_S = 30.0
-"""Works of a model that is to be unloaded get this long to end; then they are handed back."""
 RETRY_S = (1.0, 60.0)
-"""First and longest wait before a model that failed to load is tried again; doubles."""
+"""First and longest wait before a copy that failed to load is tried again; doubles."""
+LOADS_AT_ONCE = 2
+"""Copies that are loaded at the same time; others are PENDING."""
+CHECK_S = 30.0
+"""How often a copy is asked a question, to see that it still answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A copy that placement wants here."""
+
+    spec: ModelSpec
+    adapters: Mapping[str, ModelSpec] = field(default_factory=dict)
+    """What may be asked for, by "name@version"."""
 
 
 class Reconciler:
-    """One task per placed model carries it from LOADING to READY and, when it is no longer wanted, out.
+    """One task per placed copy carries it from PENDING to READY and, when it is no longer wanted, out.
 
     Args:
+        memory_bytes: What all copies may use together. A copy waits until those that go have gone.
         changed: Called after each change of `statuses`.
+        adapter_loads: Told of each ask for an adapter; see AdapterDesk.
+        loaded: Told of each load: the model's name, and seconds.
     """
 
-    def __init__(self, engine: Engine, host: Host, tasks: Tasks, changed: Callable[[], None]) -> None:
-        self.statuses: dict[str, ModelStatus] = {}
+    def __init__(
+        self,
+        engine: Engine,
+        host: Host,
+        tasks: Tasks,
+        clock: Clock,
+        memory_bytes: int,
+        changed: Callable[[], None],
+        adapter_loads: Callable[[str, str, float], None] = lambda *_: None,
+        loaded: Callable[[str, float], None] = lambda *_: None,
+    ) -> None:
+        self.statuses: dict[str, CopyStatus] = {}
         self._engine = engine
         self._host = host
         self._tasks = tasks
+        self._clock = clock
+        self._memory_bytes = memory_bytes
         self._changed = changed
-        self._wanted: dict[str, ModelSpec] = {}
+        self._adapter_loads = adapter_loads
+        self._loaded = loaded
+        self._wanted: dict[str, Wanted] = {}
         self._wake: dict[str, asyncio.Event] = {}
+        self._desks: dict[str, AdapterDesk] = {}
+        self._room = asyncio.Condition()
 
-    def want(self, models: Mapping[str, ModelSpec]) -> None:
-        """Replaces what is to be held."""
-        self._wanted = dict(models)
-        for model in {*models, *self.statuses}:
-            if (wake := self._wake.get(model)) is not None:
+    def want(self, copies: Mapping[str, Wanted]) -> None:
+        """Replaces what is to be held, by pool."""
+        self._wanted = dict(copies)
+        for pool in {*copies, *self.statuses}:
+            if (wake := self._wake.get(pool)) is not None:
                 wake.set()
-            elif model in models:
-                self._wake[model] = asyncio.Event()
-                self._tasks.spawn(self._hold(model), f"hold {model}")
+            elif pool in copies:
+                self._wake[pool] = asyncio.Event()
+                self._set(copies[pool].spec, State.PENDING, "")
+                self._tasks.spawn(self._hold(pool), f"hold {pool}")
+        for pool, desk in self._desks.items():
+            if (wanted := copies.get(pool)) is not None:
+                desk.know(wanted.adapters, wanted.spec.adapter_memory_bytes)
 
-    def broken(self, model: str, reason: str) -> None:
-        """The runner of a model died: it is loaded again at once."""
-        log.error("engine died", model=model, reason=reason)
-        self._set(model, State.LOADING, f"the engine died: {reason}")
-        if (wake := self._wake.get(model)) is not None:
+    def broken(self, pool: str, reason: str) -> None:
+        """The runner of a copy died: it is loaded again at once."""
+        log.error("engine died", pool=pool, reason=reason)
+        if (wake := self._wake.get(pool)) is not None:
             wake.set()
 
-    async def _hold(self, model: str) -> None:
-        """From the first placement of a model to the end of the last."""
-        wake = self._wake[model]
-        retry = RETRY_S[0]
-        while (spec := self._wanted.get(model)) is not None:
+    @property
+    def used_bytes(self) -> int:
+        """Memory of the copies that hold some."""
+        return sum(status.memory_bytes for status in self.statuses.values() if status.state in HOLDS_MEMORY)
+
+    async def _hold(self, pool: str) -> None:
+        """From the first placement of a copy to the end of the last."""
+        wake, retry, spec, why = self._wake[pool], RETRY_S[0], self._wanted[pool].spec, ""
+        while (wanted := self._wanted.get(pool)) is not None:
+            spec = wanted.spec
+            if not await self._enter(pool, why):
+                continue
             try:
-                runner = await self._load(spec)
-            except Exception as error:  # a bug in an engine must not end the only task that can load the model
+                copy, runner = await self._load(pool, spec, why)
+            except Exception as error:  # a bug in an engine must not end the only task that can load the copy
                 known = isinstance(error, LoadFailed)
                 reason = str(error) if known else f"{type(error).__name__} in the engine"
-                log.error("model failed to load", model=model, reason=reason, retry_s=retry, exc_info=not known)
-                self._host.drop(model)
-                self._set(model, State.FAILED, reason)
+                log.error("copy failed to load", pool=pool, reason=reason, retry_s=retry, exc_info=not known)
+                self._host.drop(pool)
+                self._set(spec, State.FAILED, reason, attempts=self.statuses[pool].attempts + 1)
+                await self._tell_room()
                 await _wait(wake, retry)
                 retry = min(retry * 2, RETRY_S[1])
                 continue
             retry = RETRY_S[0]
-            while self._wanted.get(model) == spec and self._host.models[model].runner is not None:
-                await _wait(wake, None)
-            await self._unload(model, runner)
-        del self._wake[model]
-        self.statuses.pop(model, None)
+            why = await self._keep(pool, copy, wake)
+            await self._unload(pool, spec, copy, runner, why)
+            if why:
+                self._set(spec, State.PENDING, why)
+        del self._wake[pool]
+        self.statuses.pop(pool, None)
         self._changed()
-        if model in self._wanted:  # wanted again while the last lines ran
+        await self._tell_room()
+        log.info("copy gone", pool=pool)
+        if pool in self._wanted:  # wanted again while the last lines ran
             self.want(self._wanted)
 
-    async def _load(self, spec: ModelSpec) -> Runner:
-        self._set(spec.name, State.LOADING, "")
-        hosted = self._host.host(spec.name)
-        runner = await self._engine.load(spec, hosted)
-        if hosted.broken:  # it died before it could be shown
+    async def _enter(self, pool: str, why: str) -> bool:
+        """Waits until a copy may be loaded, and counts its memory from then on; False when it is not wanted
+        any more. A copy that can never fit is not waited for: it fails."""
+        async with self._room:
+            while (wanted := self._wanted.get(pool)) is not None:
+                spec, loading = wanted.spec, [s for s in self.statuses.values() if s.state is State.LOADING]
+                free = self._memory_bytes - self.used_bytes
+                if len(loading) < LOADS_AT_ONCE and (spec.copy_bytes <= free or spec.copy_bytes > self._memory_bytes):
+                    self._set(spec, State.LOADING, why, attempts=self.statuses[pool].attempts)
+                    return True
+                waits = f"{len(loading)} copies are being loaded"
+                if spec.copy_bytes > free:
+                    waits = f"{spec.copy_bytes} bytes are needed, {free} are free"
+                if self.statuses[pool].reason != waits:
+                    self._set(spec, State.PENDING, waits, attempts=self.statuses[pool].attempts)
+                try:
+                    await asyncio.wait_for(self._room.wait(), 1.0)
+                except TimeoutError:
+                    pass
+        return False
+
+    async def _load(self, pool: str, spec: ModelSpec, why: str) -> tuple[Copy, Runner]:
+        if spec.copy_bytes > self._memory_bytes:
+            raise LoadFailed(f"it needs {spec.copy_bytes} bytes, and this executor has {self._memory_bytes}")
+        started = self._clock.monotonic()
+        copy = self._host.host(pool)
+        runner = await self._engine.load(spec, copy)
+        if copy.broken:  # it died before it could be shown
             await runner.close()
-            raise LoadFailed(f"the engine died: {hosted.broken}")
-        hosted.runner = runner
-        capacity = runner.capacity
-        self.statuses[spec.name] = ModelStatus(
-            State.READY, "", capacity.slots, capacity.blocks, capacity.block_tokens, capacity.exactness
+            raise LoadFailed(f"the engine died: {copy.broken}")
+        desk = AdapterDesk(
+            runner, spec.adapter_memory_bytes, spec.name, self._tasks, self._clock, self._adapter_loads, self._changed
         )
-        log.info("model ready", model=spec.name, slots=capacity.slots, blocks=capacity.blocks)
-        self._changed()
-        return runner
+        desk.know(self._wanted[pool].adapters if pool in self._wanted else {}, spec.adapter_memory_bytes)
+        self._desks[pool] = desk
+        copy.runner, copy.adapters = runner, desk
+        took, capacity = self._clock.monotonic() - started, runner.capacity
+        self._loaded(spec.name, took)
+        self._set(spec, State.READY, "", capacity=capacity, adapters=desk.residents)
+        log.info("copy ready", pool=pool, slots=capacity.slots, blocks=capacity.blocks, seconds=round(took, 3))
+        await self._tell_room()
+        return copy, runner
 
-    async def _unload(self, model: str, runner: Runner) -> None:
-        hosted = self._host.models[model]
-        if hosted.runner is not None:
-            hosted.draining = True
-            self._set(model, State.DRAINING, "")
-            deadline = asyncio.get_running_loop().time() + DRAIN_S
-            while hosted.works and asyncio.get_running_loop().time() < deadline:
+    async def _keep(self, pool: str, copy: Copy, wake: asyncio.Event) -> str:
+        """Until the copy is to go: "" when it is not wanted, else why it cannot stay."""
+        while pool in self._wanted and copy.runner is not None:
+            if await _wait(wake, CHECK_S):
+                continue
+            try:
+                await copy.runner.self_check()
+            except SelfCheckFailed as failed:
+                if copy.runner is not None and pool in self._wanted:
+                    log.error("copy does not answer", pool=pool, reason=str(failed))
+                    return f"it did not answer: {failed}"
+        return f"the engine died: {copy.broken}" if copy.broken else ""
+
+    async def _unload(self, pool: str, spec: ModelSpec, copy: Copy, runner: Runner, why: str) -> None:
+        if not why:
+            copy.draining = True
+            self._set(spec, State.DRAINING, "")
+            deadline = self._clock.monotonic() + spec.drain_s
+            while copy.works and copy.runner is not None and self._clock.monotonic() < deadline:
                 await asyncio.sleep(0.05)  # works have no event of their own
-        self._host.drop(model)
+        self._desks.pop(pool).close()
+        self._host.drop(pool)
         await runner.close()
-        log.info("model unloaded", model=model)
+        log.info("copy unloaded", pool=pool)
 
-    def _set(self, model: str, state: State, reason: str) -> None:
-        self.statuses[model] = ModelStatus(state, reason)
+    def _set(self, spec: ModelSpec, state: State, reason: str, **more: object) -> None:
+        status = CopyStatus(spec.name, spec.version, state, reason, self._clock.now(), spec.copy_bytes)
+        self.statuses[spec.pool] = replace(status, **more)  # type: ignore[arg-type]
         self._changed()
 
+    async def _tell_room(self) -> None:
+        """Those that wait for memory, or for their turn, look again."""
+        async with self._room:
+            self._room.notify_all()
 
-async def _wait(wake: asyncio.Event, timeout_s: float | None) -> None:
-    """Until something changes, or the time is up."""
+
+async def _wait(wake: asyncio.Event, timeout_s: float | None) -> bool:
+    """Until something changes, or the time is up; whether something changed."""
     try:
         await asyncio.wait_for(wake.wait(), timeout_s)
     except TimeoutError:
-        pass
+        return False
     wake.clear()
+    return True

@@ -1,15 +1,18 @@
 """Keeps the router's catalogue fresh: etcd's messages in, a `Catalogue` out."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
 
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
+from libs.catalogue import resolve
 from libs.clock import Clock
 from libs.lane.neighbours import HOLD_S
 from libs.registry import keys
 from libs.registry.registry import Registry
-from services.router.route import Catalogue, PoolState
+from services.router.route import GRACE_S, Catalogue, PoolState
+
+_COMING = (registry_pb2.MODEL_STATE_PENDING, registry_pb2.MODEL_STATE_LOADING)
 
 
 class CatalogueSource:
@@ -21,6 +24,8 @@ class CatalogueSource:
         self._routes = registry.mirror(keys.ROUTES, policy_pb2.Route)
         self._switches = registry.mirror(keys.SWITCHES, policy_pb2.Switch)
         self._executors = registry.mirror(keys.EXECUTORS, registry_pb2.Executor, hold_deletions_s=HOLD_S)
+        self._placements = registry.mirror(keys.PLACEMENTS, registry_pb2.Placement)
+        self._unplaced = registry.mirror(keys.UNPLACED, registry_pb2.Unplaced)
         self._clock = clock
         self._last_ready: dict[str, float] = {}
         self._ready: Counter[str] = Counter()
@@ -28,7 +33,7 @@ class CatalogueSource:
 
     async def start(self) -> None:
         """Returns once everything has been read, however long etcd takes to come."""
-        mirrors = (self._models, self._routes, self._switches, self._executors)
+        mirrors = (self._models, self._routes, self._switches, self._executors, self._placements, self._unplaced)
         for mirror in mirrors:
             await self._stack.enter_async_context(mirror)
         self._apply()
@@ -40,26 +45,48 @@ class CatalogueSource:
         await self._stack.aclose()
 
     def _apply(self) -> None:
-        now, models = self._clock.monotonic(), self._models.items
-        ready: Counter[str] = Counter()
-        loading: Counter[str] = Counter()
-        for executor in self._executors.items.values():
-            for held in executor.models:
-                if held.state == registry_pb2.MODEL_STATE_READY and not executor.draining:
-                    ready[held.model] += 1
-                elif held.state == registry_pb2.MODEL_STATE_LOADING:
-                    loading[held.model] += 1
-        for model in {*ready, *self._ready}:  # also those that were ready until this moment
-            self._last_ready[model] = now
-        self._ready = ready
-        self._last_ready = {model: when for model, when in self._last_ready.items() if model in models}
+        placed = defaultdict(list)
+        for placement in self._placements.items.values():
+            placed[placement.model.name].append(f"{placement.executor}: {placement.reason}")
         self.catalogue = Catalogue(
-            models=frozenset(models),
+            models=resolve(self._models.items),
             aliases={alias: route.model for alias, route in self._routes.items.items()},
             switched_off={
                 switch.name: switch.reason
                 for switch in self._switches.items.values()
                 if switch.kind == policy_pb2.SWITCH_KIND_MODEL
             },
-            pools={model: PoolState(ready[model], loading[model], self._last_ready.get(model)) for model in models},
+            pools=self._pools(),
+            unplaced={model: lack.reason for model, lack in self._unplaced.items.items()},
+            hopeless=frozenset(model for model, lack in self._unplaced.items.items() if lack.hopeless),
+            placed={model: sorted(copies) for model, copies in placed.items()},
         )
+
+    def _pools(self) -> dict[str, PoolState]:
+        now = self._clock.monotonic()
+        ready: Counter[str] = Counter()
+        coming: Counter[str] = Counter()
+        leaving: Counter[str] = Counter()
+        for executor in self._executors.items.values():
+            for copy in executor.models:
+                if copy.state == registry_pb2.MODEL_STATE_READY and not executor.draining:
+                    ready[copy.pool] += 1
+                elif copy.state in _COMING:
+                    coming[copy.pool] += 1
+                elif copy.state == registry_pb2.MODEL_STATE_DRAINING:
+                    leaving[copy.pool] += 1
+        for placement in self._placements.items.values():  # also what its executor has not begun yet
+            if placement.pool not in ready and placement.executor in self._executors.items:
+                coming[placement.pool] += not _known(self._executors.items[placement.executor], placement.pool)
+        for pool in {*ready, *self._ready}:  # also those that were ready until this moment
+            self._last_ready[pool] = now
+        self._ready = ready
+        self._last_ready = {pool: when for pool, when in self._last_ready.items() if now - when <= GRACE_S}
+        return {
+            pool: PoolState(ready[pool], coming[pool], self._last_ready.get(pool), leaving[pool])
+            for pool in {*ready, *coming, *leaving, *self._last_ready}
+        }
+
+
+def _known(executor: registry_pb2.Executor, pool: str) -> bool:
+    return any(copy.pool == pool for copy in executor.models)

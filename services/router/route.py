@@ -1,39 +1,57 @@
-"""Which model, and which pool? Pure."""
+"""Which model, which adapter, and which pool? Pure.
+
+A pool is one version of a base model; adapters run in the pool of their base. While a new version is rolled
+out, new works go to the versions in proportion to the copies that answer for each. A work that has begun
+stays with the version, and the adapter, that it began with: no answer mixes two.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from libs.catalogue import ModelSpec
 from libs.errors import ModelUnknown, NoExecutor, SwitchedOff, Violation
 from libs.lane.work import Work
 
 GRACE_S = 10.0
 """A pool whose last executor has gone is still routed to for this long: it may be restarting, and works can
 wait in the batcher's queue. Then callers are told at once."""
+JOINT = "+"
+"""Between pool and adapter, in what a work that has begun is pinned to."""
 
 
 @dataclass(frozen=True, slots=True)
 class PoolState:
-    """What is known of the executors of one pool."""
+    """What is known of the copies of one pool."""
 
-    ready: int
-    """Executors that can answer."""
-    loading: int
-    """Executors that are getting ready to."""
-    last_ready: float | None
+    ready: int = 0
+    """Copies that can answer."""
+    coming: int = 0
+    """Copies that are placed and not there yet."""
+    last_ready: float | None = None
     """When one could last answer, in monotonic seconds; None: never seen."""
+    leaving: int = 0
+    """Copies that end what they run and take nothing new."""
 
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
     """What a router knows when it decides; replaced as a whole when the registry changes."""
 
-    models: frozenset[str] = frozenset()
+    models: Mapping[str, ModelSpec] = field(default_factory=dict)
+    """Everything that can be asked for, adapters included."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Alias to model."""
     switched_off: Mapping[str, str] = field(default_factory=dict)
     """Models that a kill switch covers, with the reason."""
     pools: Mapping[str, PoolState] = field(default_factory=dict)
+    """Of every pool that is placed anywhere."""
+    unplaced: Mapping[str, str] = field(default_factory=dict)
+    """Base models that lack copies, with placement's reason."""
+    hopeless: frozenset[str] = frozenset()
+    """Of these, those that no executor could ever hold."""
+    placed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Base models, and for each of their copies where it lies and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +60,33 @@ class Route:
 
     model: str
     pool: str
+    adapter: str
+    salt: str
     reason: str
+    waiting: str = ""
+    """Why it cannot run yet, for the caller; empty when it can."""
+
+    @property
+    def pin(self) -> str:
+        """What the work is to be sent with should it have to be sent again."""
+        return f"{self.pool}{JOINT}{self.adapter}" if self.adapter else self.pool
 
 
 def route(work: Work, catalogue: Catalogue, now: float) -> Route:
-    """Decides for one work. A work that has begun is never refused for a pool that is away: it waits.
-
-    Raises ModelUnknown, SwitchedOff or NoExecutor.
-    """
+    """Decides for one work. Raises ModelUnknown, SwitchedOff or NoExecutor."""
     model = catalogue.aliases.get(work.model, work.model)
     named = model if model == work.model else f"{work.model} is an alias of {model}"
-    if model not in catalogue.models:
+    spec = catalogue.models.get(model)
+    if spec is None:
         raise ModelUnknown(f"no model or alias is called {work.model!r}", metadata={"model": work.model})
-    if (reason := catalogue.switched_off.get(model)) is not None:
-        raise SwitchedOff(f"{model} is switched off: {reason}", violations=[Violation(f"model/{model}", reason)])
-    state = catalogue.pools.get(model, PoolState(0, 0, None))
-    if state.ready:
-        return Route(model, model, f"{named}; {state.ready} executors are ready")
-    recently = state.last_ready is not None and now - state.last_ready <= GRACE_S
-    if recently or work.resumed:
-        return Route(model, model, f"{named}; no executor is ready, but one was a moment ago")
-    why = f"{state.loading} are loading it" if state.loading else "none holds it"
-    raise NoExecutor(f"no executor can answer for {model}: {why}", metadata={"model": model}, retry_after_s=2.0)
+    for name in (model, spec.base):
+        if (reason := catalogue.switched_off.get(name)) is not None:
+            raise SwitchedOff(f"{name} is switched off: {reason}", violations=[Violation(f"model/{name}", reason)])
+    if spec.adapter:
+        named += f", an adapter of {spec.base}"
+    if work.resumed and work.pool:
+        return _resumed(work, spec, catalogue, named, now)
+    return _new(work, spec, catalogue, named, now)
 
 
 def batcher_for(work: Work, batchers: Sequence[str]) -> str:
@@ -73,3 +96,59 @@ def batcher_for(work: Work, batchers: Sequence[str]) -> str:
     Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998 (rendezvous hashing).
     """
     return max(batchers, key=lambda name: hashlib.blake2b(f"{work.pool}/{name}".encode(), digest_size=8).digest())
+
+
+def _resumed(work: Work, spec: ModelSpec, catalogue: Catalogue, named: str, now: float) -> Route:
+    """A work that has begun goes to its version or nowhere."""
+    pool, _, adapter = work.pool.partition(JOINT)
+    salt = spec.salt if adapter == spec.adapter else adapter
+    state = catalogue.pools.get(pool, PoolState())
+    if not (state.ready or state.coming or state.leaving or _recent(state, now)):
+        raise NoExecutor(f"{pool}, which began this answer, is not there any more", metadata={"model": spec.name})
+    return Route(spec.name, pool, adapter, salt, f"{named}; it began on {pool}")
+
+
+def _new(work: Work, spec: ModelSpec, catalogue: Catalogue, named: str, now: float) -> Route:
+    base = spec.base or spec.name
+    versions = {pool: state for pool, state in catalogue.pools.items() if pool.partition("@")[0] == base}
+    ready = {pool: state.ready for pool, state in sorted(versions.items()) if state.ready}
+    if ready:
+        pool = _share(work.request_id, ready)
+        reason = f"{named}; {ready[pool]} copies of {pool} are ready"
+        if len(ready) > 1:
+            reason += f", {sum(ready.values())} of all versions"
+        return Route(spec.name, pool, spec.adapter, spec.salt, reason)
+    recent = [pool for pool, state in sorted(versions.items()) if _recent(state, now)]
+    current = versions.get(spec.pool, PoolState())
+    if recent and not current.coming:
+        pool = spec.pool if spec.pool in recent else recent[0]
+        return Route(spec.name, pool, spec.adapter, spec.salt, f"{named}; no copy is ready, but one was a moment ago")
+    why = catalogue.unplaced.get(base, "")
+    if current.coming:
+        waiting = f"{base} is being loaded"
+    elif work.resumed or (_on_demand(spec) and base not in catalogue.hopeless):
+        waiting = f"{base} is loaded on demand" + (f": {why}" if why else "")
+    else:
+        why = why or "none holds it"
+        raise NoExecutor(
+            f"no executor can answer for {spec.name}: {why}", metadata={"model": spec.name}, retry_after_s=2.0
+        )
+    return Route(spec.name, spec.pool, spec.adapter, spec.salt, f"{named}; {waiting}", waiting)
+
+
+def _share(request_id: str, ready: Mapping[str, int]) -> str:
+    """One of the pools, each as likely as it has copies, the same for the same request."""
+    point = int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest()) % sum(ready.values())
+    for pool, copies in ready.items():
+        point -= copies
+        if point < 0:
+            return pool
+    raise AssertionError("the shares do not add up")
+
+
+def _on_demand(spec: ModelSpec) -> bool:
+    return spec.scaling is not None and spec.scaling.max > 0
+
+
+def _recent(state: PoolState, now: float) -> bool:
+    return state.last_ready is not None and now - state.last_ready <= GRACE_S

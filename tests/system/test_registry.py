@@ -146,8 +146,8 @@ async def test_a_mirror_follows(client: EtcdClient) -> None:
 async def test_an_announcement_lives_as_long_as_its_owner(client: EtcdClient) -> None:
     async with executors(client) as mirror:
         async with Announcement(client, KEY, ttl_s=1) as announcement:
-            await announcement.set(executor("first:1"))
-            await announcement.set(executor("second:1"))
+            announcement.set(executor("first:1"))
+            announcement.set(executor("second:1"))
             await announcement.settled()
             await eventually(lambda: mirror.items.get("e0") == executor("second:1"), 3.0)
             await asyncio.sleep(2.5)  # outlives its TTL
@@ -157,7 +157,7 @@ async def test_an_announcement_lives_as_long_as_its_owner(client: EtcdClient) ->
 
 async def test_a_lost_lease_and_a_deleted_key_are_announced_again(client: EtcdClient) -> None:
     async with executors(client) as mirror, Announcement(client, KEY, ttl_s=1) as announcement:
-        await announcement.set(executor())
+        announcement.set(executor())
         await announcement.settled()
         entry = await client.get(KEY)
         assert entry is not None
@@ -177,7 +177,7 @@ async def test_an_owner_that_starts_before_etcd(member: EtcdProcess) -> None:
         starting = asyncio.create_task(mirror.start())
         with capture_logs() as logs:
             async with Announcement(client, KEY) as announcement:
-                await announcement.set(executor())
+                announcement.set(executor())
                 await asyncio.sleep(2.5)
                 assert mirror.stale_since is not None
                 assert not starting.done()
@@ -196,10 +196,10 @@ async def test_etcd_killed_and_started_again(member: EtcdProcess, client: EtcdCl
     await registry.put_message(keys.executor("steady"), executor())
     changes: list[set[str]] = []
     async with executors(client, 2.0) as mirror, Announcement(client, KEY, ttl_s=1) as announcement:
-        await announcement.set(executor())
+        announcement.set(executor())
         dead = Announcement(client, keys.executor("dies"), ttl_s=1)
         dead.start()
-        await dead.set(executor())
+        dead.set(executor())
         await eventually(lambda: len(mirror.items) == 3, 3.0)
         mirror.on_change(lambda: changes.append(set(mirror.items)))
         member.kill()
@@ -220,7 +220,7 @@ async def test_etcd_comes_back_empty(member: EtcdProcess, client: EtcdClient) ->
     for _ in range(20):  # more revisions than the new store will have
         await client.put(keys.executor("forgotten"), b"{}")
     async with executors(client) as mirror, Announcement(client, KEY) as announcement:
-        await announcement.set(executor())
+        announcement.set(executor())
         await eventually(lambda: len(mirror.items) == 2, 3.0)
         member.kill()
         shutil.rmtree(member.folder / member.name)
@@ -235,7 +235,7 @@ async def test_everything_ends_at_once_while_etcd_is_away(member: EtcdProcess, c
     await mirror.start()
     announcement = Announcement(client, KEY)
     announcement.start()
-    await announcement.set(executor())
+    announcement.set(executor())
     await announcement.settled()
     election = Election(client, "role", "here")
     election.start()
@@ -258,7 +258,7 @@ async def test_everything_ends_at_once_while_etcd_is_away(member: EtcdProcess, c
 
 async def test_etcd_frozen_and_thawed(member: EtcdProcess, client: EtcdClient) -> None:
     async with executors(client, 2.0) as mirror, Announcement(client, KEY, ttl_s=2) as announcement:
-        await announcement.set(executor())
+        announcement.set(executor())
         await eventually(lambda: "e0" in mirror.items, 3.0)
         member.freeze()
         try:
@@ -313,7 +313,7 @@ async def test_three_members_lose_their_leader() -> None:
         executors(client, 2.0) as mirror,
         Announcement(client, KEY, ttl_s=2) as announcement,
     ):
-        await announcement.set(executor())
+        announcement.set(executor())
         await eventually(lambda: "e0" in mirror.items, 3.0)
         (await leader_of(members)).kill()
         started = time.monotonic()

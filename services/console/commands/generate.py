@@ -54,6 +54,8 @@ async def _generate(target: str, key: str, question: Question, notes: Console) -
         finish: Finish | None = None
         ends_a_line = True
         async for chunk in answer:
+            if chunk.waiting:
+                notes.print(Text(f"waits: {chunk.waiting}", style="dim"), soft_wrap=True)
             if chunk.text:
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()

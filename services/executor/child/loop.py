@@ -6,6 +6,7 @@ and the end, however it comes. See services.executor.child.inbox for engines tha
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import sys
@@ -15,7 +16,7 @@ from typing import Protocol, TypeVar
 import msgspec
 
 from libs.clock import SystemClock
-from libs.lane.work import Work
+from libs.lane.work import Outcome, Work
 from services.executor.child.inbox import die_with_parent
 from services.executor.child.wire import (
     HEAD,
@@ -100,7 +101,7 @@ async def _serve(connection: socket.socket, settings: type[L], build: Callable[[
     reader, writer = await asyncio.open_unix_connection(sock=connection)
     writer.transport.set_write_buffer_limits(high=MOST_UNREAD_BYTES)
     try:
-        model = build(msgspec.msgpack.decode(await _receive(reader), type=settings))
+        model = build(msgspec.msgpack.decode(await receive(reader), type=settings))
         try:
             ready = await model.load()
         except LoadFailed as error:
@@ -131,26 +132,32 @@ class AsyncChild:
         self._writer = writer
         self._model = model
         self._ready = ready
-        self._events: list[tuple[str, list[int]]] = []
-        self._last = RunnerStats()
-        self._runner = StreamRunner(self, ready.capacity, ready.capabilities, self, SystemClock())
+        self._events: list[BlockEvent] = []
+        self._said = RunnerStats()
+        self._runner = StreamRunner(
+            self, ready.capacity, ready.capabilities, self, SystemClock(), complete=self._complete
+        )
 
     async def run(self) -> int:
-        """Until the parent goes: IncompleteReadError or OSError. Returns 1 when the model has given up."""
+        """Until the parent goes, or the model dies: an exit status."""
         self._send(self._ready)
+        died: list[ModelDied] = []
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._watch(), name="block events")
                 while True:
-                    self._hear(decode_up(await _receive(self._reader)), group)
-        except* (asyncio.IncompleteReadError, OSError) as gone:
-            raise gone.exceptions[0] from None
-        except* ModelDied as died:
-            self._send(Broken(str(died.exceptions[0])))
-            await self._writer.drain()
+                    self._hear(decode_up(await receive(self._reader)), group)
+        except* (asyncio.IncompleteReadError, OSError):
+            pass  # the parent has gone
+        except* ModelDied as several:
+            died = [error for error in several.exceptions if isinstance(error, ModelDied)]
         finally:
             await self._runner.close()
-        return 1
+        for error in died[:1]:
+            self._send(Broken(str(error)))
+            with contextlib.suppress(OSError):
+                await self._writer.drain()
+        return 1 if died else 0
 
     def _hear(self, message: object, group: asyncio.TaskGroup) -> None:
         if isinstance(message, Start):
@@ -174,8 +181,8 @@ class AsyncChild:
                 await close()
 
     def on_step(self, step: Step) -> None:
-        """Sends what the works brought, with the block events so far."""
-        frame, self._last = step.frame, step.stats
+        """Sends it."""
+        frame, stats = step.frame, step.stats
         self._send(
             Stepped(
                 work_ids=frame.work_ids,
@@ -184,34 +191,34 @@ class AsyncChild:
                 token_ids=frame.token_ids,
                 log_probs=frame.log_probs,
                 started=step.started,
-                ended=[
-                    Ended(
-                        work_id,
-                        outcome.finish.name.lower() if outcome.finish else outcome.error.reason,
-                        outcome.error.message if outcome.error else "",
-                        outcome.output_tokens,
-                        outcome.cached_tokens,
-                    )
-                    for work_id, outcome in step.outcomes
-                ],
-                events=self._take_events(),
-                stats=self._stats(),
+                ended=[_ended(work_id, outcome) for work_id, outcome in step.outcomes],
+                events=[(event.kind, list(event.hashes)) for event in step.events],
+                stats=(stats.running, stats.waiting, stats.blocks_used, stats.blocks_cached),
                 swaps=step.swaps,
             )
         )
 
     def on_broken(self, reason: str) -> None:
-        """Nothing: what breaks is the model, and `events` tells it."""
+        """Never called: what breaks is the model, and its `events` tell."""
+
+    def _complete(self, step: Step) -> None:
+        """Adds what the engine has told since the last step."""
+        step.events += self._events
+        self._events.clear()
+        engine, works = self._model.stats(), step.stats
+        waiting = min(engine.waiting, works.running)  # the engine's are a little older
+        step.stats = self._said = RunnerStats(
+            works.running - waiting, works.waiting + waiting, engine.blocks_used, engine.blocks_cached
+        )
 
     async def _watch(self) -> None:
-        said = self._stats()
         try:
             async for events in self._model.events():
-                self._events += [(event.kind, list(event.hashes)) for event in events]
-                if self._events or self._stats() != said:
-                    said = self._stats()
-                    self._send(Stepped(events=self._take_events(), stats=said))
-                    await self._writer.drain()
+                self._events += events
+                stats = self._model.stats()
+                if self._events or _differ(stats, self._said):
+                    self._runner.tell()
+                await self._writer.drain()
         except OSError:
             raise
         except Exception as error:
@@ -237,15 +244,6 @@ class AsyncChild:
             fault = str(error)
         self._send(CheckDone(fault))
 
-    def _stats(self) -> tuple[int, int, int, int]:
-        engine, works = self._model.stats(), self._last
-        waiting = min(engine.waiting, works.running)  # the engine's are a little older
-        return works.running - waiting, works.waiting + waiting, engine.blocks_used, engine.blocks_cached
-
-    def _take_events(self) -> list[tuple[str, list[int]]]:
-        events, self._events = self._events, []
-        return events
-
     def _send(self, message: msgspec.Struct) -> None:
         if not self._writer.is_closing():
             self._writer.write(encode(message))
@@ -255,7 +253,19 @@ class ModelDied(Exception):
     """The model's `events` have ended."""
 
 
-async def _receive(reader: asyncio.StreamReader) -> bytes:
+def _differ(one: RunnerStats, other: RunnerStats) -> bool:
+    return (one.waiting, one.blocks_used, one.blocks_cached) != (other.waiting, other.blocks_used, other.blocks_cached)
+
+
+def _ended(work_id: int, outcome: Outcome) -> Ended:
+    finish, error = outcome.finish, outcome.error
+    how = finish.name.lower() if finish is not None else error.reason if error is not None else ""
+    message = error.message if error is not None else ""
+    return Ended(work_id, how, message, outcome.output_tokens, outcome.cached_tokens)
+
+
+async def receive(reader: asyncio.StreamReader) -> bytes:
+    """The next message. Raises IncompleteReadError or OSError when the parent has gone."""
     (length,) = HEAD.unpack(await reader.readexactly(HEAD.size))
     if length > MOST_BYTES:
         raise ConnectionError("a message longer than any")

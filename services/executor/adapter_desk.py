@@ -1,0 +1,162 @@
+"""Loads adapters when works ask for them, and unloads what has to make room: the shell around AdapterCache."""
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from libs.catalogue import ModelSpec, model_of
+from libs.clock import Clock
+from libs.errors import HeadraceError, NoExecutor, StageUnavailable
+from libs.tasks import Tasks
+from services.executor.adapter_cache import AdapterCache, Place, Resident
+from services.executor.engine import LoadFailed, Runner
+
+log = structlog.get_logger()
+
+FAILED_S = 10.0
+"""An adapter that could not be loaded is not tried again this long."""
+
+Done = Callable[[HeadraceError | None], None]
+"""Told once that the adapter is there, or why it will not be."""
+
+
+class AdapterDesk:
+    """The adapters of one copy.
+
+    What waits is bounded by the works that the copy's host holds.
+
+    Args:
+        model: The base's name, for metrics and logs.
+        loads: Told of each ask: "hit", "load" or "failed"; and of each load's seconds.
+        changed: Called when what lies in memory has changed.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        budget_bytes: int,
+        model: str,
+        tasks: Tasks,
+        clock: Clock,
+        loads: Callable[[str, str, float], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.known: Mapping[str, ModelSpec] = {}
+        """Adapters that may be asked for."""
+        self._runner = runner
+        self._cache = AdapterCache(budget_bytes)
+        self._model = model
+        self._tasks = tasks
+        self._clock = clock
+        self._loads = loads
+        self._changed = changed
+        self._coming: dict[str, list[Done]] = {}
+        self._queue: deque[tuple[str, Done]] = deque()
+        self._failed: dict[str, tuple[float, str]] = {}
+        self._closed = False
+
+    @property
+    def residents(self) -> Mapping[str, Resident]:
+        """Adapters in memory or on their way there."""
+        return self._cache.residents
+
+    def know(self, adapters: Mapping[str, ModelSpec], budget_bytes: int) -> None:
+        """Replaces what may be asked for. What is not known any more goes when nobody uses it."""
+        self.known = dict(adapters)
+        self._cache.budget_bytes = budget_bytes
+        self._failed = {name: failed for name, failed in self._failed.items() if name in adapters}
+        for adapter in [name for name in self._cache.residents if name not in adapters]:
+            if self._cache.forget(adapter):
+                self._unload([adapter])
+
+    def take(self, adapter: str, done: Done) -> None:
+        """Asks for an adapter on behalf of a work; without an error, `release` has to follow."""
+        spec, resident = self.known.get(adapter), self._cache.residents.get(adapter)
+        if spec is None and (resident is None or not resident.loaded):
+            done(NoExecutor(f"this executor does not know the adapter {adapter}", retry_after_s=1.0))
+            return
+        if (failed := self._failed.get(adapter)) is not None:
+            if self._clock.monotonic() < failed[0]:
+                done(_cannot(adapter, failed[1]))
+                return
+            del self._failed[adapter]
+        asked = self._cache.ask(adapter, spec.memory_bytes if spec is not None else 0)
+        match asked.place:
+            case Place.HERE:
+                self._loads(self._model, "hit", 0.0)
+                self._cache.begin(adapter)
+                done(None)
+            case Place.COMING:
+                self._coming[adapter].append(done)
+            case Place.FULL:
+                self._queue.append((adapter, done))
+            case Place.TOO_LARGE:
+                done(_cannot(adapter, "it is larger than adapter_memory_bytes of its base"))
+            case Place.LOAD:
+                assert spec is not None
+                self._coming[adapter] = [done]
+                self._tasks.spawn(self._load(spec, list(asked.evict)), f"load {adapter}")
+
+    def release(self, adapter: str) -> None:
+        """A work has ended for which the adapter was taken."""
+        self._cache.end(adapter)
+        if adapter not in self.known and self._cache.forget(adapter):
+            self._unload([adapter])
+        self._serve_queue()
+
+    def close(self) -> None:
+        """Nothing is loaded any more; what waits is told nothing."""
+        self._closed = True
+        self._coming.clear()
+        self._queue.clear()
+
+    def _serve_queue(self) -> None:
+        """Those that found everything full try again, in order; who still finds no room is in front again."""
+        waiting, self._queue = self._queue, deque()
+        while waiting:
+            adapter, done = waiting.popleft()
+            self.take(adapter, done)
+            if self._queue:
+                self._queue.extend(waiting)
+                return
+
+    async def _load(self, spec: ModelSpec, evict: list[str]) -> None:
+        adapter, fault, start = spec.adapter, "", self._clock.monotonic()
+        for name in evict:
+            await self._runner.unload_adapter(name)
+            log.info("adapter unloaded", model=self._model, adapter=name, reason="least recently used")
+        try:
+            await self._runner.load_adapter(spec)
+        except LoadFailed as failed:
+            fault = str(failed)
+        except Exception as error:
+            log.exception("the engine failed on an adapter", model=self._model, adapter=adapter)
+            fault = f"{type(error).__name__} in the engine"
+        if self._closed:
+            return
+        if fault:
+            log.error("adapter failed to load", model=self._model, adapter=adapter, reason=fault)
+            self._cache.failed(adapter)
+            self._failed[adapter] = self._clock.monotonic() + FAILED_S, fault
+        else:
+            self._cache.loaded(adapter)
+        self._loads(self._model, "failed" if fault else "load", self._clock.monotonic() - start)
+        for done in self._coming.pop(adapter):
+            if not fault:
+                self._cache.begin(adapter)
+            done(_cannot(adapter, fault) if fault else None)
+        self._changed()
+        self._serve_queue()
+
+    def _unload(self, adapters: list[str]) -> None:
+        async def unload() -> None:
+            for adapter in adapters:
+                await self._runner.unload_adapter(adapter)
+
+        self._tasks.spawn(unload(), "unload adapters")
+        self._changed()
+
+
+def _cannot(adapter: str, why: str) -> StageUnavailable:
+    return StageUnavailable(f"the adapter {model_of(adapter)} cannot be loaded: {why}", retry_after_s=FAILED_S)

@@ -1,0 +1,1 @@
+"""Models on a Triton server with tensorrtllm_backend (docs/engines.md)."""

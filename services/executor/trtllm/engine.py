@@ -1,0 +1,146 @@
+"""Loads models into TensorRT-LLM, a process for each; see services.executor.engine.Engine."""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import structlog
+
+from libs.catalogue import ModelSpec
+from libs.clock import Clock
+from services.executor.child.process import ChildProcess
+from services.executor.child.runner import ChildRunner
+from services.executor.child.wire import LoadRefused, Ready, decode_down, encode
+from services.executor.engine import EngineUnavailable, Listener, LoadFailed
+from services.executor.trtllm.wire import Found, Load, Missing, decode_probe
+
+log = structlog.get_logger()
+
+LOAD_S = 3600.0
+"""A child that has not answered after this long has failed. The TensorRT backend compiles a model for minutes."""
+
+PROBE_S = 180.0
+"""How long an import of TensorRT-LLM may take: the first one on a machine reads gigabytes."""
+
+IN_PROCESS = {"TLLM_WORKER_USE_SINGLE_PROCESS": "1"}
+"""Has a model on one GPU run in the child itself: who ends the child then ends all of it, GPU memory included."""
+
+
+class TrtLlmEngine:
+    """TensorRT-LLM 1.2 or 1.3, installed for any Python interpreter of this machine.
+
+    Args:
+        cache_dir: Where the engine may keep what it downloads and compiles.
+        clock: For the time that loading takes.
+        python: The interpreter that has TensorRT-LLM. It needs msgspec besides, and Python 3.11 or later.
+        environment: Variables for the children beside those of this process.
+    """
+
+    def __init__(
+        self,
+        cache_dir: Path,
+        clock: Clock,
+        python: str = sys.executable,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._python = python
+        self._environment = {"HF_HOME": str(cache_dir / "huggingface"), **(environment or {})}
+        self._runners: list[ChildRunner] = []
+
+    async def start(self) -> None:
+        """Imports TensorRT-LLM in a process of its own, which takes some seconds. Raises EngineUnavailable."""
+        try:
+            child = await ChildProcess.start(
+                "services.executor.trtllm.probe", python=self._python, environment=self._environment
+            )
+        except OSError as error:
+            raise EngineUnavailable(f"{self._python} cannot be run: {error.strerror}") from error
+        status = 0
+        try:
+            data = await asyncio.wait_for(child.receive(), PROBE_S)
+        except TimeoutError:
+            raise EngineUnavailable(f"{self._python} did not import TensorRT-LLM in {PROBE_S:.0f} s") from None
+        finally:
+            status = await child.close(kill=True)
+        if data is None:
+            raise EngineUnavailable(
+                f"{self._python} ended with status {status} while it imported TensorRT-LLM; its standard error says"
+                " why. It must be Python 3.11 or later, with msgspec installed"
+            )
+        answer = decode_probe(data)
+        if isinstance(answer, Missing):
+            raise EngineUnavailable(
+                f"{self._python} cannot use TensorRT-LLM: {answer.reason}. Install tensorrt-llm 1.2 or 1.3 and msgspec"
+                " for it, or name another interpreter in HEADRACE_TRTLLM_PYTHON"
+            )
+        assert isinstance(answer, Found)
+        log.info("TensorRT-LLM found", version=answer.version, python=self._python)
+
+    async def load(self, model: ModelSpec, listener: Listener) -> ChildRunner:
+        """Starts a process, has it load the model, and returns when that has passed its self-test."""
+        if min(model.slots, model.step_tokens) < 1:
+            raise LoadFailed("slots and step_tokens must be at least 1")
+        options = model.trtllm
+        alone = options.tensor_parallel * options.pipeline_parallel == 1
+        environment = {**(IN_PROCESS if alone else {}), **self._environment}
+        started = self._clock.monotonic()
+        try:
+            child = await ChildProcess.start(
+                "services.executor.trtllm.child", python=self._python, environment=environment
+            )
+        except OSError as error:
+            raise LoadFailed(f"{self._python} cannot be run: {error.strerror}") from error
+        try:
+            ready = await self._handshake(child, _load(model))
+        except BaseException:
+            await child.close(kill=True)
+            raise
+        log.info("model loaded", model=model.name, seconds=round(self._clock.monotonic() - started, 1))
+        runner = ChildRunner(child, ready, listener)
+        self._runners = [*(other for other in self._runners if not other.closed), runner]
+        return runner
+
+    async def close(self) -> None:
+        """Closes every runner."""
+        runners, self._runners = self._runners, []
+        await asyncio.gather(*(runner.close() for runner in runners))
+
+    async def _handshake(self, child: ChildProcess, load: Load) -> Ready:
+        child.send(encode(load))
+        try:
+            data = await asyncio.wait_for(child.receive(), LOAD_S)
+        except TimeoutError:
+            raise LoadFailed(f"the engine did not answer within {LOAD_S:.0f} s") from None
+        if data is None:
+            raise LoadFailed(f"the engine's process ended with status {await child.close()} while it loaded")
+        answer = decode_down(data)
+        if isinstance(answer, LoadRefused):
+            raise LoadFailed(answer.reason)
+        assert isinstance(answer, Ready)
+        return answer
+
+
+def _load(model: ModelSpec) -> Load:
+    options = model.trtllm
+    return Load(
+        model=model.name,
+        source=model.source,
+        revision=model.revision,
+        tokenizer=model.tokenizer,
+        context_tokens=model.context_tokens,
+        blocks=model.blocks,
+        block_tokens=model.block_tokens,
+        slots=model.slots,
+        step_tokens=model.step_tokens,
+        kv_fraction=options.kv_fraction,
+        host_cache_bytes=options.host_cache_bytes,
+        tensor_parallel=options.tensor_parallel,
+        pipeline_parallel=options.pipeline_parallel,
+        backend=options.backend,
+        max_adapters=options.max_adapters,
+        max_adapter_rank=options.max_adapter_rank,
+        guided_backend=options.guided_backend,
+        trust_remote_code=options.trust_remote_code,
+    )
