@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
-from libs.models.source import Source, SourceInvalid, fingerprint, resolve
+from libs.models.source import DEFAULT_PACKAGE, Source, SourceInvalid, fingerprint, resolve
 from libs.models.store import build_once
 from libs.tokens.gguf import tokenizer_from_gguf
+
+ELSEWHERE = ("remote:", "triton:")
+"""Sources of models that another server has."""
 
 RECIPE = 1
 """Counts changes of what is written; part of the folder's name."""
@@ -15,9 +18,15 @@ def tokenizer_files(source: str, cache_dir: Path) -> Path:
     """The folder with tokenizer.json, tokenizer_config.json (chat template and special tokens) and
     generation_config.json (ids that end an answer).
 
-    Blocks for about a second the first time for a GGUF, for milliseconds later. An OpenVINO directory is its
-    own tokenizer folder. Imports no engine. Raises SourceInvalid.
+    Blocks for about a second the first time for a GGUF, for milliseconds later. A directory with a
+    tokenizer.json is its own tokenizer folder. A model that lies elsewhere and names no tokenizer is counted in
+    tokens of the default model. Imports no engine. Raises SourceInvalid.
     """
+    if source in ELSEWHERE:
+        source = f"package:{DEFAULT_PACKAGE}"
+    folder = Path(source).expanduser().absolute()
+    if (folder / "tokenizer.json").is_file():
+        return folder
     return tokenizer_folder(resolve(source), cache_dir)
 
 

@@ -24,10 +24,12 @@ COLOURS = {
     "failed": "red",
     "stopped": "bright_black",
     "waiting": "bright_black",
+    "asleep": "bright_black",
 }
 """Of states; all others are on their way, in cyan."""
 MARKS = {
     "healthy": "●", "ready": "●", "unhealthy": "◐", "degraded": "◐", "failed": "✗", "stopped": "○", "waiting": "○",
+    "asleep": "○",
 }  # fmt: skip
 MOVING = frozenset({"starting", "restarting", "stopping", "preparing", "loading"})
 BAR_WIDTH = 24

@@ -28,6 +28,9 @@ keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(policy_app, name="policy")
 app.add_typer(keys_app, name="keys")
 
+Target = Annotated[str | None, typer.Option(help="host:port of another mesh.")]
+Key = Annotated[str | None, typer.Option(envvar="HEADRACE_API_KEY", help="By default the development key.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
 StateDir = Annotated[
     Path, typer.Option("--state-dir", envvar="HEADRACE_STATE_DIR", help="Where the mesh keeps its state.")
 ]
@@ -39,7 +42,9 @@ def up(
         bool, typer.Option("--detach", "-d", help="Return when it is healthy, leave it running.")
     ] = False,
     executors: Annotated[int, typer.Option(help="Executor processes.")] = 1,
-    engine: Annotated[str, typer.Option(help="openvino, or simulated.")] = "openvino",
+    engine: Annotated[
+        str, typer.Option(help="Of the executors, in turn: openvino, simulated, remote, triton, trtllm, vllm.")
+    ] = "openvino",
     envoy: Annotated[bool, typer.Option(help="With Envoy in front.")] = True,
     port: Annotated[int, typer.Option(help="The clients' port; all others follow from it.")] = BASE_PORT,
     etcd_port: Annotated[int | None, typer.Option(help="etcd's port, where it is not to follow.")] = None,
@@ -89,7 +94,7 @@ def down(
 @app.command()
 def status(
     state_dir: StateDir = STATE_DIR,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show every component, asked how it is. Exits with 0 when all are well."""
     from services.console.commands.running import running
@@ -113,21 +118,16 @@ def generate(
     session: Annotated[bool, typer.Option("--session", help="Over the Session stream.")] = False,
     request_id: Annotated[str | None, typer.Option(help="Names the request in traces and logs.")] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds for the whole answer.")] = None,
-    target: Annotated[str | None, typer.Option(help="host:port of another mesh.")] = None,
-    key: Annotated[str | None, typer.Option(envvar="HEADRACE_API_KEY", help="By default the development key.")] = None,
+    target: Target = None,
+    key: Key = None,
     state_dir: StateDir = STATE_DIR,
 ) -> None:
     """Ask a model, and read the answer as it is made."""
     from libs.client import GenerateOptions
     from services.console.commands.generate import Question
     from services.console.commands.generate import generate as run
-    from services.console.commands.running import running
 
-    if target is None:
-        snapshot = running(state_dir.absolute())
-        target, key = snapshot.target, key or snapshot.key
-    if key is None:
-        raise Problem("an API key is needed", advice="`--key`, or HEADRACE_API_KEY in the environment")
+    target, key = _door(target, key, state_dir)
     if tier not in (None, "interactive", "async"):
         raise Problem(f"--tier {tier}: it is interactive or async")
     options = GenerateOptions(
@@ -141,6 +141,54 @@ def generate(
     )
     text = sys.stdin.read() if prompt == "-" else prompt
     run(target, key, Question(text, system, raw, model, options, session), terminal.err())
+
+
+@app.command()
+def apply(
+    file: Annotated[list[str], typer.Option("--file", "-f", help="YAML; a folder of it; - for stdin.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, write nothing.")] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 2 where anything differs, 0 where nothing does.")
+    ] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove models that the files do not have.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Even those that tenants or routes refer to.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Until what changed can answer, or cannot.")] = False,
+    timeout: Annotated[float, typer.Option(help="Seconds that --wait waits.")] = 600.0,
+    target: Target = None,
+    key: Key = None,
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Write models to the catalogue: checked as a whole, shown, then written if nobody else was quicker."""
+    from services.console.commands.apply import Apply
+    from services.console.commands.apply import apply as run
+
+    door = _door(target, key, state_dir)
+    what = Apply(file, prune, force, dry_run, timeout if wait else None)
+    if run(*door, what, terminal.out()) and exit_code:
+        raise typer.Exit(2)
+
+
+@app.command()
+def models(as_json: AsJson = False, target: Target = None, key: Key = None, state_dir: StateDir = STATE_DIR) -> None:
+    """Show the catalogue: each model, its copies, and where they lie."""
+    from services.console.commands.models import models as run
+
+    run(*_door(target, key, state_dir), as_json, terminal.out())
+
+
+@app.command()
+def placements(
+    model: Annotated[list[str] | None, typer.Argument(metavar="[MODEL]...", help="Only these; all by default.")] = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on with what changes.")] = False,
+    as_json: AsJson = False,
+    target: Target = None,
+    key: Key = None,
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Show what lies on each executor, in which state, and why."""
+    from services.console.commands.placements import placements as run
+
+    run(*_door(target, key, state_dir), model or [], watch, as_json, terminal.out())
 
 
 @app.command()
@@ -186,6 +234,18 @@ def keys_new(tenant: Annotated[str, typer.Argument(help="Who it is for.")]) -> N
     from services.console.commands.policy import new_key
 
     new_key(tenant, terminal.out())
+
+
+def _door(target: str | None, key: str | None, state_dir: Path) -> tuple[str, str]:
+    """host:port and key of the mesh that is meant. Raises Problem."""
+    from services.console.commands.running import running
+
+    if target is None:
+        snapshot = running(state_dir.absolute())
+        target, key = snapshot.target, key or snapshot.key
+    if key is None:
+        raise Problem("an API key is needed", advice="`--key`, or HEADRACE_API_KEY in the environment")
+    return target, key
 
 
 def _read(path: Path) -> str:

@@ -37,7 +37,9 @@ async def _ask(snapshot: MeshSnapshot) -> MeshSnapshot:
         health.check_all({part.name: f"{HOST}:{part.port}" for part in snapshot.components}), _models(snapshot)
     )
     components = tuple(_merged(part, faults[part.name]) for part in snapshot.components)
-    well = all(part.state == "healthy" for part in components) and all(model.state == "ready" for model in models)
+    well = all(part.state == "healthy" for part in components) and all(
+        model.state in ("ready", "asleep") for model in models
+    )
     phase = snapshot.phase
     if phase in ("healthy", "degraded"):
         phase = "healthy" if well else "degraded"
@@ -58,5 +60,5 @@ async def _models(snapshot: MeshSnapshot) -> tuple[ModelSnapshot, ...]:
             executors = await registry.get_messages(keys.EXECUTORS, registry_pb2.Executor)
         except RegistryError:
             return snapshot.models
-    wanted = catalogue.runnable((models[name] for name in sorted(models)), snapshot.engine)
+    wanted = catalogue.runnable((models[name] for name in sorted(models)), snapshot.engine.split(","))
     return tuple(catalogue.states(wanted, list(executors.values())))

@@ -20,7 +20,7 @@ Service = Literal["etcd", "kvcache", "placement", "executor", "batcher", "router
 HOST = "127.0.0.1"
 BASE_PORT = 8400
 METRICS_OFFSET = 100
-ENGINES = ("openvino", "simulated")
+ENGINES = ("openvino", "simulated", "triton", "remote", "trtllm", "vllm")
 STAGE_OFFSETS = {
     "admission": (1, 9),
     "router": (11, 9),
@@ -56,7 +56,7 @@ class Options:
     cache_dir: Path
     """Prepared models."""
     engine: str = "openvino"
-    """Of every executor; one of ENGINES."""
+    """Of the executors; one of ENGINES, or several with commas: the executors have them in turn."""
     admissions: int = 1
     routers: int = 1
     batchers: int = 1
@@ -73,6 +73,12 @@ class Options:
     """Share of requests that are traced when the caller did not decide."""
     drain_s: float = 10.0
     """Seconds that running requests get when a service stops."""
+
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The engines of the executors, in turn."""
+        return tuple(name.strip() for name in self.engine.split(","))
 
 
 class OptionsInvalid(ValueError):
@@ -169,13 +175,15 @@ def _process(options: Options, service: Service, number: int, etcd: str) -> Comp
     if service in ("executor", "admission"):
         settings["HEADRACE_CACHE_DIR"] = str(options.cache_dir)
     if service == "executor":
-        settings["HEADRACE_ENGINE"] = options.engine
+        settings["HEADRACE_ENGINE"] = options.engines[(number - 1) % len(options.engines)]
     return Component(name, service, port, {port: "gRPC", port + METRICS_OFFSET: "metrics"}, settings)
 
 
 def _faults(options: Options, counts: Mapping[Service, int]) -> Iterator[str]:
-    if options.engine not in ENGINES:
-        yield f"--engine {options.engine}: it is one of {', '.join(ENGINES)}"
+    if unknown := [name for name in options.engines if name not in ENGINES]:
+        yield f"--engine {','.join(unknown)}: there are {', '.join(ENGINES)}"
+    if len(options.engines) > options.executors:
+        yield f"--engine {options.engine}: {len(options.engines)} engines need as many --executors"
     for service, count in counts.items():
         most = STAGE_OFFSETS[service][1]
         if not 1 <= count <= most:

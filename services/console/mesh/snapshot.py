@@ -33,7 +33,7 @@ class ModelSnapshot:
     """One model, from its preparation to its readiness."""
 
     name: str
-    state: Literal["waiting", "preparing", "loading", "ready", "failed"]
+    state: Literal["waiting", "preparing", "loading", "ready", "asleep", "failed"]
     detail: str = ""
     """The phase of its preparation, where it is ready, or why it failed."""
     fraction: float | None = None

@@ -30,6 +30,8 @@ GIVE_UP_AFTER = 3
 """Deaths of a component that never was healthy, after which the mesh cannot be started."""
 QUIET_S = 3.0
 """A model that is ready, if not on every executor, is settled when nothing changes for this long."""
+WELL = ("ready", "asleep")
+"""The states of models that nobody waits for."""
 PATIENCE_S = 12.0
 """On top of draining, until a component that was asked to end is killed."""
 
@@ -66,7 +68,7 @@ class Supervisor:
         self._folder = folder
         self._show = show
         self._policy = policy
-        self._models = catalogue.runnable(policy.models, plan.options.engine)
+        self._models = catalogue.runnable(policy.models, plan.options.engines)
         self._preparations: dict[str, ModelSnapshot] = {}
         self._phase: Phase = "preparing"
         self._failure = StartFailed("")
@@ -127,7 +129,7 @@ class Supervisor:
                 await self._start(stack)
         except TimeoutError:
             waiting = [keeper.component.name for keeper in self._keepers if keeper.state != "healthy"]
-            models = [model.name for model in self._model_states() if model.state != "ready"]
+            models = [model.name for model in self._model_states() if model.state not in WELL]
             raise StartFailed(
                 f"not healthy within {START_TIMEOUT_S:.0f} s: {', '.join([*waiting, *models])}", "".join(waiting[:1])
             ) from None
@@ -140,13 +142,15 @@ class Supervisor:
         """All processes serve, and no executor is still on its way back to its models."""
         return (
             all(keeper.state == "healthy" for keeper in self._keepers)
-            and all(model.state == "ready" for model in self._model_states())
+            and all(model.state in WELL for model in self._model_states())
             and not catalogue.loading(self._known_executors())
         )
 
     async def _prepare(self) -> None:
         """Makes every model of the catalogue ready to be loaded, one after the other: each takes all cores."""
-        for model in self._models if self._plan.options.engine == "openvino" else ():
+        for model in self._models if "openvino" in self._plan.options.engines else ():
+            if model.engines and "openvino" not in model.engines:
+                continue
 
             def progress(doing: str, share: float, name: str = model.name) -> None:
                 self._preparations[name] = ModelSnapshot(name, "preparing", doing, share)
@@ -189,7 +193,7 @@ class Supervisor:
     async def _models_settled(self) -> None:
         states, since = self._model_states(), time.monotonic()
         while True:
-            await self._until(lambda: all(model.state == "ready" for model in self._model_states()))
+            await self._until(lambda: all(model.state in WELL for model in self._model_states()))
             if (now := self._model_states()) != states:
                 states, since = now, time.monotonic()
             if catalogue.settled(self._models, self._known_executors(), self._plan.options.executors):
@@ -270,7 +274,7 @@ class Supervisor:
 
 async def _forget_the_dead(registry: Registry) -> None:
     """Removes what the processes of a mesh that was killed said of themselves: their leases may run yet."""
-    for prefix in (keys.SERVICES, keys.EXECUTORS, keys.LEADERS):
+    for prefix in (keys.SERVICES, keys.EXECUTORS, keys.DEMAND, keys.LEADERS):
         _, entries = await registry.client.get_prefix(prefix)
         for entry in entries:
             await registry.delete(entry.key)

@@ -12,7 +12,7 @@ computes its tokens again.
 from collections import deque
 
 from libs.catalogue import ModelSpec
-from libs.errors import Cancelled, DeadlinePassed, HeadraceError, NotSupported, RequestInvalid, Violation
+from libs.errors import Cancelled, DeadlinePassed, HeadraceError, NotSupported, Overloaded, RequestInvalid, Violation
 from libs.lane.work import FinishReason, Outcome, Work
 from services.executor.blocks import PagedBlocks
 from services.executor.engine import Capacity, Exactness, RunnerStats, Step
@@ -25,7 +25,7 @@ class SimulatedModel:
 
     An answer ends with LENGTH at `max_tokens`, or where the context is full (the smaller of the model's
     context and its blocks); before that with STOP, where its digest says so (answers.length), unless
-    `ignore_end` is set. Works wait in a queue without a bound of its own: the lanes bound it.
+    `ignore_end` is set. Holds at most `most_works` works; a further one ends with Overloaded.
 
     Raises ValueError for a spec that cannot hold one token.
     """
@@ -34,6 +34,7 @@ class SimulatedModel:
         if min(spec.context_tokens, spec.blocks, spec.block_tokens, spec.slots, spec.step_tokens) < 1:
             raise ValueError("context, blocks, block tokens, slots and step tokens must be at least 1")
         self.capacity = Capacity(spec.slots, spec.blocks, spec.block_tokens, Exactness.EXACT, adapter_slots=spec.slots)
+        self.most_works = 64 + 16 * spec.slots
         self._spec = spec
         self._context = min(spec.context_tokens, spec.blocks * spec.block_tokens)
         self._blocks = PagedBlocks(spec.blocks, spec.block_tokens)
@@ -54,7 +55,10 @@ class SimulatedModel:
         """Takes a work in. Raises ValueError when the id is in use."""
         if work_id in self._works:
             raise ValueError(f"work {work_id} runs already")
-        if (error := self._fault(work)) is not None:
+        error = self._fault(work)
+        if error is None and len(self._works) >= self.most_works:
+            error = Overloaded(f"the engine holds {self.most_works} works", retry_after_s=1.0)
+        if error is not None:
             self._ended.append((work_id, Outcome(error=error, output_tokens=len(work.resumed))))
             return
         digest = answers.digest(self._spec.simulation.seed, work.sampling.seed, work.prompt, work.adapter)

