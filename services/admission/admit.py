@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from libs import errors
-from libs.catalogue import ModelSpec
+from libs.catalogue import ModelSpec, model_of, unpin
 from libs.errors import Violation
 from libs.lane.work import Sampling, Tier, Work
 from libs.tokens.blocks import chain, salt
@@ -59,6 +59,10 @@ def check(request: Request, tenant: Tenant, policy: Policy, running: int, now: f
             raise errors.SwitchedOff(
                 f"{name} is switched off: {reason}", violations=[Violation(f"model/{name}", reason)]
             )
+    if request.resumed and request.resumed_version and not _is_version_of(request.resumed_version, spec):
+        raise errors.RequestInvalid.of(
+            [Violation("resumed_model_version", f"is {request.resumed_version!r}, no version of {spec.name}")]
+        )
     for capability, asked in (
         ("chat", request.chat is not None),
         ("grammar", request.grammar is not None),
@@ -126,6 +130,12 @@ def admit(checked: Checked, prompt: Sequence[int], vocabulary: int, request_id: 
     return Admitted(
         work, f"{len(prompt)} prompt tokens, at most {max_tokens} answer tokens, {checked.tier.name.lower()}"
     )
+
+
+def _is_version_of(version: str, spec: ModelSpec) -> bool:
+    """Whether the caller may go on there: what it names is what it was let in for, in some version."""
+    pool, adapter = unpin(version)
+    return model_of(pool) == (spec.base or spec.name) and model_of(adapter) == (spec.name if spec.base else "")
 
 
 def _chat(request: Request, spec: ModelSpec) -> Sequence[tuple[str, str]]:

@@ -119,6 +119,7 @@ class Generation:
         if self.ended:
             return
         self.ended = True
+        self._pending.waiting = ""
         finish = FinishReason.STOP if self.stop else outcome.finish
         if finish is None:
             self._pending.error = outcome.error

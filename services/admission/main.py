@@ -17,15 +17,18 @@ from libs.rpc.server import Service
 from libs.telemetry import names
 from libs.tokens.detokenize import Detokenizer
 from libs.tokens.tokenizer import Tokenizer
+from services.admission.catalogue_writer import CatalogueWriter
 from services.admission.config import Settings
 from services.admission.front import Front
 from services.admission.identity import authenticate
 from services.admission.observe import Observer
 from services.admission.operations import OperationsServicer
+from services.admission.placement_view import PlacementView
 from services.admission.policy import Policy, Tenant
 from services.admission.policy_source import PolicySource
 from services.admission.router_choice import RouterChoice
 from services.admission.service import InferenceServicer
+from services.admission.stages import Stages
 from services.admission.tokenizers import Tokenizers
 
 TRACED = frozenset({f"/{names.GENERATE}"})
@@ -47,17 +50,22 @@ async def run(settings: Settings) -> None:
         routers = Neighbours(mesh.registry, "router", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
         services = mesh.registry.mirror(keys.SERVICES, registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S)
         placements = mesh.registry.mirror(keys.PLACEMENTS, registry_pb2.Placement)
+        unplaced = mesh.registry.mirror(keys.UNPLACED, registry_pb2.Unplaced)
+        demand = mesh.registry.mirror(keys.DEMAND, registry_pb2.Demand)
 
         def who(call: Call) -> Tenant:
             return authenticate(call.metadata, source.policy)
 
         inference = InferenceServicer(front, source, mesh.tracing, observer)
-        operations = OperationsServicer(front, source, mesh.registry, services, placements, mesh.channels.connect)
+        view = PlacementView(source.models, source.executors, placements, unplaced, demand)
+        writer = CatalogueWriter(mesh.registry, mesh.clock)
+        stages = Stages(services, mesh.channels.connect)
+        operations = OperationsServicer(front, source, mesh.registry, services, view, writer, stages)
         mesh.owns(source.close)
         await source.start()
         mesh.owns(routers.close)
         await routers.start()
-        async with services, placements:
+        async with services, placements, unplaced, demand:
             await tokenizers.loaded()
             mesh.every(TICK_S, forwarder.expire, "expire")
             # Only now: a process that does not know its tenants yet would refuse them all.

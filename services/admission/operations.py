@@ -2,20 +2,18 @@
 `operator: true` get in."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import structlog
 from google.protobuf.message import Message
 from grpc import aio
 
-from headrace.kvcache.v1 import kvcache_pb2, kvcache_pb2_grpc
-from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from headrace.operations.v1 import operations_pb2, operations_pb2_grpc
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
 from libs.errors import NotAllowed, RequestInvalid, StageUnavailable, SwitchUnknown, Violation
-from libs.lane.client import ASK_TIMEOUT_S
 from libs.lane.wire import decision_to_proto
 from libs.registry import keys
 from libs.registry.errors import RegistryError
@@ -23,14 +21,26 @@ from libs.registry.mirror import Mirror
 from libs.registry.registry import Registry
 from libs.rpc.call import CALL
 from libs.rpc.paging import page
+from services.admission.catalogue_writer import CatalogueWriter
 from services.admission.convert import request_from_proto
 from services.admission.front import Front
+from services.admission.placement_news import news, snapshot
+from services.admission.placement_view import PlacementView
 from services.admission.policy import Tenant
 from services.admission.policy_source import PolicySource
+from services.admission.stages import Stages
 
 log = structlog.get_logger()
 
+SETTLE_S = 0.1
+"""Changes that come together are told together."""
+REST = 10
+"""Nor does a watch look again before this many times as long as the last look took: it shares a loop with requests."""
+HEARTBEAT_S = 5.0
+"""A watch without news says so: else nobody on the way could tell it from a dead one."""
+
 M = TypeVar("M", bound=Message)
+Context = aio.ServicerContext[Any, Any]
 _KINDS: Mapping[int, str] = {policy_pb2.SWITCH_KIND_MODEL: "model", policy_pb2.SWITCH_KIND_TENANT: "tenant"}
 
 
@@ -39,8 +49,9 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
 
     Args:
         services: Processes of every stage, by "service/instance".
-        placements: What placement decided, by "executor/model".
-        connect: Gives the channel to an endpoint.
+        view: What is known of models and copies.
+        writer: Writes the catalogue.
+        stages: Asks the processes of the stages behind.
     """
 
     def __init__(
@@ -49,15 +60,17 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         source: PolicySource,
         registry: Registry,
         services: Mirror[registry_pb2.ServiceInstance],
-        placements: Mirror[registry_pb2.Placement],
-        connect: Callable[[str], aio.Channel],
+        view: PlacementView,
+        writer: CatalogueWriter,
+        stages: Stages,
     ) -> None:
         self._front = front
         self._source = source
         self._registry = registry
         self._services = services
-        self._placements = placements
-        self._connect = connect
+        self._view = view
+        self._writer = writer
+        self._stages = stages
 
     async def ListModels(
         self, request: operations_pb2.ListModelsRequest, context: object
@@ -65,7 +78,30 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         """From the registry."""
         _operator()
         models, token = page(_ordered(self._source.models.items), request.page_size, request.page_token)
-        return operations_pb2.ListModelsResponse(models=models, next_page_token=token)
+        picture = self._view.picture()
+        response = operations_pb2.ListModelsResponse(models=models, next_page_token=token)
+        for model in models:
+            status = response.statuses.add()
+            status.CopyFrom(picture.models[model.name])
+            status.copies.extend(copy for copy in picture.copies.values() if copy.model == (model.base or model.name))
+        return response
+
+    async def ApplyModels(
+        self, request: operations_pb2.ApplyModelsRequest, context: object
+    ) -> operations_pb2.ApplyModelsResponse:
+        """Written as one, if all is as it was read."""
+        operator = _operator()
+        with _written("the models were perhaps not written"):
+            return operations_pb2.ApplyModelsResponse(changes=await self._writer.apply(request, operator.name))
+
+    async def DeleteModel(
+        self, request: operations_pb2.DeleteModelRequest, context: object
+    ) -> operations_pb2.DeleteModelResponse:
+        """Deletes the model; placement withdraws its copies."""
+        operator = _operator()
+        with _written("the model was perhaps not deleted"):
+            change = await self._writer.delete(request.name, operator.name, force=request.force)
+        return operations_pb2.DeleteModelResponse(change=change)
 
     async def ListServices(
         self, request: operations_pb2.ListServicesRequest, context: object
@@ -88,8 +124,39 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
     ) -> operations_pb2.ListPlacementsResponse:
         """From the registry."""
         _operator()
-        placements, token = page(_ordered(self._placements.items), request.page_size, request.page_token)
-        return operations_pb2.ListPlacementsResponse(placements=placements, next_page_token=token)
+        picture = self._view.picture()
+        found, token = page(list(picture.copies.items()), request.page_size, request.page_token)
+        return operations_pb2.ListPlacementsResponse(
+            placements=[placed for key, _ in found if (placed := self._view.placement(key)) is not None],
+            next_page_token=token,
+            copies=[copy for _, copy in found],
+            unplaced=picture.unplaced.values(),
+            executors=picture.executors.values(),
+        )
+
+    async def WatchPlacements(  # type: ignore[override]
+        self, request: operations_pb2.WatchPlacementsRequest, context: Context
+    ) -> None:
+        """The registry's changes as they come; what the caller is too slow for is merged."""
+        _operator()
+        clock, took = asyncio.get_running_loop().time, 0.0
+        with self._view.watch() as changed:
+            told = self._view.picture(request.models)
+            for part in snapshot(told):
+                await context.write(part)
+            while True:
+                try:
+                    await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
+                except TimeoutError:
+                    await context.write(operations_pb2.WatchPlacementsResponse(stale_since=told.stale_since))
+                await asyncio.sleep(max(SETTLE_S, took * REST))
+                changed.clear()
+                began = clock()
+                now = self._view.picture(request.models)
+                message, told = news(told, now), now
+                took = clock() - began
+                if message is not None:
+                    await context.write(message)
 
     async def ListTenants(
         self, request: operations_pb2.ListTenantsRequest, context: object
@@ -141,12 +208,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         )
         key = _switch_key(switch.kind, switch.name, "switch.", faults)
         switch.set_by = operator.name
-        try:
+        with _written("the switch was perhaps not written"):
             await self._registry.put_message(key, switch)
-        except RegistryError as error:
-            raise StageUnavailable(
-                "etcd does not answer; the switch was perhaps not written", retry_after_s=1.0
-            ) from error
         log.warning("switch on", kind=_KINDS[switch.kind], name=switch.name, set_by=operator.name, reason=switch.reason)
         return operations_pb2.PutSwitchResponse(switch=switch)
 
@@ -156,10 +219,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         """Deletes the switch."""
         operator = _operator()
         key = _switch_key(request.kind, request.name, "", [])
-        try:
+        with _written("the switch is perhaps still on"):
             deleted = await self._registry.delete(key)
-        except RegistryError as error:
-            raise StageUnavailable("etcd does not answer; the switch is perhaps still on", retry_after_s=1.0) from error
         if not deleted:
             raise SwitchUnknown(f"no switch is on for {_KINDS[request.kind]} {request.name}")
         log.warning("switch off", kind=_KINDS[request.kind], name=request.name, by=operator.name)
@@ -170,14 +231,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
     ) -> operations_pb2.ListQueuesResponse:
         """Asks every batcher; one that does not answer is left out."""
         _operator()
-
-        async def ask(endpoint: str) -> Sequence[lane_pb2.Queue]:
-            stub: lane_pb2_grpc.LaneServiceAsyncStub = lane_pb2_grpc.LaneServiceStub(self._connect(endpoint))
-            response = await stub.ListQueues(lane_pb2.ListQueuesRequest(page_size=1000), timeout=ASK_TIMEOUT_S)
-            return response.queues
-
-        queues = await self._ask_all("batcher", ask)
-        queues.sort(key=lambda queue: (queue.instance, queue.pool, queue.tier))
+        queues = await self._stages.queues()
         part, token = page(queues, request.page_size, request.page_token)
         return operations_pb2.ListQueuesResponse(queues=part, next_page_token=token)
 
@@ -186,16 +240,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
     ) -> operations_pb2.ListCachesResponse:
         """Asks every KV-cache manager; one that does not answer is left out."""
         _operator()
-
-        async def ask(endpoint: str) -> Sequence[kvcache_pb2.Cache]:
-            stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(
-                self._connect(endpoint)
-            )
-            response = await stub.ListCaches(kvcache_pb2.ListCachesRequest(page_size=1000), timeout=ASK_TIMEOUT_S)
-            return response.caches
-
-        caches = await self._ask_all("kvcache", ask)
-        caches.sort(key=lambda cache: (cache.executor, cache.pool))
+        caches = await self._stages.caches()
         part, token = page(caches, request.page_size, request.page_token)
         return operations_pb2.ListCachesResponse(caches=part, next_page_token=token)
 
@@ -214,14 +259,6 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
             raise StageUnavailable("a stage behind did not answer", retry_after_s=1.0) from error
         return operations_pb2.ExplainResponse(decisions=map(decision_to_proto, decisions))
 
-    async def _ask_all(self, service: str, ask: Callable[[str], Awaitable[Sequence[M]]]) -> list[M]:
-        endpoints = [i.endpoint for i in self._services.items.values() if i.service == service]
-        answers = await asyncio.gather(*(ask(endpoint) for endpoint in endpoints), return_exceptions=True)
-        for endpoint, answer in zip(endpoints, answers, strict=True):
-            if isinstance(answer, BaseException):
-                log.warning("no answer", service=service, endpoint=endpoint, error=str(answer))
-        return [item for answer in answers if not isinstance(answer, BaseException) for item in answer]
-
 
 def _operator() -> Tenant:
     """The caller, if it may operate the mesh."""
@@ -229,6 +266,15 @@ def _operator() -> Tenant:
     if not tenant.operator:
         raise NotAllowed(f"tenant {tenant.name} is not an operator")
     return tenant
+
+
+@contextmanager
+def _written(otherwise: str) -> Iterator[None]:
+    """Around a write: etcd's silence becomes StageUnavailable, with what the caller is to know."""
+    try:
+        yield
+    except RegistryError as error:
+        raise StageUnavailable(f"etcd does not answer; {otherwise}", retry_after_s=1.0) from error
 
 
 def _ordered(items: Mapping[str, M]) -> Sequence[M]:

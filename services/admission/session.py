@@ -122,6 +122,7 @@ class Session:
                 notes.append(
                     inference_pb2.SessionNote(id=member.id, model_version=chunk.version, waiting=chunk.waiting)
                 )
+                size += 40 + len(chunk.version) + 4 * len(chunk.waiting)
             if chunk.count or chunk.text:
                 ids.append(member.id)
                 counts.append(chunk.count)

@@ -96,7 +96,7 @@ def fits_nowhere(candidates: Sequence[Candidate], tokens: int) -> bool:
 def _why(affinity: Affinity, liked: int) -> str:
     why = {
         Affinity.RUNS: "least loaded",
-        Affinity.LIES: "has the adapter in memory, least loaded",
+        Affinity.LIES: "has all that it needs in memory, least loaded",
         Affinity.ROOM: "has room for the adapter, least loaded",
         Affinity.TAKEN: "all run other adapters; least loaded",
     }[affinity]

@@ -6,32 +6,28 @@ files: they are set in a hurry, and outlive a change of the policy.
 """
 
 import hashlib
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from headrace.inference.v1 import inference_pb2
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
+from libs.catalogue_rules import NAME, Fault
 from libs.registry import keys
-from services.console import policy_rules
+from services.console import documents, policy_rules
+from services.console.documents import MOST_BYTES, Document, LineFault, NotYaml
 
-NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 SUFFIXES = (".yaml", ".yml", ".json")
 DEVELOPMENT_KEY = "headrace-dev-key"
 """The key that everybody knows; a policy for laptops has a tenant with it."""
-MOST_BYTES = 1024 * 1024
-"""etcd takes values of 1.5 MiB."""
 
 
 class PolicyInvalid(ValueError):
-    """The policy is wrong; `faults` has a line for each fault, with the file's name in front."""
+    """The policy is wrong; `faults` has a line for each fault, with the file's name and line in front."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("\n".join(faults))
@@ -69,20 +65,22 @@ class _Kind:
 
     message: Callable[[], Message]
     name: Callable[[Any], str]
+    name_field: str
     key: Callable[[str], str]
     prefix: str
 
 
 _KINDS: Mapping[str, _Kind] = {
-    "tenants": _Kind(policy_pb2.Tenant, lambda tenant: tenant.name, keys.tenant, keys.TENANTS),
+    "tenants": _Kind(policy_pb2.Tenant, lambda tenant: tenant.name, "name", keys.tenant, keys.TENANTS),
     "tiers": _Kind(
         policy_pb2.TierPolicy,
         lambda tier: inference_pb2.Tier.Name(tier.tier).removeprefix("TIER_").lower(),
+        "tier",
         keys.tier,
         keys.TIERS,
     ),
-    "routes": _Kind(policy_pb2.Route, lambda route: route.alias, keys.route, keys.ROUTES),
-    "models": _Kind(registry_pb2.Model, lambda model: model.name, keys.model, keys.MODELS),
+    "routes": _Kind(policy_pb2.Route, lambda route: route.alias, "alias", keys.route, keys.ROUTES),
+    "models": _Kind(registry_pb2.Model, lambda model: model.name, "name", keys.model, keys.MODELS),
 }
 PREFIXES = tuple(kind.prefix for kind in _KINDS.values())
 """Where in etcd a policy rules alone."""
@@ -92,7 +90,7 @@ def load(folder: Path) -> Policy:
     """Reads a policy. Raises PolicyInvalid with every fault of every file."""
     faults: list[str] = []
     objects: dict[str, Message] = {}
-    files: dict[str, str] = {}
+    files: dict[str, tuple[str, Document]] = {}
     if not folder.is_dir():
         raise PolicyInvalid([f"{folder}: no such folder"])
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
@@ -105,46 +103,52 @@ def load(folder: Path) -> Policy:
         if path.suffix not in SUFFIXES:
             faults.append(f"{label}: its name does not end in {', '.join(SUFFIXES)}")
             continue
-        message, found = _read(path, kind)
-        faults += (f"{label}: {fault}" for fault in found)
-        if message is None:
+        document, found = _read(path, kind)
+        faults += (located(label, fault) for fault in found)
+        if document is None:
             continue
         key = kind.key(path.stem)
         if key in objects:
-            faults.append(f"{label}: {files[key]} is the same object")
-        objects[key], files[key] = message, label
-    faults += (f"{files[key]}: {fault}" for key, fault in policy_rules.across(objects))
+            faults.append(f"{label}: {files[key][0]} is the same object")
+        objects[key], files[key] = document.message, (label, document)
+    for key, fault in policy_rules.across(objects):
+        label, document = files[key]
+        faults.append(located(label, LineFault(document.line_of(fault.path), fault.path, fault.text)))
     if faults:
         raise PolicyInvalid(faults)
     return Policy(objects)
 
 
-def _read(path: Path, kind: _Kind) -> tuple[Message | None, list[str]]:
+def located(label: str, fault: LineFault) -> str:
+    """A fault with where it is: "models/a.yaml:3: slots: must be more than 0"."""
+    return f"{label}:{fault.line}: {fault}" if fault.line else f"{label}: {fault}"
+
+
+def _read(path: Path, kind: _Kind) -> tuple[Document | None, list[LineFault]]:
     """The object of a file, None if it is too broken to be compared with others; and its faults."""
     if not NAME.fullmatch(path.stem):
-        return None, [f"{path.stem!r} is not a name: up to 63 of a-z, 0-9, '.', '_' and '-'"]
+        return None, [LineFault(0, "", f"{path.stem!r} is not a name: up to 63 of a-z, 0-9, '.', '_' and '-'")]
     try:
         if path.stat().st_size > MOST_BYTES:
-            return None, [f"longer than {MOST_BYTES} bytes"]
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        return None, [f"not YAML: {' '.join(str(error).split())}"]
-    if not isinstance(fields, dict):
-        return None, ["not a mapping of fields"]
-    message = kind.message()
-    faults = list(_fill(message, fields))
-    if not faults:
-        name = kind.name(message)
-        if name != path.stem:
-            faults.append(f"it describes {name!r}; file and object have the same name")
-        faults += policy_rules.within(message)
-    return message, faults
+            return None, [LineFault(0, "", f"longer than {MOST_BYTES} bytes")]
+        found = documents.read(path.read_text(encoding="utf-8"), kind.message)
+    except NotYaml as error:
+        return None, [LineFault(error.line, "", str(error))]
+    except UnicodeDecodeError as error:
+        return None, [LineFault(0, "", f"not YAML: {error}")]
+    if len(found) != 1:
+        return None, [LineFault(0, "", f"{len(found)} objects; in a policy each file is one")]
+    document = found[0]
+    return document, [*document.faults, *_broken_rules(document, kind, path.stem)]
 
 
-def _fill(message: Message, fields: Mapping[object, object]) -> Iterator[str]:
-    """Parses field by field, so that one fault does not hide the next."""
-    for name, value in fields.items():
-        try:
-            json_format.ParseDict({str(name): value}, message)
-        except json_format.ParseError as error:
-            yield " ".join(str(error).split())
+def _broken_rules(document: Document, kind: _Kind, stem: str) -> list[LineFault]:
+    """What is wrong beyond the types; of a field that could not be read nothing more is said."""
+    unread = {fault.path for fault in document.faults}
+    if "" in unread:
+        return []
+    faults = [fault for fault in policy_rules.within(document.message) if not documents.covers(unread, fault.path)]
+    name = kind.name(document.message)
+    if name != stem and not documents.covers(unread, kind.name_field):
+        faults.insert(0, Fault(kind.name_field, f"it describes {name!r}; file and object have the same name"))
+    return [LineFault(document.line_of(fault.path), fault.path, fault.text) for fault in faults]

@@ -5,7 +5,7 @@ test_engine_conformance.py (and by tests/vllm for the engine that does not fit i
 engine lacks it says in its capabilities; then the check is that it says so truthfully: the work is refused, or
 the call raises.
 
-`python -m tests.system.engine_conformance` prints the table of capabilities for docs/engines.md.
+The table of capabilities in docs/engines.md is made from the same subjects (engine_table.py).
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from libs.tokens.blocks import chain, salt
 from libs.tokens.tokenizer import Tokenizer
 from services.executor.engine import Capabilities, Engine, Exactness, LoadFailed, Runner
 from services.executor.fit import refusal
+from tests.system import engine_table
 from tests.system.recorder import Recorder
 
 Kill = Callable[[Runner], Awaitable[None]]
@@ -133,7 +134,7 @@ async def loaded(subject: Subject, **changes: Any) -> AsyncIterator[Loaded]:
 
 
 async def says_what_it_can(it: Loaded) -> None:
-    """Capacity and capabilities are there and agree."""
+    """Capacity and capabilities are there and agree, with each other and with docs/engines.md."""
     capacity, can = it.runner.capacity, it.can
     assert capacity.slots >= 1
     assert capacity.blocks >= 1
@@ -141,6 +142,7 @@ async def says_what_it_can(it: Loaded) -> None:
     assert capacity.exactness is can.exactness
     assert (capacity.adapter_slots > 0) == (can.adapters != "none")
     assert capacity.adapter_slots == 1 or can.adapters != "swap"
+    assert engine_table.rows().get(it.subject.name) == engine_table.row(it.subject.name, can)
 
 
 async def streams_an_answer(it: Loaded) -> None:

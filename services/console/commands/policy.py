@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from libs.catalogue_rules import NAME
 from libs.registry import EtcdClient, Registry, RegistryError
 from services.console import policy, policy_store
-from services.console.policy import NAME, Policy, PolicyInvalid
+from services.console.policy import Policy, PolicyInvalid
 from services.console.policy_store import Applied
 from services.console.problem import Problem
 

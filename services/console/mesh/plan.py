@@ -74,7 +74,6 @@ class Options:
     drain_s: float = 10.0
     """Seconds that running requests get when a service stops."""
 
-
     @property
     def engines(self) -> tuple[str, ...]:
         """The engines of the executors, in turn."""

@@ -110,6 +110,16 @@ class StreamRunner:
             self._await_deadline(run)
             self._start()
 
+    def refuse(self, work_id: int, work: Work, error: HeadraceError) -> None:
+        """Ends a work, with the loop's next turn, instead of running it."""
+        if self.closed:
+            raise RuntimeError("the runner is closed")
+        if work_id in self._runs:
+            raise ValueError(f"work {work_id} runs already")
+        run = self._runs[work_id] = _Run(work_id, work)
+        self._waiting += 1
+        self._fail(run, error)
+
     def cancel(self, work_id: int) -> None:
         if (run := self._runs.get(work_id)) is not None:
             self._fail(run, Cancelled("cancelled"))

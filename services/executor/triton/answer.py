@@ -95,17 +95,17 @@ class TextAnswer:
         cumulative: Whether each response has all text so far, as `tensorrt_llm_bls` sends with
             accumulate_tokens; else it has what is new.
         block_tokens: Tokens per block, to count cached tokens.
-        again: Text that has passed on already, and that this answer repeats.
+        again: Bytes of text that have passed on already, and that this answer repeats.
     """
 
     def __init__(
-        self, most: int, tokenizer: Tokenizer, cumulative: bool, block_tokens: int, again: str = ""
+        self, most: int, tokenizer: Tokenizer, cumulative: bool, block_tokens: int, again: bytes = b""
     ) -> None:
         self._most = most
         self._cut = TextTokens(tokenizer)
         self._cumulative = cumulative
         self._block_tokens = block_tokens
-        self._replay = Replay(again.encode())
+        self._replay = Replay(again)
         self._passed = ""
         self._held = ""
         self._made = 0

@@ -19,9 +19,7 @@ class PromptText:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._special = frozenset(
-            token for token, added in encoder.get_added_tokens_decoder().items() if added.special
-        )
+        self._special = frozenset(token for token, added in encoder.get_added_tokens_decoder().items() if added.special)
         encoding = encoder.encode("a", add_special_tokens=True)
         self.adds_tokens = any(encoding.special_tokens_mask)
         """Whether the tokenizer puts tokens around a text by itself."""

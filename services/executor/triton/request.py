@@ -27,8 +27,8 @@ class Limits:
     vocabulary: int
     """One more than the greatest token id; 0 is unknown."""
     ends: tuple[int, ...]
-    """Tokens that end an answer; the first is the `end_id`."""
-    pad_id: int
+    """Tokens that end an answer; the first is the `end_id`. Empty: the server knows."""
+    pad_id: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,7 @@ def inputs(
     ends = () if work.sampling.ignore_end else limits.ends
     tensors = [
         *(_tokens(prompt, most, ends) if not isinstance(prompt, str) else _text(prompt, most)),
-        numbers("end_id", "INT32", [ends[0] if ends else NO_END]),
-        numbers("pad_id", "INT32", [limits.pad_id]),
+        *_end(work.sampling.ignore_end, limits),
         *_sampling(work.sampling, flavor),
         *_seed(work, facts),
     ]
@@ -140,6 +139,13 @@ def _text(prompt: str, most: int) -> list[Tensor]:
         numbers("return_num_output_tokens", "BOOL", [True]),
         numbers("exclude_input_in_output", "BOOL", [True]),
     ]
+
+
+def _end(ignore: bool, limits: Limits) -> list[Tensor]:
+    tensors = [] if limits.pad_id is None else [numbers("pad_id", "INT32", [limits.pad_id])]
+    if ignore or limits.ends:
+        tensors.append(numbers("end_id", "INT32", [NO_END if ignore else limits.ends[0]]))
+    return tensors
 
 
 def _sampling(sampling: Sampling, flavor: Flavor) -> list[Tensor]:

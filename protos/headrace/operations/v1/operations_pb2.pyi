@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from headrace.inference.v1 import inference_pb2 as _inference_pb2
 from headrace.kvcache.v1 import kvcache_pb2 as _kvcache_pb2
 from headrace.lane.v1 import lane_pb2 as _lane_pb2
@@ -22,6 +23,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ChangeKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHANGE_KIND_UNSPECIFIED: _ChangeKind.ValueType  # 0
+    """Not used."""
+    CHANGE_KIND_UNCHANGED: _ChangeKind.ValueType  # 1
+    """It is as it was."""
+    CHANGE_KIND_ADDED: _ChangeKind.ValueType  # 2
+    """It was not there."""
+    CHANGE_KIND_CHANGED: _ChangeKind.ValueType  # 3
+    """Some fields differ."""
+    CHANGE_KIND_REMOVED: _ChangeKind.ValueType  # 4
+    """It is taken out."""
+
+class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper):
+    """What happens to a model."""
+
+CHANGE_KIND_UNSPECIFIED: ChangeKind.ValueType  # 0
+"""Not used."""
+CHANGE_KIND_UNCHANGED: ChangeKind.ValueType  # 1
+"""It is as it was."""
+CHANGE_KIND_ADDED: ChangeKind.ValueType  # 2
+"""It was not there."""
+CHANGE_KIND_CHANGED: ChangeKind.ValueType  # 3
+"""Some fields differ."""
+CHANGE_KIND_REMOVED: ChangeKind.ValueType  # 4
+"""It is taken out."""
+Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
 @_typing.final
 class ListModelsRequest(_message.Message):
@@ -57,25 +90,475 @@ class ListModelsResponse(_message.Message):
 
     MODELS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    STATUSES_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """See the service."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.Model]:
         """By name."""
 
+    @_builtins.property
+    def statuses(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatus]:
+        """How far each of `models` is, in the same order."""
+
     def __init__(
         self,
         *,
         models: _abc.Iterable[_registry_pb2.Model] | None = ...,
         next_page_token: _builtins.str = ...,
+        statuses: _abc.Iterable[Global___ModelStatus] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models", "next_page_token", b"next_page_token", "statuses", b"statuses"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
+
+@_typing.final
+class ModelStatus(_message.Message):
+    """How far a model of the catalogue is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    READY_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    RESIDENT_ON_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    OLDEST_WAITING_MS_FIELD_NUMBER: _builtins.int
+    UNPLACED_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    version: _builtins.str
+    """8 hexadecimal digits over all that a loaded copy depends on."""
+    base: _builtins.str
+    """The model that it is an adapter of; empty for a model of its own."""
+    pool: _builtins.str
+    """"name@version" of what it runs in: of itself, or of its base. Empty for an adapter without a base."""
+    ready: _builtins.int
+    """Copies that can answer with this version; of an adapter: that can load it when it is asked for."""
+    wanted: _builtins.int
+    """Copies wanted now. Follows demand where the catalogue says `scaling`."""
+    running: _builtins.int
+    """Works on executors and works in queues, adapters included; counted per base."""
+    waiting: _builtins.int
+    """See `running`."""
+    oldest_waiting_ms: _builtins.int
+    """Age of the oldest work in a queue, in milliseconds."""
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Copy]:
+        """Its copies, those of other versions included; of an adapter: its base's."""
+
+    @_builtins.property
+    def resident_on(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of an adapter: executors that have it in memory."""
+
+    @_builtins.property
+    def unplaced(self) -> _registry_pb2.Unplaced:
+        """Why there are fewer copies than wanted; unset when there are not, as far as placement knows."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        base: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        ready: _builtins.int = ...,
+        wanted: _builtins.int = ...,
+        copies: _abc.Iterable[Global___Copy] | None = ...,
+        resident_on: _abc.Iterable[_builtins.str] | None = ...,
+        running: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        oldest_waiting_ms: _builtins.int = ...,
+        unplaced: _registry_pb2.Unplaced | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["unplaced", b"unplaced"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "copies", b"copies", "model", b"model", "oldest_waiting_ms", b"oldest_waiting_ms", "pool", b"pool", "ready", b"ready", "resident_on", b"resident_on", "running", b"running", "unplaced", b"unplaced", "version", b"version", "waiting", b"waiting", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelStatus: _TypeAlias = ModelStatus  # noqa: Y015
+
+@_typing.final
+class Copy(_message.Message):
+    """A copy: one version of a model on an executor, as placement wants it and as the executor says it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTOR_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    ADAPTERS_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    PLACEMENT_REASON_FIELD_NUMBER: _builtins.int
+    OFFERED_ADAPTERS_FIELD_NUMBER: _builtins.int
+    EXECUTOR_PRESENT_FIELD_NUMBER: _builtins.int
+    executor: _builtins.str
+    """The executor's instance."""
+    pool: _builtins.str
+    """"name@version"."""
+    model: _builtins.str
+    """The catalogue's name."""
+    version: _builtins.str
+    """8 hexadecimal digits."""
+    state: _registry_pb2.ModelState.ValueType
+    """How far it is; PENDING too where the executor has not said anything yet."""
+    reason: _builtins.str
+    """Why it failed, waits, or loads again."""
+    since: _builtins.float
+    """When it came into this state, Unix seconds; of a copy that the executor has not spoken of: when it was placed."""
+    memory_bytes: _builtins.int
+    """What it may use, adapters included, in bytes."""
+    attempts: _builtins.int
+    """Loads that failed in a row."""
+    placed: _builtins.bool
+    """Whether placement wants it there; if not, it is on its way out."""
+    placement_reason: _builtins.str
+    """Why placement wants it there."""
+    executor_present: _builtins.bool
+    """Whether the executor is there; if not, it may be restarting."""
+    @_builtins.property
+    def adapters(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.ResidentAdapter]:
+        """Adapters in its memory."""
+
+    @_builtins.property
+    def offered_adapters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Adapters of the model that may be asked for, "name@version"."""
+
+    def __init__(
+        self,
+        *,
+        executor: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        model: _builtins.str = ...,
+        version: _builtins.str = ...,
+        state: _registry_pb2.ModelState.ValueType = ...,
+        reason: _builtins.str = ...,
+        since: _builtins.float = ...,
+        memory_bytes: _builtins.int = ...,
+        adapters: _abc.Iterable[_registry_pb2.ResidentAdapter] | None = ...,
+        attempts: _builtins.int = ...,
+        placed: _builtins.bool = ...,
+        placement_reason: _builtins.str = ...,
+        offered_adapters: _abc.Iterable[_builtins.str] | None = ...,
+        executor_present: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapters", b"adapters", "attempts", b"attempts", "executor", b"executor", "executor_present", b"executor_present", "memory_bytes", b"memory_bytes", "model", b"model", "offered_adapters", b"offered_adapters", "placed", b"placed", "placement_reason", b"placement_reason", "pool", b"pool", "reason", b"reason", "since", b"since", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Copy: _TypeAlias = Copy  # noqa: Y015
+
+@_typing.final
+class ExecutorMemory(_message.Message):
+    """An executor's memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    EXECUTOR_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    USED_BYTES_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    executor: _builtins.str
+    """Its instance."""
+    engine: _builtins.str
+    """"openvino", "simulated"…."""
+    memory_bytes: _builtins.int
+    """For models and their KV caches, in bytes."""
+    used_bytes: _builtins.int
+    """Of the copies that it holds, in bytes."""
+    draining: _builtins.bool
+    """It is shutting down."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What it is, for placement."""
+
+    def __init__(
+        self,
+        *,
+        executor: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        used_bytes: _builtins.int = ...,
+        draining: _builtins.bool = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "engine", b"engine", "executor", b"executor", "labels", b"labels", "memory_bytes", b"memory_bytes", "used_bytes", b"used_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecutorMemory: _TypeAlias = ExecutorMemory  # noqa: Y015
+
+@_typing.final
+class ApplyModelsRequest(_message.Message):
+    """Writes models."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ExpectedRevisionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    DRY_RUN_FIELD_NUMBER: _builtins.int
+    PRUNE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    EXPECTED_REVISIONS_FIELD_NUMBER: _builtins.int
+    dry_run: _builtins.bool
+    """Check and compare, write nothing."""
+    prune: _builtins.bool
+    """Remove the models that are not in `models`."""
+    force: _builtins.bool
+    """Remove them even if tenants or routes refer to them."""
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.Model]:
+        """Each whole: what it does not say has its default. Field paths of violations begin with "models[2]."."""
+
+    @_builtins.property
+    def expected_revisions(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """By model: the revision that ModelChange told, 0 for a model that was not there. ABORTED when one is at
+        another. Models that are not in here are compared with what this call reads.
+        """
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_registry_pb2.Model] | None = ...,
+        dry_run: _builtins.bool = ...,
+        prune: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+        expected_revisions: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dry_run", b"dry_run", "expected_revisions", b"expected_revisions", "force", b"force", "models", b"models", "prune", b"prune"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyModelsRequest: _TypeAlias = ApplyModelsRequest  # noqa: Y015
+
+@_typing.final
+class ApplyModelsResponse(_message.Message):
+    """What changes, or what would."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelChange]:
+        """One per model of the request, in its order; then those removed, by name."""
+
+    def __init__(
+        self,
+        *,
+        changes: _abc.Iterable[Global___ModelChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApplyModelsResponse: _TypeAlias = ApplyModelsResponse  # noqa: Y015
+
+@_typing.final
+class ModelChange(_message.Message):
+    """A change of one model of the catalogue. Also lies in etcd for a day, in JSON, beside what it changed
+    (key: changes/models/{name}), to tell others who did what.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    FIELDS_FIELD_NUMBER: _builtins.int
+    VERSION_BEFORE_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    ROLLS_OUT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    OPERATOR_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Its name."""
+    kind: Global___ChangeKind.ValueType
+    """What happens to it."""
+    version_before: _builtins.str
+    """Before; empty for an added one."""
+    version: _builtins.str
+    """After; empty for a removed one."""
+    base: _builtins.str
+    """The model that it is an adapter of."""
+    rolls_out: _builtins.bool
+    """Whether copies are loaded anew: a change that makes a new version."""
+    revision: _builtins.int
+    """Of etcd, for expected_revisions: of the model as it is now; 0 when it is not there."""
+    operator: _builtins.str
+    """The tenant whose key made the change; empty in an answer."""
+    time: _builtins.float
+    """When, Unix seconds; 0 in an answer."""
+    @_builtins.property
+    def fields(self) -> _containers.RepeatedCompositeFieldContainer[Global___FieldChange]:
+        """Fields that differ, by path."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        kind: Global___ChangeKind.ValueType = ...,
+        fields: _abc.Iterable[Global___FieldChange] | None = ...,
+        version_before: _builtins.str = ...,
+        version: _builtins.str = ...,
+        base: _builtins.str = ...,
+        rolls_out: _builtins.bool = ...,
+        revision: _builtins.int = ...,
+        operator: _builtins.str = ...,
+        time: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base", b"base", "fields", b"fields", "kind", b"kind", "model", b"model", "operator", b"operator", "revision", b"revision", "rolls_out", b"rolls_out", "time", b"time", "version", b"version", "version_before", b"version_before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelChange: _TypeAlias = ModelChange  # noqa: Y015
+
+@_typing.final
+class FieldChange(_message.Message):
+    """A field that differs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    BEFORE_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """"scaling.min", "labels.owner"."""
+    before: _builtins.str
+    """As in YAML; empty where it was not set."""
+    after: _builtins.str
+    """As in YAML; empty where it is not set any more."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        before: _builtins.str = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "before", b"before", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FieldChange: _TypeAlias = FieldChange  # noqa: Y015
+
+@_typing.final
+class DeleteModelRequest(_message.Message):
+    """Takes a model out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    force: _builtins.bool
+    """Even if tenants or routes refer to it. A base model with adapters stays in any case."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteModelRequest: _TypeAlias = DeleteModelRequest  # noqa: Y015
+
+@_typing.final
+class DeleteModelResponse(_message.Message):
+    """The model is out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___ModelChange:
+        """What happened."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___ModelChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteModelResponse: _TypeAlias = DeleteModelResponse  # noqa: Y015
 
 @_typing.final
 class ListServicesRequest(_message.Message):
@@ -219,25 +702,141 @@ class ListPlacementsResponse(_message.Message):
 
     PLACEMENTS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    UNPLACED_FIELD_NUMBER: _builtins.int
+    EXECUTORS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """See the service."""
     @_builtins.property
     def placements(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.Placement]:
-        """By executor, then model."""
+        """By executor, then model. Copies that are on their way out have none."""
+
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Copy]:
+        """What the page counts: wanted copies and those on their way out, by executor, then pool."""
+
+    @_builtins.property
+    def unplaced(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.Unplaced]:
+        """Models with fewer copies than wanted, and why; all of them, on every page."""
+
+    @_builtins.property
+    def executors(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecutorMemory]:
+        """Executors that are there; all of them, on every page."""
 
     def __init__(
         self,
         *,
         placements: _abc.Iterable[_registry_pb2.Placement] | None = ...,
         next_page_token: _builtins.str = ...,
+        copies: _abc.Iterable[Global___Copy] | None = ...,
+        unplaced: _abc.Iterable[_registry_pb2.Unplaced] | None = ...,
+        executors: _abc.Iterable[Global___ExecutorMemory] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "placements", b"placements"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "executors", b"executors", "next_page_token", b"next_page_token", "placements", b"placements", "unplaced", b"unplaced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPlacementsResponse: _TypeAlias = ListPlacementsResponse  # noqa: Y015
+
+@_typing.final
+class WatchPlacementsRequest(_message.Message):
+    """Follows placements."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only of these models and of adapters of them; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["models", b"models"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPlacementsRequest: _TypeAlias = WatchPlacementsRequest  # noqa: Y015
+
+@_typing.final
+class WatchPlacementsResponse(_message.Message):
+    """News of placements."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    GONE_FIELD_NUMBER: _builtins.int
+    UNPLACED_FIELD_NUMBER: _builtins.int
+    PLACED_FIELD_NUMBER: _builtins.int
+    EXECUTORS_FIELD_NUMBER: _builtins.int
+    EXECUTORS_GONE_FIELD_NUMBER: _builtins.int
+    MODELS_FIELD_NUMBER: _builtins.int
+    MODELS_GONE_FIELD_NUMBER: _builtins.int
+    STALE_SINCE_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.bool
+    """The first message: everything. In all others only what is new."""
+    stale_since: _builtins.float
+    """Since when admission is out of touch with etcd, Unix seconds, and this may be old; 0: it is in touch."""
+    @_builtins.property
+    def copies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Copy]:
+        """New or changed."""
+
+    @_builtins.property
+    def gone(self) -> _containers.RepeatedCompositeFieldContainer[Global___Copy]:
+        """Copies that are no more; only executor and pool are set."""
+
+    @_builtins.property
+    def unplaced(self) -> _containers.RepeatedCompositeFieldContainer[_registry_pb2.Unplaced]:
+        """Models with fewer copies than wanted; new or changed."""
+
+    @_builtins.property
+    def placed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of models that have as many copies as wanted again."""
+
+    @_builtins.property
+    def executors(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecutorMemory]:
+        """New or changed."""
+
+    @_builtins.property
+    def executors_gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Instances of executors that are no more."""
+
+    @_builtins.property
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatus]:
+        """Models of the catalogue, without `copies`; new or changed."""
+
+    @_builtins.property
+    def models_gone(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of models that are no more in the catalogue."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.bool = ...,
+        copies: _abc.Iterable[Global___Copy] | None = ...,
+        gone: _abc.Iterable[Global___Copy] | None = ...,
+        unplaced: _abc.Iterable[_registry_pb2.Unplaced] | None = ...,
+        placed: _abc.Iterable[_builtins.str] | None = ...,
+        executors: _abc.Iterable[Global___ExecutorMemory] | None = ...,
+        executors_gone: _abc.Iterable[_builtins.str] | None = ...,
+        models: _abc.Iterable[Global___ModelStatus] | None = ...,
+        models_gone: _abc.Iterable[_builtins.str] | None = ...,
+        stale_since: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "executors", b"executors", "executors_gone", b"executors_gone", "gone", b"gone", "models", b"models", "models_gone", b"models_gone", "placed", b"placed", "snapshot", b"snapshot", "stale_since", b"stale_since", "unplaced", b"unplaced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPlacementsResponse: _TypeAlias = WatchPlacementsResponse  # noqa: Y015
 
 @_typing.final
 class ListTenantsRequest(_message.Message):

@@ -43,6 +43,16 @@ class OperationsServiceStub:
                 request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.ApplyModels = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/ApplyModels',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyModelsRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyModelsResponse.FromString,
+                _registered_method=True)
+        self.DeleteModel = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/DeleteModel',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteModelRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteModelResponse.FromString,
+                _registered_method=True)
         self.ListServices = channel.unary_unary(
                 '/headrace.operations.v1.OperationsService/ListServices',
                 request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListServicesRequest.SerializeToString,
@@ -57,6 +67,11 @@ class OperationsServiceStub:
                 '/headrace.operations.v1.OperationsService/ListPlacements',
                 request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPlacementsRequest.SerializeToString,
                 response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPlacementsResponse.FromString,
+                _registered_method=True)
+        self.WatchPlacements = channel.unary_stream(
+                '/headrace.operations.v1.OperationsService/WatchPlacements',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.WatchPlacementsRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.WatchPlacementsResponse.FromString,
                 _registered_method=True)
         self.ListTenants = channel.unary_unary(
                 '/headrace.operations.v1.OperationsService/ListTenants',
@@ -108,7 +123,22 @@ class OperationsServiceServicer:
     """
 
     def ListModels(self, request, context):
-        """Lists the model catalogue.
+        """Lists the model catalogue, and how far each model is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyModels(self, request, context):
+        """Writes models to the catalogue: up to 60 changes all or none, more in parts. INVALID_ARGUMENT with every
+        violation; ABORTED, with who changed what, when one of them is not as the caller, or this call, read it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteModel(self, request, context):
+        """Takes a model out of the catalogue; its copies drain and go. NOT_FOUND if it is not there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,7 +159,15 @@ class OperationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPlacements(self, request, context):
-        """Lists what placement decided.
+        """Lists what placement decided, and what became of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchPlacements(self, request, context):
+        """Follows what ListPlacements tells: first all of it, then what changes. Changes that come together are told
+        together; a slow reader sees the latest state, not every one. Every 5 s without news an empty message.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -199,6 +237,16 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListModelsRequest.FromString,
                     response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListModelsResponse.SerializeToString,
             ),
+            'ApplyModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyModels,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyModelsRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyModelsResponse.SerializeToString,
+            ),
+            'DeleteModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteModel,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteModelRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteModelResponse.SerializeToString,
+            ),
             'ListServices': grpc.unary_unary_rpc_method_handler(
                     servicer.ListServices,
                     request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListServicesRequest.FromString,
@@ -213,6 +261,11 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.ListPlacements,
                     request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPlacementsRequest.FromString,
                     response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPlacementsResponse.SerializeToString,
+            ),
+            'WatchPlacements': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPlacements,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.WatchPlacementsRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.WatchPlacementsResponse.SerializeToString,
             ),
             'ListTenants': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTenants,
@@ -297,6 +350,60 @@ class OperationsService:
             _registered_method=True)
 
     @staticmethod
+    def ApplyModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/ApplyModels',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyModelsRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/DeleteModel',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteModelRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListServices(request,
             target,
             options=(),
@@ -367,6 +474,33 @@ class OperationsService:
             '/headrace.operations.v1.OperationsService/ListPlacements',
             headrace_dot_operations_dot_v1_dot_operations__pb2.ListPlacementsRequest.SerializeToString,
             headrace_dot_operations_dot_v1_dot_operations__pb2.ListPlacementsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPlacements(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/WatchPlacements',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.WatchPlacementsRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.WatchPlacementsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,13 +38,23 @@ class OperationsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> OperationsServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListModelsRequest, _operations_pb2.ListModelsResponse]
-    """Lists the model catalogue."""
+    """Lists the model catalogue, and how far each model is."""
+    ApplyModels: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ApplyModelsRequest, _operations_pb2.ApplyModelsResponse]
+    """Writes models to the catalogue: up to 60 changes all or none, more in parts. INVALID_ARGUMENT with every
+    violation; ABORTED, with who changed what, when one of them is not as the caller, or this call, read it.
+    """
+    DeleteModel: _grpc.UnaryUnaryMultiCallable[_operations_pb2.DeleteModelRequest, _operations_pb2.DeleteModelResponse]
+    """Takes a model out of the catalogue; its copies drain and go. NOT_FOUND if it is not there."""
     ListServices: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListServicesRequest, _operations_pb2.ListServicesResponse]
     """Lists the processes of every stage."""
     ListExecutors: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListExecutorsRequest, _operations_pb2.ListExecutorsResponse]
     """Lists executors with the models they hold."""
     ListPlacements: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListPlacementsRequest, _operations_pb2.ListPlacementsResponse]
-    """Lists what placement decided."""
+    """Lists what placement decided, and what became of it."""
+    WatchPlacements: _grpc.UnaryStreamMultiCallable[_operations_pb2.WatchPlacementsRequest, _operations_pb2.WatchPlacementsResponse]
+    """Follows what ListPlacements tells: first all of it, then what changes. Changes that come together are told
+    together; a slow reader sees the latest state, not every one. Every 5 s without news an empty message.
+    """
     ListTenants: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListTenantsRequest, _operations_pb2.ListTenantsResponse]
     """Lists tenants, without their keys' hashes."""
     ListUsage: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListUsageRequest, _operations_pb2.ListUsageResponse]
@@ -72,13 +82,23 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListModelsRequest, _operations_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """Lists the model catalogue."""
+    """Lists the model catalogue, and how far each model is."""
+    ApplyModels: _aio.UnaryUnaryMultiCallable[_operations_pb2.ApplyModelsRequest, _operations_pb2.ApplyModelsResponse]  # type: ignore[assignment]
+    """Writes models to the catalogue: up to 60 changes all or none, more in parts. INVALID_ARGUMENT with every
+    violation; ABORTED, with who changed what, when one of them is not as the caller, or this call, read it.
+    """
+    DeleteModel: _aio.UnaryUnaryMultiCallable[_operations_pb2.DeleteModelRequest, _operations_pb2.DeleteModelResponse]  # type: ignore[assignment]
+    """Takes a model out of the catalogue; its copies drain and go. NOT_FOUND if it is not there."""
     ListServices: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListServicesRequest, _operations_pb2.ListServicesResponse]  # type: ignore[assignment]
     """Lists the processes of every stage."""
     ListExecutors: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListExecutorsRequest, _operations_pb2.ListExecutorsResponse]  # type: ignore[assignment]
     """Lists executors with the models they hold."""
     ListPlacements: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListPlacementsRequest, _operations_pb2.ListPlacementsResponse]  # type: ignore[assignment]
-    """Lists what placement decided."""
+    """Lists what placement decided, and what became of it."""
+    WatchPlacements: _aio.UnaryStreamMultiCallable[_operations_pb2.WatchPlacementsRequest, _operations_pb2.WatchPlacementsResponse]  # type: ignore[assignment]
+    """Follows what ListPlacements tells: first all of it, then what changes. Changes that come together are told
+    together; a slow reader sees the latest state, not every one. Every 5 s without news an empty message.
+    """
     ListTenants: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListTenantsRequest, _operations_pb2.ListTenantsResponse]  # type: ignore[assignment]
     """Lists tenants, without their keys' hashes."""
     ListUsage: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListUsageRequest, _operations_pb2.ListUsageResponse]  # type: ignore[assignment]
@@ -109,7 +129,25 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListModelsResponse, _abc.Awaitable[_operations_pb2.ListModelsResponse]]:
-        """Lists the model catalogue."""
+        """Lists the model catalogue, and how far each model is."""
+
+    @_abc_1.abstractmethod
+    def ApplyModels(
+        self,
+        request: _operations_pb2.ApplyModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ApplyModelsResponse, _abc.Awaitable[_operations_pb2.ApplyModelsResponse]]:
+        """Writes models to the catalogue: up to 60 changes all or none, more in parts. INVALID_ARGUMENT with every
+        violation; ABORTED, with who changed what, when one of them is not as the caller, or this call, read it.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteModel(
+        self,
+        request: _operations_pb2.DeleteModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.DeleteModelResponse, _abc.Awaitable[_operations_pb2.DeleteModelResponse]]:
+        """Takes a model out of the catalogue; its copies drain and go. NOT_FOUND if it is not there."""
 
     @_abc_1.abstractmethod
     def ListServices(
@@ -133,7 +171,17 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operations_pb2.ListPlacementsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListPlacementsResponse, _abc.Awaitable[_operations_pb2.ListPlacementsResponse]]:
-        """Lists what placement decided."""
+        """Lists what placement decided, and what became of it."""
+
+    @_abc_1.abstractmethod
+    def WatchPlacements(
+        self,
+        request: _operations_pb2.WatchPlacementsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_operations_pb2.WatchPlacementsResponse], _abc.AsyncIterator[_operations_pb2.WatchPlacementsResponse]]:
+        """Follows what ListPlacements tells: first all of it, then what changes. Changes that come together are told
+        together; a slow reader sees the latest state, not every one. Every 5 s without news an empty message.
+        """
 
     @_abc_1.abstractmethod
     def ListTenants(
