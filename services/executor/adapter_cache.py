@@ -110,7 +110,22 @@ class AdapterCache:
         del self._residents[adapter]
         return True
 
+    def excess(self) -> Sequence[str]:
+        """Takes out what has to go because the budget has shrunk: idle ones, least recently used first."""
+        evict: list[str] = []
+        over = self.used_bytes - self.budget_bytes
+        for name, resident in self._residents.items():
+            if over <= 0:
+                break
+            if resident.loaded and not resident.works:
+                evict.append(name)
+                over -= resident.memory_bytes
+        for name in evict:
+            del self._residents[name]
+        return evict
+
     def check_integrity(self) -> None:
         """Raises AssertionError if the books do not add up. For tests."""
-        assert self.used_bytes <= self.budget_bytes, "more than the budget"
+        idle = [name for name, resident in self._residents.items() if resident.loaded and not resident.works]
+        assert self.used_bytes <= self.budget_bytes or not idle, "more than the budget"
         assert all(r.works >= 0 and (r.loaded or not r.works) for r in self._residents.values()), "works without it"

@@ -1,7 +1,8 @@
 """Loads adapters when works ask for them, and unloads what has to make room: the shell around AdapterCache."""
 
+import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 
@@ -24,7 +25,9 @@ Done = Callable[[HeadraceError | None], None]
 class AdapterDesk:
     """The adapters of one copy.
 
-    What waits is bounded by the works that the copy's host holds.
+    What waits is bounded by the works that the copy's host holds: who gives up is forgotten at once. The engine
+    loads and unloads in the order in which the books changed, one after the other: an adapter that goes and
+    is asked for again must not be unloaded behind its second load.
 
     Args:
         model: The base's name, for metrics and logs.
@@ -54,6 +57,7 @@ class AdapterDesk:
         self._coming: dict[str, list[Done]] = {}
         self._queue: deque[tuple[str, Done]] = deque()
         self._failed: dict[str, tuple[float, str]] = {}
+        self._engine_turn = asyncio.Lock()
         self._closed = False
 
     @property
@@ -69,6 +73,8 @@ class AdapterDesk:
         for adapter in [name for name in self._cache.residents if name not in adapters]:
             if self._cache.forget(adapter):
                 self._unload([adapter])
+        self._unload(self._cache.excess())
+        self._serve_queue()
 
     def take(self, adapter: str, done: Done) -> None:
         """Asks for an adapter on behalf of a work; without an error, `release` has to follow."""
@@ -98,11 +104,19 @@ class AdapterDesk:
                 self._coming[adapter] = [done]
                 self._tasks.spawn(self._load(spec, list(asked.evict)), f"load {adapter}")
 
+    def give_up(self, adapter: str, done: Done) -> None:
+        """A work has ended before `done` was told; it will not be, and nothing is to be released."""
+        self._queue = deque(waiting for waiting in self._queue if waiting[1] is not done)
+        if (waiting := self._coming.get(adapter)) is not None:
+            self._coming[adapter] = [other for other in waiting if other is not done]
+
     def release(self, adapter: str) -> None:
         """A work has ended for which the adapter was taken."""
         self._cache.end(adapter)
-        if adapter not in self.known and self._cache.forget(adapter):
-            self._unload([adapter])
+        if self._closed:
+            return
+        self._let_go(adapter)
+        self._unload(self._cache.excess())
         self._serve_queue()
 
     def close(self) -> None:
@@ -121,16 +135,22 @@ class AdapterDesk:
                 self._queue.extend(waiting)
                 return
 
+    def _let_go(self, adapter: str) -> None:
+        """Unloads an adapter that nobody may ask for any more, once nobody uses it."""
+        if adapter not in self.known and self._cache.forget(adapter):
+            self._unload([adapter])
+
     async def _load(self, spec: ModelSpec, evict: list[str]) -> None:
         adapter, fault, start = spec.adapter, "", self._clock.monotonic()
-        for name in evict:
-            await self._runner.unload_adapter(name)
-            log.info("adapter unloaded", model=self._model, adapter=name, reason="least recently used")
         try:
-            await self._runner.load_adapter(spec)
+            async with self._engine_turn:
+                for name in evict:
+                    await self._runner.unload_adapter(name)
+                    log.info("adapter unloaded", model=self._model, adapter=name, reason="least recently used")
+                await self._runner.load_adapter(spec)
         except LoadFailed as failed:
             fault = str(failed)
-        except Exception as error:
+        except Exception as error:  # a bug in an engine must not leave works that wait for ever
             log.exception("the engine failed on an adapter", model=self._model, adapter=adapter)
             fault = f"{type(error).__name__} in the engine"
         if self._closed:
@@ -146,13 +166,18 @@ class AdapterDesk:
             if not fault:
                 self._cache.begin(adapter)
             done(_cannot(adapter, fault) if fault else None)
+        self._let_go(adapter)  # where everybody has given up, and it may not be asked for any more
         self._changed()
         self._serve_queue()
 
-    def _unload(self, adapters: list[str]) -> None:
+    def _unload(self, adapters: Sequence[str]) -> None:
+        if not adapters:
+            return
+
         async def unload() -> None:
-            for adapter in adapters:
-                await self._runner.unload_adapter(adapter)
+            async with self._engine_turn:
+                for adapter in adapters:
+                    await self._runner.unload_adapter(adapter)
 
         self._tasks.spawn(unload(), "unload adapters")
         self._changed()

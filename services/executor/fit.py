@@ -11,14 +11,15 @@ def refusal(work: Work, can: Capabilities) -> NotSupported | None:
     A seed that cannot be kept, and a priority that cannot be heeded, harm nobody: they are no reason to refuse.
     """
     sampling = work.sampling
-    penalties = (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
+    penalized = bool(sampling.presence_penalty or sampling.frequency_penalty)
+    penalized = penalized or sampling.repetition_penalty not in (None, 1.0)  # 1 is how "none" is written
     lacking = [
         what
         for what, asked in (
             (f"a grammar in the form {work.grammar.form}" if work.grammar else "", _lacks_grammar(work, can)),
             ("log-probabilities", work.log_probs and not can.log_probs),
             ("adapters", bool(work.adapter) and can.adapters == "none"),
-            ("penalties", not can.penalties and any(_acts(value) for value in penalties)),
+            ("penalties", penalized and not can.penalties),
             ("ignore_end", sampling.ignore_end and not can.ignore_end),
             ("top_k", bool(sampling.top_k) and not can.top_k),
         )
@@ -29,8 +30,3 @@ def refusal(work: Work, can: Capabilities) -> NotSupported | None:
 
 def _lacks_grammar(work: Work, can: Capabilities) -> bool:
     return work.grammar is not None and work.grammar.form not in can.grammars
-
-
-def _acts(penalty: float | None) -> bool:
-    """0 and 1 are what "no penalty" is written as."""
-    return penalty is not None and penalty not in (0.0, 1.0)

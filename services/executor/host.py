@@ -5,6 +5,7 @@ No policy is here: what runs when and where was decided in front. An executor on
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from libs.catalogue import model_of
@@ -28,6 +29,10 @@ class Adapters(Protocol):
         """Has an adapter loaded; `done` is told, at once or later. Without an error `release` has to follow."""
         ...
 
+    def give_up(self, adapter: str, done: Callable[[HeadraceError | None], None]) -> None:
+        """The work has ended before `done` was told."""
+        ...
+
     def release(self, adapter: str) -> None:
         """The work has ended."""
         ...
@@ -36,15 +41,17 @@ class Adapters(Protocol):
 class _Running:
     """A work on a copy."""
 
-    __slots__ = ("lane", "parked", "span", "work", "work_id")
+    __slots__ = ("holds", "lane", "parked", "span", "work", "work_id")
 
     def __init__(self, lane: "HostLane", work_id: int, work: Work, span: Span) -> None:
         self.lane = lane
         self.work_id = work_id
         self.work = work
         self.span = span
-        self.parked = bool(work.adapter)
-        """The runner does not have it yet: its adapter is being loaded."""
+        self.parked: Callable[[HeadraceError | None], None] | None = None
+        """While its adapter is being loaded, and the runner does not have it yet: who is told of the adapter."""
+        self.holds = False
+        """It has its adapter, and gives it back at its end."""
 
 
 class Copy:
@@ -89,7 +96,7 @@ class Copy:
 
     def on_broken(self, reason: str) -> None:
         """Hands every work back: the batcher sends it elsewhere, or here when the model is back."""
-        self.runner, self.broken = None, reason
+        self.runner, self.adapters, self.broken = None, None, reason
         for run_id in list(self.works):
             self._end(run_id, Outcome(error=StageUnavailable(f"the engine died: {reason}", retry_after_s=1.0)))
         self._host.observe(self.pool, Step(events=[BlockEvent("cleared")]))
@@ -102,33 +109,38 @@ class Copy:
             self.runner.submit(run_id, work)
             return
         assert self.adapters is not None
-        self.adapters.take(work.adapter, lambda error: self._adapter_there(run_id, work, error))
+        running = self.works[run_id]
+        running.parked = partial(self._adapter_there, run_id, running)
+        self.adapters.take(work.adapter, running.parked)
 
     def stop(self, run_id: int) -> None:
         """Cancels a work."""
         running = self.works.get(run_id)
-        if running is not None and running.parked:
+        if running is not None and running.parked is not None:
             error = Cancelled("cancelled while its adapter was being loaded")
             self._end(run_id, Outcome(error=error, output_tokens=len(running.work.resumed)))
         elif self.runner is not None:
             self.runner.cancel(run_id)
 
-    def _adapter_there(self, run_id: int, work: Work, error: HeadraceError | None) -> None:
-        running = self.works.get(run_id)
+    def _adapter_there(self, run_id: int, running: _Running, error: HeadraceError | None) -> None:
+        running.parked = None
         if error is not None:
-            self._end(run_id, Outcome(error=error, output_tokens=len(work.resumed)))
-        elif running is None or self.runner is None:  # it was cancelled, or the engine died, meanwhile
-            assert self.adapters is not None
-            self.adapters.release(work.adapter)
-        else:
-            running.parked = False
-            self.runner.submit(run_id, work)
+            self._end(run_id, Outcome(error=error, output_tokens=len(running.work.resumed)))
+        elif self.works.get(run_id) is running and self.runner is not None:
+            running.holds = True
+            self.runner.submit(run_id, running.work)
+        elif self.adapters is not None:  # it ended because of something that it was told a moment before
+            self.adapters.release(running.work.adapter)
 
     def forget(self, run_id: int) -> "_Running | None":
         """Takes a work out, whose lane wants nothing more of it."""
         running = self.works.pop(run_id, None)
         self.prefilling.discard(run_id)
-        if running is not None and running.work.adapter and not running.parked and self.adapters is not None:
+        if running is None or self.adapters is None or not running.work.adapter:
+            return running
+        if running.parked is not None:
+            self.adapters.give_up(running.work.adapter, running.parked)
+        elif running.holds:
             self.adapters.release(running.work.adapter)
         return running
 

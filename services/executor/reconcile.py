@@ -64,6 +64,7 @@ class Reconciler:
         self._adapter_loads = adapter_loads
         self._loaded = loaded
         self._wanted: dict[str, Wanted] = {}
+        self._specs: dict[str, ModelSpec] = {}  # of all statuses, as they were wanted last
         self._wake: dict[str, asyncio.Event] = {}
         self._desks: dict[str, AdapterDesk] = {}
         self._room = asyncio.Condition()
@@ -71,12 +72,15 @@ class Reconciler:
     def want(self, copies: Mapping[str, Wanted]) -> None:
         """Replaces what is to be held, by pool."""
         self._wanted = dict(copies)
+        self._specs.update({pool: wanted.spec for pool, wanted in copies.items()})
         for pool in {*copies, *self.statuses}:
             if (wake := self._wake.get(pool)) is not None:
                 wake.set()
+                if self.statuses[pool].memory_bytes != self._specs[pool].copy_bytes:
+                    self._put(pool, replace(self.statuses[pool], memory_bytes=self._specs[pool].copy_bytes))
             elif pool in copies:
                 self._wake[pool] = asyncio.Event()
-                self._set(copies[pool].spec, State.PENDING, "")
+                self._set(pool, State.PENDING, "")
                 self._tasks.spawn(self._hold(pool), f"hold {pool}")
         for pool, desk in self._desks.items():
             if (wanted := copies.get(pool)) is not None:
@@ -85,6 +89,8 @@ class Reconciler:
     def broken(self, pool: str, reason: str) -> None:
         """The runner of a copy died: it is loaded again at once."""
         log.error("engine died", pool=pool, reason=reason)
+        if (status := self.statuses.get(pool)) is not None and status.state is State.READY:
+            self._set(pool, State.LOADING, f"the engine died: {reason}")
         if (wake := self._wake.get(pool)) is not None:
             wake.set()
 
@@ -95,30 +101,28 @@ class Reconciler:
 
     async def _hold(self, pool: str) -> None:
         """From the first placement of a copy to the end of the last."""
-        wake, retry, spec, why = self._wake[pool], RETRY_S[0], self._wanted[pool].spec, ""
-        while (wanted := self._wanted.get(pool)) is not None:
-            spec = wanted.spec
+        wake, retry, why = self._wake[pool], RETRY_S[0], ""
+        while pool in self._wanted:
             if not await self._enter(pool, why):
                 continue
             try:
-                copy, runner = await self._load(pool, spec, why)
+                copy, runner = await self._load(pool)
             except Exception as error:  # a bug in an engine must not end the only task that can load the copy
                 known = isinstance(error, LoadFailed)
                 reason = str(error) if known else f"{type(error).__name__} in the engine"
                 log.error("copy failed to load", pool=pool, reason=reason, retry_s=retry, exc_info=not known)
                 self._host.drop(pool)
-                self._set(spec, State.FAILED, reason, attempts=self.statuses[pool].attempts + 1)
+                self._set(pool, State.FAILED, reason, attempts=self.statuses[pool].attempts + 1)
                 await self._tell_room()
                 await _wait(wake, retry)
                 retry = min(retry * 2, RETRY_S[1])
                 continue
             retry = RETRY_S[0]
             why = await self._keep(pool, copy, wake)
-            await self._unload(pool, spec, copy, runner, why)
+            await self._unload(pool, copy, runner, why)
             if why:
-                self._set(spec, State.PENDING, why)
-        del self._wake[pool]
-        self.statuses.pop(pool, None)
+                self._set(pool, State.PENDING, why)
+        del self._wake[pool], self._specs[pool], self.statuses[pool]
         self._changed()
         await self._tell_room()
         log.info("copy gone", pool=pool)
@@ -130,23 +134,24 @@ class Reconciler:
         any more. A copy that can never fit is not waited for: it fails."""
         async with self._room:
             while (wanted := self._wanted.get(pool)) is not None:
-                spec, loading = wanted.spec, [s for s in self.statuses.values() if s.state is State.LOADING]
-                free = self._memory_bytes - self.used_bytes
-                if len(loading) < LOADS_AT_ONCE and (spec.copy_bytes <= free or spec.copy_bytes > self._memory_bytes):
-                    self._set(spec, State.LOADING, why, attempts=self.statuses[pool].attempts)
+                needed, free = wanted.spec.copy_bytes, self._memory_bytes - self.used_bytes
+                loading = sum(status.state is State.LOADING for status in self.statuses.values())
+                if loading < LOADS_AT_ONCE and (needed <= free or needed > self._memory_bytes):
+                    self._set(pool, State.LOADING, why, attempts=self.statuses[pool].attempts)
                     return True
-                waits = f"{len(loading)} copies are being loaded"
-                if spec.copy_bytes > free:
-                    waits = f"{spec.copy_bytes} bytes are needed, {free} are free"
+                waits = f"{loading} copies are being loaded"
+                if needed > free:
+                    waits = f"{needed} bytes are needed, {free} are free"
                 if self.statuses[pool].reason != waits:
-                    self._set(spec, State.PENDING, waits, attempts=self.statuses[pool].attempts)
+                    self._set(pool, State.PENDING, waits, attempts=self.statuses[pool].attempts)
                 try:
                     await asyncio.wait_for(self._room.wait(), 1.0)
                 except TimeoutError:
                     pass
         return False
 
-    async def _load(self, pool: str, spec: ModelSpec, why: str) -> tuple[Copy, Runner]:
+    async def _load(self, pool: str) -> tuple[Copy, Runner]:
+        spec = self._specs[pool]
         if spec.copy_bytes > self._memory_bytes:
             raise LoadFailed(f"it needs {spec.copy_bytes} bytes, and this executor has {self._memory_bytes}")
         started = self._clock.monotonic()
@@ -163,39 +168,52 @@ class Reconciler:
         copy.runner, copy.adapters = runner, desk
         took, capacity = self._clock.monotonic() - started, runner.capacity
         self._loaded(spec.name, took)
-        self._set(spec, State.READY, "", capacity=capacity, adapters=desk.residents)
+        self._set(pool, State.READY, "", capacity=capacity, adapters=desk.residents)
         log.info("copy ready", pool=pool, slots=capacity.slots, blocks=capacity.blocks, seconds=round(took, 3))
         await self._tell_room()
         return copy, runner
 
     async def _keep(self, pool: str, copy: Copy, wake: asyncio.Event) -> str:
         """Until the copy is to go: "" when it is not wanted, else why it cannot stay."""
+        due = self._clock.monotonic() + CHECK_S
         while pool in self._wanted and copy.runner is not None:
-            if await _wait(wake, CHECK_S):
-                continue
+            if await _wait(wake, max(due - self._clock.monotonic(), 0.0)):
+                continue  # something else changed: the check stays due
+            due = self._clock.monotonic() + CHECK_S
             try:
                 await copy.runner.self_check()
-            except SelfCheckFailed as failed:
+            except Exception as error:  # whatever is wrong: a copy that cannot be asked is no copy
+                known = isinstance(error, SelfCheckFailed)
+                reason = str(error) if known else f"{type(error).__name__} in the engine"
                 if copy.runner is not None and pool in self._wanted:
-                    log.error("copy does not answer", pool=pool, reason=str(failed))
-                    return f"it did not answer: {failed}"
+                    log.error("copy does not answer", pool=pool, reason=reason, exc_info=not known)
+                    return f"it did not answer: {reason}"
         return f"the engine died: {copy.broken}" if copy.broken else ""
 
-    async def _unload(self, pool: str, spec: ModelSpec, copy: Copy, runner: Runner, why: str) -> None:
-        if not why:
+    async def _unload(self, pool: str, copy: Copy, runner: Runner, why: str) -> None:
+        if why:
+            self._set(pool, State.LOADING, why)  # it keeps its memory until the engine has let go of it
+        else:
             copy.draining = True
-            self._set(spec, State.DRAINING, "")
-            deadline = self._clock.monotonic() + spec.drain_s
+            self._set(pool, State.DRAINING, "")
+            deadline = self._clock.monotonic() + self._specs[pool].drain_s
             while copy.works and copy.runner is not None and self._clock.monotonic() < deadline:
                 await asyncio.sleep(0.05)  # works have no event of their own
         self._desks.pop(pool).close()
         self._host.drop(pool)
-        await runner.close()
+        try:
+            await runner.close()
+        except Exception:  # a bug in an engine must not end the only task that can load the copy
+            log.exception("the engine failed to unload a copy", pool=pool)
         log.info("copy unloaded", pool=pool)
 
-    def _set(self, spec: ModelSpec, state: State, reason: str, **more: object) -> None:
+    def _set(self, pool: str, state: State, reason: str, **more: object) -> None:
+        spec = self._specs[pool]
         status = CopyStatus(spec.name, spec.version, state, reason, self._clock.now(), spec.copy_bytes)
-        self.statuses[spec.pool] = replace(status, **more)  # type: ignore[arg-type]
+        self._put(pool, replace(status, **more))  # type: ignore[arg-type]
+
+    def _put(self, pool: str, status: CopyStatus) -> None:
+        self.statuses[pool] = status
         self._changed()
 
     async def _tell_room(self) -> None:

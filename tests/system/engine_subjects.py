@@ -13,6 +13,7 @@ from libs.models.tokenizer_files import tokenizer_folder
 from libs.tokens.tokenizer import Tokenizer
 from services.executor.engine import Runner
 from services.executor.simulated.engine import SimulatedEngine
+from tests.system import trtllm
 from tests.system.engine_conformance import Subject
 from tests.system.remote_subjects import remote_chat, remote_tokens
 from tests.system.triton_subjects import triton_bls, triton_ensemble, triton_tokens
@@ -62,6 +63,8 @@ SUBJECTS: Mapping[str, Callable[[Path], Any]] = {
     "triton_tensorrt_llm": triton_tokens,
     "triton_ensemble": triton_ensemble,
     "triton_bls": triton_bls,
+    "trtllm_1.2": lambda folder: trtllm.subject(folder, default_tokenizer(), "1.2"),
+    "trtllm_1.3": lambda folder: trtllm.subject(folder, default_tokenizer(), "1.3"),
     "remote_chat": remote_chat,
     "remote_tokens": remote_tokens,
 }

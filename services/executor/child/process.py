@@ -46,11 +46,15 @@ class ChildProcess:
         # Popen rather than asyncio's or uvloop's: it forks by vfork, which runs no fork handlers of gRPC. On
         # this thread rather than in an executor: the kernel kills the child with the thread that started it.
         with theirs:
-            process = subprocess.Popen(  # noqa: ASYNC220, S603
-                [python, "-m", module, str(theirs.fileno()), *arguments],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": f"{_ROOT}{os.pathsep}{_ROOT / 'protos'}", **(environment or {})},
-            )  # fmt: skip
+            try:
+                process = subprocess.Popen(  # noqa: ASYNC220, S603
+                    [python, "-m", module, str(theirs.fileno()), *arguments],
+                    pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                    env={**os.environ, "PYTHONPATH": f"{_ROOT}{os.pathsep}{_ROOT / 'protos'}", **(environment or {})},
+                )  # fmt: skip
+            except OSError:
+                ours.close()
+                raise
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         return cls(process, reader, writer)
 

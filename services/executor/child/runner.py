@@ -6,7 +6,7 @@ from typing import Literal, cast
 import structlog
 
 from libs.catalogue import ModelSpec
-from libs.errors import BY_REASON, HeadraceError, Overloaded
+from libs.errors import BY_REASON, HeadraceError, Overloaded, RequestInvalid, Violation
 from libs.lane.work import FinishReason, Frame, Outcome, Work
 from services.executor.child.process import ChildProcess
 from services.executor.child.wire import (
@@ -211,5 +211,10 @@ class ChildRunner:
 
 def _outcome(ended: Ended) -> Outcome:
     finish = FINISHES.get(ended.how)
-    error = None if finish else BY_REASON[ended.how](ended.message, metadata={"stage": "executor"})
+    error = None
+    if finish is None:
+        # An engine that refuses a request need not say which field it means.
+        whole = [("request", ended.message)] if ended.how == RequestInvalid.reason else []
+        violations = [Violation(*violation) for violation in ended.violations or whole]
+        error = BY_REASON[ended.how](ended.message, metadata={"stage": "executor"}, violations=violations)
     return Outcome(finish, error, ended.output_tokens, ended.cached_tokens)

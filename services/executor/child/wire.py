@@ -89,6 +89,8 @@ class Ended(msgspec.Struct, frozen=True, array_like=True):
     message: str
     output_tokens: int
     cached_tokens: int
+    violations: list[tuple[str, str]] = []
+    """Of a request that is wrong: field, and what is wrong with it."""
 
 
 class Stepped(msgspec.Struct, tag=True, array_like=True):

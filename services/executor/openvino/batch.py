@@ -4,71 +4,45 @@ The engine is given a work only when it has a slot and, by the model, blocks for
 moment of entry, a work that waits can be cancelled without the engine knowing, and with the ledger's
 reservations in front the engine has no reason to preempt.
 
+Works of one adapter run at a time; whose turn it is decides `turns`, and which prompts may enter unmarked `salts`.
+When the adapter changes, running works are paused: taken out of the engine, to continue behind their tokens in
+their adapter's next turn, their keys and values still in the cache under their salt.
+
 The blocks are a model of what the engine does (Exactness.MODELLED), for it tells neither events nor hits:
 paging and least-recently-used prefix caching of services.executor.blocks, with the measured block size.
 Where the two can differ: the engine takes a prompt's blocks chunk by chunk, the model all at entry; the
-engine also finds blocks that are not full, and knows nothing of the salts in our hashes.
+engine also finds blocks that are not full.
 """
 
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 from libs.lane.work import Frame
 from libs.tokens.blocks import HASH_BYTES, TOKEN_BYTES, chain, salt
 from services.executor.blocks import PagedBlocks
 from services.executor.child.wire import Ended, Stepped
+from services.executor.openvino.run import Run
+from services.executor.openvino.salts import Claims
+from services.executor.openvino.turns import QUANTUM_S, Turns
 from services.executor.openvino.wire import Submit
 
 HEALTHY_AFTER = 64
 """Steps without a fault after which the engine counts as healthy."""
 
+FLUSH_S = 3.0
+"""How long a prompt that may only enter an empty cache waits for others to end before they are paused for it."""
 
-class Run:
-    """A work in the child."""
 
-    __slots__ = (
-        "answer", "cached_tokens", "entry_tokens", "fresh", "hashes", "matched", "since_entry", "suspicion", "work",
-    )  # fmt: skip
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A change that needs the engine without works."""
 
-    def __init__(self, work: Submit, hashes: list[int]) -> None:
-        self.work = work
-        self.answer = list(work.resumed)
-        """Tokens of the answer that have passed on."""
-        self.hashes = hashes
-        """Of its full blocks, as far as computed."""
-        self.cached_tokens: int | None = None
-        """None until it first enters the engine."""
-        self.entry_tokens = 0
-        """Tokens given to the engine as the prompt."""
-        self.since_entry = 0
-        """Tokens that the engine has made since."""
-        self.matched = 0
-        """How many of these repeated the answer, which a grammar makes necessary."""
-        self.fresh = True
-        """Whether it has brought nothing since it entered."""
-        self.suspicion = 0
-        """Faults of the engine at which it was fresh."""
-
-    @property
-    def replays(self) -> bool:
-        """Whether the engine makes the answer from its start: a grammar's state cannot be set."""
-        return bool(self.work.grammar_form)
-
-    @property
-    def behind(self) -> bool:
-        """Whether the engine has not yet repeated the answer so far."""
-        return self.replays and self.matched < len(self.answer)
-
-    @property
-    def tokens(self) -> list[int]:
-        """What the engine takes as the prompt when the work enters now."""
-        return self.work.prompt if self.replays else self.work.prompt + self.answer
-
-    @property
-    def remaining(self) -> int:
-        """Tokens that the engine is to make at most."""
-        return self.work.max_tokens - (0 if self.replays else len(self.answer))
+    adapter: str
+    """Acts from now on."""
+    flush: bool
+    """Whether the cache has to be emptied."""
 
 
 class Batch:
@@ -77,24 +51,27 @@ class Batch:
     Works wait in a queue that the runner in the parent bounds.
     """
 
-    def __init__(self, model: str, slots: int, blocks: int, block_tokens: int) -> None:
+    def __init__(self, model: str, slots: int, blocks: int, block_tokens: int, quantum_s: float = QUANTUM_S) -> None:
+        self.turns = Turns(quantum_s)
+        self.claims = Claims(block_tokens)
         self.blocks = PagedBlocks(blocks, block_tokens)
         self.running: dict[int, Run] = {}
         self.waiting: deque[Run] = deque()
         self.faults = 0
         """Since the engine was last healthy."""
-        self._salt = salt(model)
+        self._model = model
         self._slots = slots
+        self._closing = False  # a turn ends: nobody enters any more
         self._careful = 0
         self._frame = Frame()
         self._said = self._out = Stepped()
 
-    def submit(self, work: Submit) -> None:
-        """Queues a work."""
+    def submit(self, work: Submit, now: float) -> None:
+        """Queues a work. `now`, here and below, is in seconds of a clock that only goes forward."""
         hashes = work.hashes
         if hashes is None:
-            hashes = chain(work.prompt, self.blocks.block_tokens, self._salt)
-        self.waiting.append(Run(work, list(hashes)))
+            hashes = chain(work.prompt, self.blocks.block_tokens, salt(self._model, work.salt))
+        self.waiting.append(Run(work, list(hashes), now))
 
     def find(self, work_id: int) -> Run | None:
         """The work, if it is here."""
@@ -106,29 +83,83 @@ class Batch:
         """Works whose deadline, in Unix seconds, is past."""
         return [run for run in (*self.running.values(), *self.waiting) if run.work.deadline <= now]
 
-    def admit(self) -> list[Run]:
-        """Lets waiting works in, in order, as far as slots and blocks go.
+    def may_pause(self) -> bool:
+        """Whether the running works can be paused now. If not, none enters any more until they can."""
+        self._closing = any(run.holds for run in self.running.values())
+        return not self._closing
+
+    def turn(self, now: float) -> Turn | None:
+        """The change that is due and possible now; pause, make it, and tell it by `begin`."""
+        waiting: dict[str, float] = {}
+        for run in self.waiting:
+            waiting[run.work.adapter] = min(run.queued, waiting.get(run.work.adapter, run.queued))
+        adapter = self.turns.next(now, waiting, bool(self.running))
+        flush = adapter is None and self._flush_due(now)
+        if adapter is None and not flush:
+            self._closing = False
+            return None
+        return Turn(self.turns.active if adapter is None else adapter, flush) if self.may_pause() else None
+
+    def pause(self, now: float) -> list[Run]:
+        """Puts the running works back in front of the queue; they have to be taken out of the engine."""
+        paused = list(self.running.values())
+        for run in paused:
+            self.blocks.free(run.work.work_id)
+            run.queued = now
+        self.running.clear()
+        self.waiting.extendleft(reversed(paused))
+        self._closing = False
+        return paused
+
+    def begin(self, turn: Turn, now: float, swap_s: float) -> None:
+        """A turn begins; the change took `swap_s` seconds."""
+        if turn.flush:
+            self.forget()
+        if turn.adapter != self.turns.active:
+            self.turns.begin(turn.adapter, now, {run.work.adapter: 0.0 for run in self.waiting})
+            self._out.swaps.append(swap_s)
+
+    def forget(self) -> None:
+        """The engine's cache is empty, and no work is in it."""
+        self.blocks.clear()
+        self.claims.clear()
+
+    def admit(self, now: float) -> list[Run]:
+        """Lets waiting works of the active adapter in, in order, as far as slots and blocks go.
 
         After a fault only one work at a time may be new to the engine, so that the next fault has a culprit.
         """
-        entered = []
+        entered: list[Run] = []
         careful = self._careful > 0 and any(run.fresh for run in self.running.values())
-        while self.waiting and len(self.running) < self._slots and not careful:
-            run = self.waiting[0]
+        if self._closing or not self.waiting or len(self.running) >= self._slots or careful:
+            return entered
+        for run in [run for run in self.waiting if run.work.adapter == self.turns.active]:
+            if run.unmarked and not self.claims.take(run.work.prompt, run.work.salt):
+                run.kept_out = now if run.kept_out is None else run.kept_out
+                continue
             tokens = run.tokens
             self._extend(run, tokens)
             allocation = self.blocks.allocate(run.work.work_id, run.hashes, len(tokens))
             if allocation is None:
                 break
-            self.waiting.popleft()
+            self.waiting.remove(run)
             self.running[run.work.work_id] = run
             run.entry_tokens, run.since_entry, run.matched, run.fresh = len(tokens), 0, 0, True
+            run.entered_behind, run.kept_out = len(run.answer), None
             if run.cached_tokens is None:
                 run.cached_tokens = allocation.cached_blocks * self.blocks.block_tokens
                 self._out.started.append((run.work.work_id, run.cached_tokens))
             entered.append(run)
-            careful = self._careful > 0
+            if self._careful or len(self.running) >= self._slots:
+                break
         return entered
+
+    def _flush_due(self, now: float) -> bool:
+        return any(
+            run.kept_out is not None and (not self.running or now - run.kept_out >= FLUSH_S)
+            for run in self.waiting
+            if run.work.adapter == self.turns.active
+        )
 
     def advance(self, run: Run, tokens: Sequence[int], log_probs: Sequence[float]) -> bool:
         """Takes in what the engine has made for a work; False when it departs from the answer so far."""
@@ -172,7 +203,8 @@ class Batch:
         for run in runs:
             self.blocks.free(run.work.work_id)
         self.running.clear()
-        self.blocks.clear()
+        self.forget()
+        self._closing = False
         self.waiting = deque([*sorted(runs, key=lambda run: run.fresh), *self.waiting])
 
     def report(self) -> Stepped | None:
@@ -184,7 +216,7 @@ class Batch:
         out, frame = self._out, self._frame
         out.events = [(event.kind, list(event.hashes)) for event in self.blocks.drain_events()]
         out.stats = (len(self.running), len(self.waiting), self.blocks.used, self.blocks.cached)
-        if not (frame or out.started or out.ended or out.events) and out.stats == self._said.stats:
+        if not (frame or out.started or out.ended or out.events or out.swaps) and out.stats == self._said.stats:
             return None
         out.work_ids, out.offsets, out.counts = frame.work_ids, frame.offsets, frame.counts
         out.token_ids, out.log_probs = frame.token_ids, frame.log_probs

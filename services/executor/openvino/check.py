@@ -79,6 +79,8 @@ def to_submit(work_id: int, work: Work, limits: Limits) -> Submit:
         grammar_form=work.grammar.form if work.grammar else "",
         grammar_text=work.grammar.text if work.grammar else "",
         hashes=hashes,
+        adapter=work.adapter,
+        salt=work.salt,
     )
 
 

@@ -14,6 +14,7 @@ from services.executor.engine import Listener, LoadFailed
 from services.executor.openvino.check import Limits
 from services.executor.openvino.grammar import GrammarGate
 from services.executor.openvino.runner import OpenVinoRunner
+from services.executor.openvino.turns import QUANTUM_S
 from services.executor.openvino.wire import Load
 
 log = structlog.get_logger()
@@ -32,12 +33,14 @@ class OpenVinoEngine:
         cache_dir: Where prepared models are.
         threads: CPU threads per model; 0 leaves the choice to OpenVINO (all physical cores).
         niceness: Added to the children's own, 0 to 19: higher gives way to the rest of the machine.
+        quantum_s: How long one adapter's works run while another's wait.
     """
 
-    def __init__(self, cache_dir: Path, threads: int = 0, niceness: int = 0) -> None:
+    def __init__(self, cache_dir: Path, threads: int = 0, niceness: int = 0, quantum_s: float = QUANTUM_S) -> None:
         self._cache_dir = cache_dir
         self._threads = threads
         self._niceness = niceness
+        self._quantum_s = quantum_s
         self._runners: list[OpenVinoRunner] = []
 
     async def start(self) -> None:
@@ -48,6 +51,8 @@ class OpenVinoEngine:
         its process (about 2 s), and returns when it has passed its self-test."""
         if min(model.slots, model.step_tokens) < 1 or model.blocks < LEAST_BLOCKS:
             raise LoadFailed(f"slots and step_tokens must be at least 1, blocks at least {LEAST_BLOCKS}")
+        if model.openvino.prompt_lookup_tokens and model.openvino.prompt_lookup_ngram < 1:
+            raise LoadFailed("prompt_lookup_ngram must be at least 1 where prompt_lookup_tokens is set")
         prepared = await self._prepare(model)
         child = await ChildProcess.start("services.executor.openvino.child")
         try:
@@ -93,6 +98,10 @@ class OpenVinoEngine:
             eos_ids=prepared.facts.eos_ids,
             threads=self._threads,
             niceness=self._niceness,
+            quantum_s=self._quantum_s,
+            lookup_tokens=model.openvino.prompt_lookup_tokens,
+            lookup_ngram=model.openvino.prompt_lookup_ngram,
+            places=prepared.facts.places,
         )
         child.send(encode(load))
         try:

@@ -1,7 +1,7 @@
-"""OpenVINO GenAI's continuous batching behind five verbs: add, step, read, cancel, rebuild. For the child.
+"""OpenVINO GenAI's continuous batching behind few verbs: add, step, read, cancel, activate, rebuild. For the child.
 
 What it hides: engine ids are never used twice; the token that ends an answer is not part of it; a handle is
-not read after its work was cancelled; statuses that stand for several things.
+not read after its work was cancelled; statuses that stand for several things; how an adapter is made to act.
 """
 
 import re
@@ -11,12 +11,13 @@ import numpy as np
 import openvino
 import openvino_genai as genai
 
+from libs.models.adapter import Adapter
+from services.executor.openvino.lora import engine_adapter, uniform
+from services.executor.openvino.run import Run
+from services.executor.openvino.salts import Salts
 from services.executor.openvino.wire import Load, Submit
 
 RUNNING, FINISHED = genai.GenerationStatus.RUNNING, genai.GenerationStatus.FINISHED
-BLOCK_SIZES = (8, 16, 32, 64, 128)
-PROBE_TOKENS = 65
-"""A prompt of this length takes a different number of blocks of each of BLOCK_SIZES but the last two."""
 
 GRAMMAR_FIELDS = {"json_schema": "json_schema", "regex": "regex", "ebnf": "grammar"}
 
@@ -36,16 +37,24 @@ class Made:
 
 
 class Pipeline:
-    """One loaded model. After an exception from `step` only `rebuild` may be called. Raises LoadError."""
+    """One loaded model. After an exception from `step` or `activate` only `rebuild` may be called.
+
+    The engine has places for adapters only where one was registered that needs them: each place costs time in
+    every step, also while no adapter acts. An adapter that needs further places has it built anew. Raises
+    LoadError.
+    """
 
     def __init__(self, settings: Load) -> None:
+        self.salts = Salts(settings.vocabulary)
+        self.active = ""
+        """The adapter that acts; "" for none."""
         self._settings = settings
         self._eos_ids = set(settings.eos_ids)
         self._next_id = 0
         self._handles: dict[int, genai.GenerationHandle] = {}
+        self._adapters: dict[str, genai.Adapter] = {}
+        self._places: dict[str, tuple[int, int]] = {}
         self._engine = self._build()
-        self.block_tokens = self._ask()
-        """Tokens per block, measured."""
 
     def _build(self) -> genai.ContinuousBatchingPipeline:
         scheduler = genai.SchedulerConfig()
@@ -54,29 +63,60 @@ class Pipeline:
         scheduler.max_num_batched_tokens = self._settings.step_tokens
         scheduler.enable_prefix_caching = True
         scheduler.dynamic_split_fuse = True
-        properties = {"INFERENCE_NUM_THREADS": self._settings.threads} if self._settings.threads else {}
+        properties: dict[str, object] = {}
+        if self._settings.threads:
+            properties["INFERENCE_NUM_THREADS"] = self._settings.threads
+        if self._settings.lookup_tokens:
+            properties["prompt_lookup"] = True
+        if self._places:
+            neutral = uniform(self._places, 0.0)
+            properties["adapters"] = genai.AdapterConfig([neutral], genai.AdapterConfig.Mode.MODE_DYNAMIC)
         try:
             return genai.ContinuousBatchingPipeline(self._settings.path, scheduler, "CPU", properties)
         except RuntimeError as error:
             raise LoadError(last_line(error)) from error
 
-    def rebuild(self) -> None:
-        """Throws the engine away, with its cache and its works, and builds it again. Raises LoadError."""
+    def rebuild(self, adapter: str = "") -> None:
+        """Throws the engine away, with its cache and its works, and builds it again. Registered adapters stay.
+
+        Args:
+            adapter: Acts from then on.
+
+        Raises LoadError.
+        """
         self._handles.clear()
         del self._engine  # before the new one: there may be no memory for two
         self._engine = self._build()
+        self.active = ""
+        try:
+            if self._places:
+                self._set(None)
+            self.activate(adapter)
+        except RuntimeError as error:
+            raise LoadError(last_line(error)) from error
 
     @property
     def busy(self) -> bool:
         """Whether a step would do something; cancelled works keep it busy for one."""
         return bool(self._engine.has_non_finished_requests())
 
-    def add(self, work: Submit, tokens: list[int], max_new_tokens: int) -> None:
+    @property
+    def used_blocks(self) -> int:
+        """As of the last step that computed something."""
+        return round(float(self._engine.get_metrics().cache_usage) * self._settings.blocks / 100)
+
+    def add(self, run: Run) -> None:
         """Gives a work to the engine. Raises RuntimeError when it refuses; nothing else is harmed then."""
+        tokens = run.tokens if run.unmarked else self.salts.mark(run.tokens, run.work.salt)
+        self._handles[run.work.work_id] = self.request(tokens, self._config(run.work, run.remaining, run.seed))
+
+    def request(self, tokens: list[int], config: genai.GenerationConfig) -> "genai.GenerationHandle":
+        """Gives tokens to the engine. Raises RuntimeError."""
         self._next_id += 1
-        prompt = openvino.Tensor(np.array([tokens], np.int64))
-        config = self._config(work, max_new_tokens)
-        self._handles[work.work_id] = self._engine.add_request(self._next_id, prompt, config)
+        if self._settings.lookup_tokens:
+            config.num_assistant_tokens = self._settings.lookup_tokens
+            config.max_ngram_size = self._settings.lookup_ngram
+        return self._engine.add_request(self._next_id, openvino.Tensor(np.array([tokens], np.int64)), config)
 
     def step(self) -> None:
         """Computes up to `step_tokens` tokens: one per work, the rest for prompts. Raises RuntimeError; the
@@ -109,7 +149,54 @@ class Pipeline:
         """Drops a work; its blocks are free after the next step."""
         self._handles.pop(work_id).cancel()
 
-    def _config(self, work: Submit, max_new_tokens: int) -> genai.GenerationConfig:
+    def settle(self) -> None:
+        """Lets cancels take effect: computes nothing once all works are cancelled. Raises RuntimeError."""
+        while self.busy:
+            self.step()
+
+    def holds(self, adapter: str) -> bool:
+        """Whether an adapter can be activated; no adapter, "", always can."""
+        return not adapter or adapter in self._adapters
+
+    def register(self, name: str, adapter: Adapter) -> bool:
+        """Makes an adapter known. True when the engine has to be rebuilt before it can act."""
+        self._adapters[name] = engine_adapter(adapter.matrices)
+        further = {target: self._settings.places[target] for target in adapter.targets - self._places.keys()}
+        self._places |= further
+        return bool(further)
+
+    def forget(self, name: str) -> None:
+        """Gives an adapter's memory back. It must not be active."""
+        self._adapters.pop(name, None)
+
+    def activate(self, name: str) -> None:
+        """Has a registered adapter act on all that is computed from now on, "" for none. No work may be in the
+        engine. Raises RuntimeError."""
+        if name != self.active:
+            self._set(self._adapters[name] if name else None)
+            self.active = name
+
+    def act_uniformly(self, strength: float) -> None:
+        """Has an adapter act on every place that is easy to notice: see `uniform`. Raises RuntimeError."""
+        self._set(uniform(self._places, strength))
+        self.active = "?"
+
+    def _set(self, adapter: genai.Adapter | None) -> None:
+        """The engine sets adapters only in `generate`, before it looks at the prompts. A batch of two in one
+        tensor is then refused, and nothing is computed."""
+        config = genai.GenerationConfig()
+        config.apply_chat_template = False
+        config.max_new_tokens = 1
+        if self._settings.lookup_tokens:
+            config.num_assistant_tokens, config.max_ngram_size = 1, 1
+        config.adapters = genai.AdapterConfig([adapter] if adapter is not None else [])
+        try:
+            self._engine.generate([openvino.Tensor(np.zeros((2, 1), np.int64))], [config])
+        except RuntimeError as error:
+            if "Use multiple tensors" not in str(error):
+                raise
+
+    def _config(self, work: Submit, max_new_tokens: int, seed: int) -> genai.GenerationConfig:
         config = genai.GenerationConfig()
         config.apply_chat_template = False
         config.max_new_tokens = max_new_tokens
@@ -123,7 +210,7 @@ class Pipeline:
             config.top_p = work.top_p
             if work.top_k:
                 config.top_k = work.top_k
-            config.rng_seed = work.seed
+            config.rng_seed = seed
         config.repetition_penalty = work.repetition_penalty
         config.presence_penalty = work.presence_penalty
         config.frequency_penalty = work.frequency_penalty
@@ -131,37 +218,6 @@ class Pipeline:
         if work.grammar_form:
             config.structured_output_config = grammar_config(work.grammar_form, work.grammar_text)
         return config
-
-    def _ask(self) -> int:
-        """The self-test: a prompt longer than any block, of which two tokens are read; returns the measured
-        block size."""
-        first = max(self._settings.vocabulary // 2, 1)
-        prompt = [(first + 7 * n) % self._settings.vocabulary for n in range(PROBE_TOKENS)]
-        config = genai.GenerationConfig()
-        config.apply_chat_template = False
-        config.ignore_eos = True
-        config.max_new_tokens = 2
-        config.logprobs = 1
-        made: list[int] = []
-        used = 0
-        try:
-            handle = self._engine.add_request(0, openvino.Tensor(np.array([prompt], np.int64)), config)
-            while self.busy:
-                self.step()
-                used = max(used, round(self._engine.get_metrics().cache_usage * self._settings.blocks / 100))
-                while handle.can_read():
-                    output = handle.read()[0]
-                    made += output.generated_ids
-                    if not np.isfinite(output.generated_log_probs).all():
-                        raise LoadError("the self-test's answer has log-probabilities that are not finite")
-        except RuntimeError as error:
-            raise LoadError(f"the self-test failed: {last_line(error)}") from error
-        if len(made) != 2 or not all(0 <= token < self._settings.vocabulary for token in made):
-            raise LoadError(f"the self-test's answer is wrong: {made}")
-        fitting = [size for size in BLOCK_SIZES if -(-(PROBE_TOKENS + 1) // size) == used]
-        if len(fitting) != 1:
-            raise LoadError(f"{PROBE_TOKENS + 1} tokens take {used} blocks: of which size?")
-        return fitting[0]
 
 
 def grammar_config(form: str, text: str) -> genai.StructuredOutputConfig:

@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 
+from libs.catalogue import ModelSpec
 from libs.errors import Cancelled, RequestInvalid, Violation
 from libs.lane.work import FinishReason, Outcome, Work
 from services.executor.child.process import ChildProcess
 from services.executor.child.runner import ChildRunner
 from services.executor.child.wire import Ready, encode
-from services.executor.engine import Listener
+from services.executor.engine import Listener, LoadFailed
 from services.executor.openvino.check import Limits, to_submit
 from services.executor.openvino.grammar import GrammarGate
-from services.executor.openvino.wire import Submit
+from services.executor.openvino.wire import LoadLora, Submit
 
 
 class OpenVinoRunner(ChildRunner):
@@ -23,6 +24,11 @@ class OpenVinoRunner(ChildRunner):
         self._gate = gate
         self._limits = limits
         self._in_gate: set[int] = set()
+
+    async def load_adapter(self, adapter: ModelSpec) -> None:
+        question = LoadLora(adapter.adapter, adapter.source, adapter.shares_prefix)
+        if fault := await self._ask_adapter(adapter.adapter, question):
+            raise LoadFailed(f"the adapter {adapter.name} cannot be loaded: {fault}")
 
     async def close(self) -> None:
         await self._gate.close()

@@ -19,6 +19,20 @@ class Load(msgspec.Struct, tag=True, frozen=True, array_like=True):
     threads: int
     """0 means as many as OpenVINO sees fit."""
     niceness: int
+    quantum_s: float = 0.5
+    """See services.executor.openvino.turns."""
+    lookup_tokens: int = 0
+    """Tokens that prompt lookup proposes in each step; 0 for none."""
+    lookup_ngram: int = 0
+    places: dict[str, tuple[int, int]] = {}
+    """See libs.models.prepared.Facts."""
+
+
+class LoadLora(LoadAdapter, tag=True, frozen=True, array_like=True):
+    """Make an adapter usable; answered by AdapterDone."""
+
+    shares_prefix: bool = False
+    """The catalogue says that its keys and values are the base's."""
 
 
 class Submit(msgspec.Struct, tag=True, frozen=True, array_like=True):
@@ -46,6 +60,8 @@ class Submit(msgspec.Struct, tag=True, frozen=True, array_like=True):
     grammar_text: str
     hashes: list[int] | None
     """Of the prompt's full blocks; None lets the child compute them, an empty list keeps them unnamed."""
+    adapter: str = ""
+    salt: str = ""
 
 
 class Try(msgspec.Struct, tag=True, frozen=True, array_like=True):
@@ -62,7 +78,7 @@ class Verdict(msgspec.Struct, tag=True, frozen=True, array_like=True):
     fault: str
 
 
-Up = Load | Submit | Cancel | LoadAdapter | UnloadAdapter | Check
+Up = Load | Submit | Cancel | LoadLora | UnloadAdapter | Check
 
 decode_up = msgspec.msgpack.Decoder(Up).decode
 decode_try = msgspec.msgpack.Decoder(Try).decode

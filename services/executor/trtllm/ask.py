@@ -8,8 +8,7 @@ engine from reading the model's own, so none is.
 from collections.abc import Set
 from typing import Any
 
-from libs.errors import RequestInvalid, Violation
-from libs.lane.work import Sampling, Tier, Work
+from libs.lane.work import Tier, Work
 from services.executor.engine import Capabilities, Exactness
 from services.executor.trtllm.wire import Load
 
@@ -115,13 +114,8 @@ def capabilities(load: Load, takes: Set[str]) -> Capabilities:
 
 
 def sampling_arguments(work: Work, max_tokens: int, seeds: bool) -> dict[str, Any]:
-    """For SamplingParams, grammar apart. A temperature that is not given is 1.
-
-    Raises RequestInvalid with everything that is wrong.
-    """
+    """For SamplingParams, grammar apart. A temperature that is not given is 1."""
     sampling = work.sampling
-    if faults := _faults(sampling):
-        raise RequestInvalid.of(faults)
     arguments: dict[str, Any] = {
         "max_tokens": max_tokens,
         "ignore_eos": sampling.ignore_end,
@@ -144,19 +138,3 @@ def sampling_arguments(work: Work, max_tokens: int, seeds: bool) -> dict[str, An
     if work.log_probs:
         arguments["logprobs"] = 1
     return arguments
-
-
-def _faults(sampling: Sampling) -> list[Violation]:
-    def outside(value: float | None, low: float, high: float) -> bool:
-        return value is not None and not low <= value <= high  # NaN is outside, too
-
-    faults = {
-        "max_tokens": ("must be at least 1", sampling.max_tokens < 1),
-        "temperature": ("must be 0 to 100", outside(sampling.temperature, 0, 100)),
-        "top_p": ("must be above 0 and at most 1", outside(sampling.top_p, 1e-6, 1)),
-        "top_k": ("must not be negative", sampling.top_k is not None and sampling.top_k < 0),
-        "repetition_penalty": ("must be above 0 and at most 10", outside(sampling.repetition_penalty, 1e-6, 10)),
-        "presence_penalty": ("must be -2 to 2", outside(sampling.presence_penalty, -2, 2)),
-        "frequency_penalty": ("must be -2 to 2", outside(sampling.frequency_penalty, -2, 2)),
-    }
-    return [Violation(f"sampling.{field}", text) for field, (text, wrong) in faults.items() if wrong]

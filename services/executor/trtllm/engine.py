@@ -1,6 +1,7 @@
 """Loads models into TensorRT-LLM, a process for each; see services.executor.engine.Engine."""
 
 import asyncio
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,9 @@ import structlog
 from libs.catalogue import ModelSpec
 from libs.clock import Clock
 from services.executor.child.process import ChildProcess
-from services.executor.child.runner import ChildRunner
 from services.executor.child.wire import LoadRefused, Ready, decode_down, encode
 from services.executor.engine import EngineUnavailable, Listener, LoadFailed
+from services.executor.trtllm.runner import TrtLlmRunner
 from services.executor.trtllm.wire import Found, Load, Missing, decode_probe
 
 log = structlog.get_logger()
@@ -47,16 +48,15 @@ class TrtLlmEngine:
         self._clock = clock
         self._python = python
         self._environment = {"HF_HOME": str(cache_dir / "huggingface"), **(environment or {})}
-        self._runners: list[ChildRunner] = []
+        self._runners: list[TrtLlmRunner] = []
 
     async def start(self) -> None:
         """Imports TensorRT-LLM in a process of its own, which takes some seconds. Raises EngineUnavailable."""
-        try:
-            child = await ChildProcess.start(
-                "services.executor.trtllm.probe", python=self._python, environment=self._environment
-            )
-        except OSError as error:
-            raise EngineUnavailable(f"{self._python} cannot be run: {error.strerror}") from error
+        if shutil.which(self._python) is None:
+            raise EngineUnavailable(f"{self._python} is no program: name a Python interpreter")
+        child = await ChildProcess.start(
+            "services.executor.trtllm.probe", python=self._python, environment=self._environment
+        )
         status = 0
         try:
             data = await asyncio.wait_for(child.receive(), PROBE_S)
@@ -78,7 +78,7 @@ class TrtLlmEngine:
         assert isinstance(answer, Found)
         log.info("TensorRT-LLM found", version=answer.version, python=self._python)
 
-    async def load(self, model: ModelSpec, listener: Listener) -> ChildRunner:
+    async def load(self, model: ModelSpec, listener: Listener) -> TrtLlmRunner:
         """Starts a process, has it load the model, and returns when that has passed its self-test."""
         if min(model.slots, model.step_tokens) < 1:
             raise LoadFailed("slots and step_tokens must be at least 1")
@@ -86,19 +86,16 @@ class TrtLlmEngine:
         alone = options.tensor_parallel * options.pipeline_parallel == 1
         environment = {**(IN_PROCESS if alone else {}), **self._environment}
         started = self._clock.monotonic()
-        try:
-            child = await ChildProcess.start(
-                "services.executor.trtllm.child", python=self._python, environment=environment
-            )
-        except OSError as error:
-            raise LoadFailed(f"{self._python} cannot be run: {error.strerror}") from error
+        if shutil.which(self._python) is None:
+            raise LoadFailed(f"{self._python} is no program any more")
+        child = await ChildProcess.start("services.executor.trtllm.child", python=self._python, environment=environment)
         try:
             ready = await self._handshake(child, _load(model))
         except BaseException:
             await child.close(kill=True)
             raise
         log.info("model loaded", model=model.name, seconds=round(self._clock.monotonic() - started, 1))
-        runner = ChildRunner(child, ready, listener)
+        runner = TrtLlmRunner(child, ready, listener, model.context_tokens)
         self._runners = [*(other for other in self._runners if not other.closed), runner]
         return runner
 

@@ -144,11 +144,10 @@ class BlockNames:
             self._gap()
         self._next = number + 1
         kind, window = data.get("type"), event.get("window_size")
-        if kind == "created":
+        if kind == "created" and (self._window is None or (window or 0) >= self._window):
             # A model with sliding windows has a cache for each; prefixes are those of the widest.
-            if self._window is None or (window or 0) >= self._window:
-                self._window = window or 0
-                self.capacity = next(iter(data.get("num_blocks_per_cache_level") or [0]))
+            self._window = window or 0
+            self.capacity = next(iter(data.get("num_blocks_per_cache_level") or [0]))
         if self._window is not None and window is not None and window < self._window:
             return
         if kind == "stored":

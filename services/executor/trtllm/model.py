@@ -1,17 +1,15 @@
 """One model in TensorRT-LLM's LLM: what the child's loop asks of it (services.executor.child.loop.AsyncModel).
 
-What it hides: token ids that accumulate and may end with the end id; iterators of events and stats that end when
-nothing comes and stay ended; errors that harm one request, and those that are the end of the engine.
+What it hides: token ids that accumulate and may end with the end id; log-probabilities of several shapes; errors
+that harm one request, and those that are the end of the engine. Beside it feed.py reads what the engine tells.
 """
 
 import asyncio
 import contextlib
-import json
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
-from libs.errors import DeadlinePassed, NotSupported, RequestInvalid, StageUnavailable, Violation
+from libs.errors import DeadlinePassed, NotSupported, RequestInvalid, StageUnavailable
 from libs.lane.work import NAN, FinishReason, Sampling, Tier, Work
 from libs.tokens.blocks import chain, salt
 from services.executor.child.wire import Ready
@@ -20,19 +18,17 @@ from services.executor.stream.source import Piece
 from services.executor.trtllm import ask
 from services.executor.trtllm.compat import BLOCK_HASH, Api, ApiUnknown, find
 from services.executor.trtllm.events import BlockNames, Prefix
+from services.executor.trtllm.feed import Feed, text
 from services.executor.trtllm.wire import Load
 
-READ_S = 1.0
-"""How long a read of events or stats waits; then it begins anew."""
+LEARN_S = 1.0
+"""How long the first events and statistics may take behind the self-test."""
 
 ABORT_S = 1.0
 """How long a work that was aborted may take to end: a step, and some."""
 
 TEST_S = 120.0
 """How long the self-test may take; the first request compiles kernels."""
-
-MOST_EVENTS = 4096
-"""Block events that wait for the parent to read; beyond them they stay in the engine, whose buffer may overflow."""
 
 FINISHES = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 
@@ -47,13 +43,8 @@ class TrtLlmModel:
         self._names = BlockNames(ask.block_tokens(load), max(4 * load.blocks, 1 << 16))
         self._adapters: dict[str, Any] = {}
         self._adapter_ids: dict[str, int] = {}
-        self._readers: list[asyncio.Task[None]] = []
-        self._changed = asyncio.Event()
-        self._drained = asyncio.Event()
-        self._drained.set()
-        self._stats: dict[str, Any] = {}
-        self._blocks = load.blocks
-        self._fault = ""
+        self._feed: Feed
+        self._open = 0
 
     async def load(self) -> Ready:
         """Blocks the loop while the engine loads. Raises LoadFailed."""
@@ -62,7 +53,7 @@ class TrtLlmModel:
             self._api = api = find()
             cache = api.kv_cache_config(**ask.cache_arguments(load, api.fields(api.kv_cache_config), BLOCK_HASH))
             lora = api.lora_config(**ask.lora_arguments(load)) if load.max_adapters else None
-            factory = api.llm if load.backend == "pytorch" else api.tensorrt_llm
+            factory = {"pytorch": api.llm, "tensorrt": api.tensorrt_llm}.get(load.backend)
             if factory is None:
                 raise LoadFailed(f"TensorRT-LLM {api.version} has no backend {load.backend!r}")
             self._llm = factory(**ask.model_arguments(load, cache, lora))
@@ -71,25 +62,23 @@ class TrtLlmModel:
         except LoadFailed:
             raise
         except Exception as error:  # whatever the engine raises is why the model is not loaded
-            raise LoadFailed(_text(error)) from error
-        self._readers = [
-            asyncio.create_task(self._read("events", self._llm.get_kv_cache_events_async, self._event)),
-            asyncio.create_task(self._read("stats", self._llm.get_stats_async, self._stat)),
-        ]
+            raise LoadFailed(text(error)) from error
+        self._feed = Feed(self._llm, self._names)
         try:
             await asyncio.wait_for(self._test(2), TEST_S)
         except (SelfCheckFailed, TimeoutError) as error:
-            raise LoadFailed(f"the self-test failed: {_text(error)}") from error
-        await self._learn()
+            raise LoadFailed(f"the self-test failed: {text(error)}") from error
+        blocks = await self._learn()
         can = ask.capabilities(load, api.generate_takes)
         size = ask.block_tokens(load)
-        return Ready(Capacity(load.slots, self._blocks, size, can.exactness, load.max_adapters), can)
+        return Ready(Capacity(load.slots, blocks, size, can.exactness, load.max_adapters), can)
 
     async def open(self, work_id: int, work: Work) -> AsyncIterator[Piece]:
         """See Source.open: RequestInvalid for what the engine refuses, StageUnavailable when it is at its end."""
         request, params, proof = self._begin(work)
         behind = list(work.resumed) if work.grammar is not None else []
         sent, told = 0, False
+        self._open += 1
         try:
             async for result in self._pieces(request):
                 output = result.outputs[0]
@@ -107,30 +96,29 @@ class TrtLlmModel:
                 if not told:
                     cached, told = min(int(getattr(result, "cached_tokens", 0) or 0), len(work.prompt)), True
                     self._names.found(proof, cached)
+                    self._feed.tell()
                 yield Piece(tokens, log_probs[: len(tokens)], cached, self._finish(reason, result))
         finally:
-            await self._abort(request)
+            try:
+                await self._abort(request)
+            finally:
+                self._open -= 1
+                self._feed.tell()
 
-    async def events(self) -> AsyncIterator[Sequence[BlockEvent]]:
+    def events(self) -> AsyncIterator[Sequence[BlockEvent]]:
         """Raises EngineDied when the engine has."""
-        while True:
-            await self._changed.wait()
-            self._changed.clear()
-            if self._fault:
-                raise EngineDied(self._fault)
-            events = self._names.drain()
-            self._drained.set()
-            yield events
+        return self._feed.events()
 
     def stats(self) -> RunnerStats:
-        """From the engine's last iteration."""
-        cache = self._stats.get("kvCacheStats") or {}
-        batch = self._stats.get("inflightBatchingStats") or {}
-        used = int(cache.get("usedNumBlocks", 0))
-        waiting = int(self._stats.get("numQueuedRequests", 0)) + int(batch.get("numPausedRequests", 0))
+        """From the engine's last iteration; it makes none while it has nothing to do."""
+        if not self._open:
+            return RunnerStats(blocks_cached=self._names.blocks)
+        stats = self._feed.latest
+        used = int(self._feed.cache.get("usedNumBlocks", 0))
+        paused = int((stats.get("inflightBatchingStats") or {}).get("numPausedRequests", 0))
         return RunnerStats(
-            running=int(self._stats.get("numActiveRequests", 0)),
-            waiting=waiting,
+            running=int(stats.get("numActiveRequests", 0)),
+            waiting=int(stats.get("numQueuedRequests", 0)) + paused,
             blocks_used=used,
             blocks_cached=max(self._names.blocks - used, 0),
         )
@@ -139,15 +127,13 @@ class TrtLlmModel:
         """Has the engine read it, by a request of one token. An id is never used for another adapter."""
         if adapter in self._adapters:
             return
-        if len(self._adapter_ids) >= 1 << 31:
-            raise LoadFailed("this copy has had too many adapters; load the model anew")
         number = self._adapter_ids.setdefault(adapter, len(self._adapter_ids) + 1)
         try:
             self._adapters[adapter] = self._api.lora_request(adapter, number, path)
             await asyncio.wait_for(self._question(1, adapter), TEST_S)
         except Exception as error:
             self._adapters.pop(adapter, None)
-            raise LoadFailed(f"the adapter cannot be loaded: {_text(error)}") from error
+            raise LoadFailed(f"the adapter cannot be loaded: {text(error)}") from error
 
     async def unload_adapter(self, adapter: str) -> None:
         """Forgets it. The engine keeps the weights until others need their place: it has no way to be asked."""
@@ -158,14 +144,11 @@ class TrtLlmModel:
         await self._test(1)
 
     async def close(self) -> None:
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
-        if self._llm is not None:
-            self._llm.shutdown()
+        await self._feed.close()
+        self._llm.shutdown()
 
     def _begin(self, work: Work) -> tuple[Any, Any, Any]:
-        """Gives a work to the engine."""
+        """Gives a work to the engine. services.executor.trtllm.check has looked at it."""
         load, api = self._load, self._api
         lora = None
         if work.adapter and (lora := self._adapters.get(work.adapter)) is None:
@@ -174,12 +157,7 @@ class TrtLlmModel:
         tokens = [*work.prompt] if replays else [*work.prompt, *work.resumed]
         most = work.sampling.max_tokens - (len(tokens) - len(work.prompt))
         if load.context_tokens:
-            if len(tokens) >= load.context_tokens:
-                text = f"has {len(tokens)} tokens, and the context {load.context_tokens} with the answer"
-                raise RequestInvalid.of([Violation("prompt", text)])
             most = min(most, load.context_tokens - len(tokens))
-        if not work.prompt:
-            raise RequestInvalid.of([Violation("prompt", "is empty")])
         arguments = ask.sampling_arguments(work, most, seeds=load.backend != "pytorch")
         try:
             if work.grammar is not None:
@@ -241,20 +219,16 @@ class TrtLlmModel:
         """The error of a work for one of the engine. What is not about the request is the end of the engine: it
         shuts itself down then."""
         if isinstance(error, self._api.request_error | ValueError):
-            return RequestInvalid.of([Violation("request", f"the engine refuses it: {_text(error)}")])
-        self._die(_text(error))
+            return RequestInvalid(f"the engine refuses it: {text(error)}")
+        self._feed.die(text(error))
         return StageUnavailable("the engine failed", retry_after_s=1.0)
-
-    def _die(self, fault: str) -> None:
-        self._fault = self._fault or fault
-        self._changed.set()
 
     async def _test(self, count: int) -> None:
         """The self-test: longer than a block, so that its events are seen."""
         try:
             made = await self._question(count, "", ask.block_tokens(self._load) + 1)
         except Exception as error:
-            raise SelfCheckFailed(_text(error)) from error
+            raise SelfCheckFailed(text(error)) from error
         if len(made) != count or not all(isinstance(token, int) and token >= 0 for token in made):
             raise SelfCheckFailed(f"asked for {count} tokens, the model answered {made}")
 
@@ -269,55 +243,19 @@ class TrtLlmModel:
                 made += piece.tokens
         return made
 
-    async def _learn(self) -> None:
-        """Waits a moment for what the first events and stats tell of the cache. Raises LoadFailed."""
+    async def _learn(self) -> int:
+        """How many blocks the cache has, from the first events and statistics. Raises LoadFailed."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(READ_S):
-                while not (self._names.capacity and self._stats):
+            async with asyncio.timeout(LEARN_S):
+                while not (self._names.capacity and self._feed.latest):
                     await asyncio.sleep(0.01)
-        size = int((self._stats.get("kvCacheStats") or {}).get("tokensPerBlock", 0))
-        if size not in (0, ask.block_tokens(self._load)):
-            raise LoadFailed(f"the engine's blocks have {size} tokens, not {ask.block_tokens(self._load)}")
-        self._blocks = self._names.capacity or self._blocks
-        if not self._blocks:
+        size, expected = int(self._feed.cache.get("tokensPerBlock", 0)), ask.block_tokens(self._load)
+        if size not in (0, expected):
+            raise LoadFailed(f"the engine's blocks have {size} tokens, not {expected}")
+        blocks = self._names.capacity or self._load.blocks
+        if not blocks:
             raise LoadFailed("the engine does not tell how many blocks it has: give `blocks` in the catalogue")
-
-    async def _read(self, what: str, reads: Callable[..., Any], take: Callable[[Mapping[str, Any]], None]) -> None:
-        """Reads events or stats as long as the engine lives. Their iterator ends when nothing came for a while, and
-        stays ended until the next request; so each time it is told to go on."""
-        while not self._fault:
-            try:
-                results = reads(timeout=READ_S)
-                if (go_on := getattr(results, "mark_undone", None)) is not None:
-                    go_on()
-                async for item in results:
-                    take(json.loads(item) if isinstance(item, str) else item)
-                    await self._drained.wait()
-                self._look()
-            except AssertionError:
-                pass  # no request has been made yet
-            except Exception as error:
-                self._die(f"its {what} cannot be read: {_text(error)}")
-            await asyncio.sleep(0.01)
-
-    def _look(self) -> None:
-        healthy = getattr(self._llm, "_check_health", None)
-        if healthy is not None and not healthy():
-            self._die("the engine says that it is not healthy")
-
-    def _event(self, event: Mapping[str, Any]) -> None:
-        self._names.event(event)
-        if self._names.pending > MOST_EVENTS:
-            self._drained.clear()
-        self._changed.set()
-
-    def _stat(self, stat: Mapping[str, Any]) -> None:
-        self._stats = dict(stat)
-        self._changed.set()
-
-
-class EngineDied(Exception):
-    """The engine is at its end; the text says why."""
+        return blocks
 
 
 def _chosen(tokens: Sequence[int], log_probs: Sequence[Any]) -> list[float]:
@@ -325,12 +263,6 @@ def _chosen(tokens: Sequence[int], log_probs: Sequence[Any]) -> list[float]:
     chosen = []
     for token, given in zip(tokens, log_probs, strict=False):
         best = given.get(token) if isinstance(given, Mapping) else given
-        chosen.append(NAN if best is None else float(getattr(best, "logprob", best)))
+        value = getattr(best, "logprob", best)
+        chosen.append(NAN if value is None else float(value))
     return chosen + [NAN] * (len(tokens) - len(chosen))
-
-
-def _text(error: BaseException) -> str:
-    """What an operator is told of an error; the rest goes to standard error."""
-    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:500]

@@ -2,7 +2,7 @@
 
 import sys
 
-from services.executor.child.inbox import Inbox, ParentGone, die_with_parent
+from services.executor.child.inbox import Inbox, die_with_parent
 from services.executor.child.wire import encode
 from services.executor.trtllm.compat import ApiUnknown, find
 from services.executor.trtllm.wire import Found, Missing
@@ -19,10 +19,7 @@ def main() -> int:
         answer = Missing(str(error))
     except Exception as error:
         answer = Missing(f"{type(error).__name__}: {error}")
-    try:
-        inbox.send(encode(answer))
-    except ParentGone:
-        return 1
+    inbox.send(encode(answer))
     return 0
 
 

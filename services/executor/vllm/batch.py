@@ -36,7 +36,8 @@ class Batch:
         self._queue: list[tuple[int, int, int]] = []  # tier, arrival, work id; ended works stay until they come up
         self._arrivals = 0
         self._frame = Frame()
-        self._said = self._out = Stepped()
+        self._out = Stepped()
+        self._told = self._out.stats
 
     @property
     def idle(self) -> bool:
@@ -94,9 +95,9 @@ class Batch:
         out.events = [(event.kind, list(event.hashes)) for event in events]
         waiting = min(waiting, len(self.running))
         out.stats = (len(self.running) - waiting, len(self._waiting) + waiting, used, cached)
-        if not (frame or out.started or out.ended or out.events) and out.stats == self._said.stats:
+        if not (frame or out.started or out.ended or out.events) and out.stats == self._told:
             return None
         out.work_ids, out.offsets, out.counts = frame.work_ids, frame.offsets, frame.counts
         out.token_ids, out.log_probs = frame.token_ids, frame.log_probs
-        self._said, self._out, self._frame = out, Stepped(), Frame()
+        self._told, self._out, self._frame = out.stats, Stepped(), Frame()
         return out

@@ -4,8 +4,12 @@ Plain and synchronous: read what the parent says, make one engine step, tell the
 long as the socket's other end; should the parent be killed in the middle of a long step, the kernel ends it.
 """
 
+import contextlib
+import os
 import sys
 import time
+import traceback
+from typing import NoReturn
 
 import msgspec
 
@@ -41,15 +45,29 @@ def main() -> int:
     die_with_parent()
     inbox = Inbox.from_descriptor(int(sys.argv[1]))
     try:
-        load = msgspec.msgpack.decode(next(inbox.receive(wait=True)), type=Load)
-        try:
-            child = Child(inbox, load, Llm(load))
-        except LoadError as error:
-            inbox.send(encode(LoadRefused(str(error))))
-            return 1
-        return child.run()
+        _serve(inbox)
     except (ParentGone, StopIteration):
         return 0
+    except LoadError as error:
+        _tell(inbox, LoadRefused(str(error)))
+    except Exception as error:
+        traceback.print_exc()
+        _tell(inbox, Broken(f"vLLM failed: {last_line(error)}"))
+    return 1
+
+
+def _tell(inbox: Inbox, last_words: LoadRefused | Broken) -> None:
+    with contextlib.suppress(ParentGone):
+        inbox.send(encode(last_words))
+
+
+def _serve(inbox: Inbox) -> NoReturn:
+    load = msgspec.msgpack.decode(next(inbox.receive(wait=True)), type=Load)
+    llm = Llm(load)
+    try:
+        Child(inbox, load, llm).run()
+    finally:
+        llm.close()
 
 
 class Child:
@@ -65,19 +83,15 @@ class Child:
         if fault := self._first_answer():
             raise LoadError(f"the self-test failed: {fault}")
 
-    def run(self) -> int:
-        """Until the parent goes (ParentGone), or the engine fails."""
+    def run(self) -> NoReturn:
+        """Until the parent goes (ParentGone), or the engine raises something."""
         self._inbox.send(encode(self._ready()))
         while True:
             idle = self._batch.idle and not self._llm.busy
             for message in self._inbox.receive(wait=idle):
                 self._hear(message)
             self._begin()
-            try:
-                made = self._llm.step() if self._llm.busy else []
-            except Exception as error:
-                self._inbox.send(encode(Broken(f"vLLM failed in a step: {last_line(error)}")))
-                raise
+            made = self._llm.step() if self._llm.busy else []
             for piece in made:
                 self._take(piece)
             self._report()
@@ -147,7 +161,7 @@ class Child:
     def _drop(self, run: Run, how: str, message: str) -> None:
         """Ends a work wherever it stands."""
         if run.work_id in self._batch.running:
-            self._llm.abort(str(run.work_id))
+            self._llm.drop(str(run.work_id))
         self._batch.end(run, how, message)
 
     def _report(self) -> None:
@@ -178,4 +192,6 @@ class Child:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # threads of torch may keep an interpreter from ending

@@ -12,6 +12,9 @@ import structlog
 
 from libs.catalogue import ModelSpec
 from libs.clock import Clock
+from libs.models.huggingface import huggingface_folder
+from libs.models.prepared import PrepareFailed
+from libs.models.source import SourceInvalid
 from libs.tokens.tokenizer import Tokenizer
 from services.executor.child.process import ChildProcess
 from services.executor.child.wire import LoadRefused, Ready, decode_down, encode
@@ -42,7 +45,7 @@ ENVIRONMENT = {
     "VLLM_KV_EVENTS_USE_INT_BLOCK_HASHES": "0",  # whole hashes: two blocks never pass for one
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
-    "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+    "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
 _LOOK = """
@@ -124,8 +127,6 @@ class VllmEngine:
         environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(self._threads)}
         if self._preload:
             environment["LD_PRELOAD"] = self._preload
-        if options.enforce_eager:
-            environment["TORCHDYNAMO_DISABLE"] = "1"  # nor the small functions that vLLM still has compiled
         child = await ChildProcess.start("services.executor.vllm.child", python=self._python, environment=environment)
         try:
             ready = await _handshake(child, load)
@@ -142,13 +143,10 @@ class VllmEngine:
         await asyncio.gather(*(runner.close() for runner in runners))
 
     async def _folder(self, source: str) -> Path:
-        """The model as a Hugging Face folder, made in a process of its own, whose memory is given back."""
-        status, output, fault = await _run(
-            sys.executable, "-m", "libs.models.huggingface", source, str(self._cache_dir)
-        )
-        if status:
-            raise LoadFailed(fault.strip().splitlines()[-1] if fault.strip() else f"{source} cannot be converted")
-        return Path(output.strip())
+        try:
+            return await huggingface_folder(source, self._cache_dir)
+        except (SourceInvalid, PrepareFailed) as error:
+            raise LoadFailed(str(error)) from error
 
 
 async def _handshake(child: ChildProcess, load: Load) -> Ready:
@@ -186,11 +184,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 async def _run(*command: str) -> tuple[int, str, str]:
     """Runs a command; its exit status, standard output and standard error. Cancelling kills it. Raises OSError."""
-    root = Path(__file__).parents[3]
     process = await asyncio.create_subprocess_exec(
-        *command, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'protos'}"},
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
+        *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
     try:
         output, fault = await process.communicate()
     except BaseException:

@@ -1,9 +1,8 @@
 """`python -m services.executor.vllm.environment [CACHE_DIR]`: vLLM in an environment of its own.
 
 Makes it once per machine, in CACHE_DIR/tools, and prints its interpreter, which HEADRACE_VLLM_PYTHON is to name.
-It is 3.4 GB and takes one and a half minutes on a good line. The environment is not ours because vLLM wants
-another protobuf and another numpy than we do. Nothing here is imported by the executor: on a machine with a GPU,
-any environment with vLLM 0.32 and msgspec will do.
+It is 3.4 GB and takes one and a half minutes on a good line. The executor does not import this: on a machine with
+GPUs, any environment with vLLM 0.32 and msgspec will do.
 """
 
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from libs.models.store import build_once
 
-REQUIREMENTS = Path(__file__).parents[3] / "deploy" / "vllm" / "requirements.txt"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 TORCH = "torch"
 """Installed first, and with what it needs: which of its builds there is depends on the package index. vLLM's own
@@ -31,7 +30,7 @@ def main() -> int:
 def folder_of(cache_dir: Path) -> Path:
     """Where the environment is, or will be: other requirements or another Python are another environment."""
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    digest = blake2b(REQUIREMENTS.read_bytes() + version.encode(), digest_size=6).hexdigest()
+    digest = blake2b("\n".join([version, *_requirements()]).encode(), digest_size=6).hexdigest()
     return cache_dir.absolute() / "tools" / f"vllm-{digest}"
 
 
@@ -44,10 +43,14 @@ def _install(folder: Path) -> None:
     _say("installing vLLM (3.4 GB) ...")
     venv.create(folder, with_pip=True, symlinks=True)
     pip = [str(python_of(folder)), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    lines = REQUIREMENTS.read_text("utf-8").split()
-    torch = [line for line in lines if line.startswith(f"{TORCH}==")]
+    torch = [line for line in _requirements() if line.startswith(f"{TORCH}==")]
     subprocess.run([*pip, *torch], check=True)  # noqa: S603
     subprocess.run([*pip, "--no-deps", "--requirement", str(REQUIREMENTS)], check=True)  # noqa: S603
+
+
+def _requirements() -> list[str]:
+    lines = REQUIREMENTS.read_text("utf-8").splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
 
 
 def _say(text: str) -> None:

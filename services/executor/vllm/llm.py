@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch._dynamo
 from vllm import EngineArgs, LLMEngine, SamplingParams
-from vllm.config import KVEventsConfig, VllmConfig
+from vllm.config import KVEventsConfig, StructuredOutputsConfig, VllmConfig
 from vllm.distributed import kv_events
+from vllm.exceptions import VLLMClientError
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from libs.lane.work import Grammar
@@ -87,10 +90,10 @@ class Llm:
         try:
             params = _sampling_params(how, self._eos_ids)
             self._engine.add_request(name, request, params, lora_request=lora, priority=tier)
-        except ValueError as error:
+        except (ValueError, VLLMClientError) as error:
             raise Refused(last_line(error)) from error
 
-    def abort(self, name: str) -> None:
+    def drop(self, name: str) -> None:
         """Drops a request; its blocks are free at once."""
         self._engine.abort_request([name])
 
@@ -136,6 +139,10 @@ class Llm:
         """Forgets an adapter that no request uses. Its blocks stay: their names say whose they are."""
         if (lora := self._adapters.pop(adapter, None)) is not None:
             self._core.remove_lora(lora.lora_int_id)
+
+    def close(self) -> None:
+        """Ends the processes that it may have on other devices."""
+        self._core.shutdown()
 
     def _watch_blocks(self) -> None:
         """Takes the block events where the scheduler would publish them, without a socket in between."""
@@ -192,7 +199,10 @@ def _event(event: Any) -> Event:
 
 
 def _config(load: Load) -> VllmConfig:
-    """One sequence more than slots, so that a self-check waits for none of them."""
+    """One sequence more than slots, so that a self-check waits for none of them. On a CPU nothing is compiled: that
+    takes a minute and a C++ compiler, and makes nothing faster."""
+    eager = load.enforce_eager or current_platform.is_cpu()
+    torch._dynamo.config.disable = eager  # nor the small functions that vLLM has compiled in any case
     config = EngineArgs(
         model=load.path,
         dtype=load.dtype,
@@ -209,11 +219,13 @@ def _config(load: Load) -> VllmConfig:
         kv_cache_memory_bytes=load.kv_cache_bytes or None,
         tensor_parallel_size=load.tensor_parallel,
         kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null"),
+        structured_outputs_config=StructuredOutputsConfig(backend="xgrammar"),  # "auto" may want two, and has but one
         enable_lora=load.max_adapters > 0,
         max_loras=max(load.max_adapters, 1),
         max_cpu_loras=max(load.max_adapters, MOST_ADAPTERS),
         max_lora_rank=load.max_adapter_rank,
-        enforce_eager=load.enforce_eager,
+        enforce_eager=eager,
+        use_tqdm_on_load=False,
         disable_log_stats=True,
     ).create_engine_config()
     if load.blocks and not load.kv_cache_bytes:

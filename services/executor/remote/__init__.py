@@ -1,0 +1,1 @@
+"""Passes works on to an OpenAI-compatible HTTP endpoint (docs/engines.md)."""

@@ -1,0 +1,7 @@
+"""The TensorRT backend."""
+
+from tensorrt_llm.llmapi import llm
+
+LLM = llm.TrtLLM
+
+__all__ = ["LLM"]
