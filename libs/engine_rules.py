@@ -70,8 +70,6 @@ def _remote(remote: registry_pb2.RemoteOptions) -> Iterator[Fault]:
         yield Fault("remote.model", "required: the model's name there")
     if remote.api == registry_pb2.REMOTE_API_UNSPECIFIED:
         yield Fault("remote.api", f"required: one of {', '.join(registry_pb2.RemoteApi.keys()[1:])}")
-    elif remote.api == registry_pb2.REMOTE_API_CHAT and remote.resume == registry_pb2.REMOTE_RESUME_CONTINUE:
-        yield Fault("remote.resume", "a chat cannot be continued in the middle of an answer: REMOTE_RESUME_REPLAY")
     for name in sorted(remote.headers):
         if name.lower() in _SECRET_HEADERS:
             yield Fault(f"remote.headers.{name}", "a key must not lie in etcd: put it in a file, see api_key_file")

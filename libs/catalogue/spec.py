@@ -190,3 +190,14 @@ def model_of(pool: str) -> str:
     """The model of a pool or adapter, "name@version": names are bounded by the catalogue, versions are not, so
     metrics are labelled with this."""
     return pool.partition("@")[0]
+
+
+def pin(pool: str, adapter: str) -> str:
+    """What an answer that has begun is held to: this version of its model, and of its adapter if it has one."""
+    return f"{pool}+{adapter}" if adapter else pool
+
+
+def unpin(pinned: str) -> tuple[str, str]:
+    """The pool, and the adapter or "", of a pin. A caller may have written it: it can name anything."""
+    pool, _, adapter = pinned.partition("+")
+    return pool, adapter

@@ -66,6 +66,8 @@ def _pass_on_whole(frame: Frame, passages: Mapping[int, P]) -> bool:
     found = [passages.get(work_id) for work_id in frame.work_ids]
     if not found or found[0] is None or 0 in frame.counts:
         return False
+    if len(set(frame.work_ids)) != len(found):
+        return False  # one stands in it twice: its second entry continues or repeats the first
     lane = found[0].lane
     works: list[P] = []
     for passage, offset in zip(found, frame.offsets, strict=True):

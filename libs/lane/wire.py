@@ -62,7 +62,7 @@ def work_from_proto(message: lane_pb2.Work) -> Work:
         sampling=sampling_from_proto(message.sampling),
         grammar=Grammar(form, getattr(message.grammar, form)) if form else None,
         log_probs=message.log_probs,
-        deadline=message.deadline.seconds + message.deadline.nanos / 1e9,
+        deadline=(message.deadline.seconds * 1_000_000 + message.deadline.nanos // 1000) / 1e6,
         traceparent=message.traceparent,
         adapter=message.adapter,
         salt=message.salt,

@@ -1,8 +1,8 @@
-"""`python -m libs.models.huggingface SOURCE CACHE_DIR`: a model as a Hugging Face folder, for engines that want one.
+"""`python -m libs.models.huggingface_writer SOURCE CACHE_DIR`: writes a GGUF model as a Hugging Face folder.
 
-A GGUF becomes config.json, model.safetensors (matrices in half precision, as in the embedded engine's model
-before its compression) and the tokenizer, once per machine; a folder that is one already stays where it is.
-Prints the folder's path. Needs about two bytes of memory per weight; no torch.
+The folder has config.json, model.safetensors (matrices in half precision, as in the embedded engine's model before
+its compression) and the tokenizer. Needs about two bytes of memory per weight; no torch. When the source is no
+good, the exit status is INVALID, and the reason is on standard error.
 
 GGUF keeps the rows of a llama's query and key projections in the order that rotates neighbours; Hugging Face's
 rotates halves. The permutation is that of llama.cpp's converter (`LlamaModel.permute`), undone.
@@ -19,12 +19,10 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
 
-from libs.models.source import SourceInvalid, fingerprint, resolve
+from libs.models.huggingface import INVALID, folder_of
+from libs.models.source import SourceInvalid, resolve
 from libs.models.store import build_once
 from libs.models.tokenizer_files import tokenizer_folder
-
-RECIPE = 1
-"""Counts changes of what is written; part of the folder's name."""
 
 CLASSES: Mapping[str, tuple[str, str]] = {
     "llama": ("llama", "LlamaForCausalLM"),
@@ -52,35 +50,17 @@ Array = npt.NDArray[Any]
 
 
 def main() -> int:
-    """Reads the two arguments. Exit status 1, and the reason on standard error, when the source is no good."""
+    """Reads the two arguments."""
     try:
-        print(huggingface_folder(sys.argv[1], Path(sys.argv[2])))
+        source = resolve(sys.argv[1])
+        if source.weights is None:
+            raise SourceInvalid(f"{source.text} has no weights")
+        weights, tokens = source.weights, tokenizer_folder(source, Path(sys.argv[2]))
+        build_once(folder_of(source, Path(sys.argv[2])), lambda partial: write(weights, tokens, partial))
     except SourceInvalid as error:
         print(error, file=sys.stderr)
-        return 1
+        return INVALID
     return 0
-
-
-def is_huggingface(folder: Path) -> bool:
-    """Whether a folder holds a model in this form."""
-    needed = (folder / "config.json").is_file() and (folder / "tokenizer.json").is_file()
-    return needed and any(folder.glob("*.safetensors"))
-
-
-def huggingface_folder(source: str, cache_dir: Path) -> Path:
-    """The folder for a source of the catalogue; made first if it is not there (about 4 s for the default model).
-
-    Raises SourceInvalid.
-    """
-    path = Path(source).expanduser().absolute()
-    if is_huggingface(path):
-        return path
-    found = resolve(source)
-    if found.kind != "gguf" or found.weights is None:
-        raise SourceInvalid(f"{source} is neither a GGUF file nor a folder with config.json and *.safetensors")
-    weights, tokens = found.weights, tokenizer_folder(found, cache_dir)
-    folder = cache_dir.absolute() / "models" / f"{found.name}-{fingerprint(weights)}-hf{RECIPE}"
-    return build_once(folder, lambda partial: _write(weights, tokens, partial))
 
 
 def hf_name(name: str) -> str:
@@ -134,7 +114,8 @@ def config_of(metadata: Mapping[str, Any], tied: bool, ends: list[int]) -> dict[
     }
 
 
-def _write(source: Path, tokens: Path, folder: Path) -> None:
+def write(source: Path, tokens: Path, folder: Path) -> None:
+    """Writes a GGUF file, with the tokenizer of a folder, into a folder. Raises SourceInvalid."""
     try:
         reader = gguf.GGUFReader(source)
     except ValueError as error:

@@ -1,7 +1,8 @@
 """`python -m libs.models.prepare SOURCE CACHE_DIR`: prepares one model and prints its progress as JSON lines.
 
-A GGUF goes GGUF → GGUF in F16 → OpenVINO graph → int8 weights → self-check; an OpenVINO directory is checked
-and stays where it is. Exit status 0 when the model is prepared, 1 when the source is no good.
+A GGUF goes GGUF → GGUF in F16 → OpenVINO graph → int8 weights → names and masks → self-check. An OpenVINO
+directory is checked and stays where it is; if its graph lacks names or masks, a copy with them is made. Exit
+status 0 when the model is prepared, 1 when the source is no good.
 """
 
 import json
@@ -49,7 +50,7 @@ def _build(source: Source, cache_dir: Path, partial: Path, tell: Tell) -> None:
     assert source.weights is not None
     tell("reading the tokenizer", 0.0)
     tokens = tokenizer_folder(source, cache_dir)
-    from libs.models import check, convert  # seconds of imports: after the first line is out
+    from libs.models import check, convert, graph  # seconds of imports: after the first line is out
 
     metadata: dict[str, Any] = {}
     if source.kind == "gguf":
@@ -67,10 +68,14 @@ def _build(source: Source, cache_dir: Path, partial: Path, tell: Tell) -> None:
         model = partial
     else:
         model = source.weights
-        for file in model.glob("openvino_*tokenizer.*"):
+        for file in (*model.glob("openvino_*tokenizer.*"), *model.glob("*.json")):
             (partial / file.name).write_bytes(file.read_bytes())  # where the grammar model looks for them
-    tell("making the grammar model", 0.8)
+    tell("making the graph ready for adapters and salts", 0.75)
     vocabulary = convert.vocabulary_size(model)
+    places = graph.ready(model, partial, vocabulary)
+    if (partial / "openvino_model.xml").is_file():
+        model = partial
+    tell("making the grammar model", 0.8)
     grammar = partial / "grammar"
     grammar.mkdir()
     convert.grammar_model(grammar, vocabulary)
@@ -81,6 +86,7 @@ def _build(source: Source, cache_dir: Path, partial: Path, tell: Tell) -> None:
         vocabulary=vocabulary,
         context_tokens=_context(metadata, model),
         eos_ids=tuple(sorted(Tokenizer.load(tokens).eos_ids)),
+        places=places,
         surprise=surprise,
         **{name: defaults.get(name) for name in ("temperature", "top_p", "top_k", "repetition_penalty")},
     )

@@ -15,7 +15,7 @@ import msgspec
 
 from libs.models.source import Source, SourceInvalid, fingerprint, resolve
 
-RECIPE = 1
+RECIPE = 2
 """Counts changes of how models are prepared; part of the folder's name, so that a change prepares anew."""
 
 MANIFEST = "headrace.json"
@@ -38,6 +38,8 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens that the model was made for; 0 when it does not say."""
     eos_ids: tuple[int, ...]
     """Ids that end an answer."""
+    places: dict[str, tuple[int, int]] = {}
+    """Inputs and outputs of the linear layers that an adapter can change, by name: "model.layers.0.mlp.up_proj"."""
     surprise: float
     """Nats per token at a plain English text; see libs.models.check."""
     temperature: float | None = None
@@ -76,8 +78,9 @@ def find(source: str, cache_dir: Path) -> PreparedModel | None:
     except FileNotFoundError:
         return None
     assert found.weights is not None
-    path = found.weights if found.kind == "openvino" else folder
-    return PreparedModel(path, path, folder / "grammar", facts)
+    made = (folder / "openvino_model.xml").is_file()
+    tokenizer = found.weights if found.kind == "openvino" else folder
+    return PreparedModel(folder if made else found.weights, tokenizer, folder / "grammar", facts)
 
 
 async def prepare(source: str, cache_dir: Path, progress: Progress = lambda _what, _share: None) -> PreparedModel:

@@ -263,6 +263,8 @@ EXECUTOR_ADAPTER_SWAP = _histogram(
     "model",
     buckets=WAIT_BUCKETS,
 )
+EXECUTOR_COST = _counter("headrace_executor_cost_total", "What works cost at endpoints.", "model", "currency")
+EXECUTOR_BREAKER = _gauge("headrace_executor_breaker_state", "Of endpoints: 0 closed, 1 half-open, 2 open.", "model")
 EXECUTOR_COPIES = _gauge("headrace_executor_copies", "Copies of a model by state.", "model", "state")
 EXECUTOR_LOAD = _histogram(
     "headrace_executor_load_seconds",
@@ -273,6 +275,18 @@ EXECUTOR_LOAD = _histogram(
 
 PLACEMENT_LEADING = _gauge("headrace_placement_leading", "1 while this process leads.")
 PLACEMENT_PLANS = _counter("headrace_placement_plans_total", "Plans written.")
+PLACEMENT_PLAN = _histogram(
+    "headrace_placement_plan_seconds",
+    "Time to make a plan, without writing it.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+)
+PLACEMENT_CHANGES = _counter(
+    "headrace_placement_changes_total", "Placements written, by what was done: placed or withdrawn.", "change"
+)
+PLACEMENT_COPIES = _gauge("headrace_placement_copies", "Copies that are placed, of all versions.", "model")
+PLACEMENT_FAILURES = _counter(
+    "headrace_placement_load_failures_total", "Copies that an executor could not load.", "model"
+)
 PLACEMENT_UNPLACED = _gauge("headrace_placement_missing_replicas", "Replicas that no executor can hold.", "model")
 
 PROCESS_BUILD = _gauge("headrace_process_build_info", "Always 1; the labels say what runs.",

@@ -103,7 +103,9 @@ def _affinity(capacity: ModelCapacity, running: Counter[str], adapter: str) -> A
         return Affinity.RUNS
     if not adapter and capacity.adapter_slots > 1:
         return Affinity.RUNS  # the base runs beside any adapters, where several run at once
-    if len(running) >= capacity.adapter_slots:
+    # Where several run at once, the base takes none of their places.
+    others = len(running) - ("" in running and capacity.adapter_slots > 1)
+    if others >= capacity.adapter_slots:
         return Affinity.TAKEN
     return Affinity.LIES if not adapter or adapter in capacity.adapters else Affinity.ROOM
 

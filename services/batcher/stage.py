@@ -7,7 +7,7 @@ Everything here is synchronous and driven from outside: by lanes, by the registr
 and by `tick`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
@@ -242,13 +242,19 @@ class Batcher:
             if not len(pool.queue):
                 continue
             if gone(pool.name, self._versions, infos.values()):
-                for entry in list(pool.queue):
-                    why = f"{pool.name} was withdrawn"
-                    self.stop(self._held[entry.key], NoExecutor(why, metadata={POOL_GONE: "true"}, retry_after_s=1.0))
+                why = f"{pool.name} was withdrawn"
+                for held in self._waiting(pool):
+                    self.stop(held, NoExecutor(why, metadata={POOL_GONE: "true"}, retry_after_s=1.0))
             elif (told := why_waiting(pool.name, infos)) != pool.told:
                 pool.told = told
-                for entry in pool.queue:
-                    self._note(self._held[entry.key], told)
+                for held in self._waiting(pool):
+                    self._note(held, told)
+
+    def _waiting(self, pool: Pool) -> Iterator[Held]:
+        """The works in a queue; each, unless what was done about one before it has ended it."""
+        for held in [self._held[entry.key] for entry in pool.queue]:
+            if held.place is Place.WAITING:
+                yield held
 
     def _tell(self, pool: Pool, held: Held) -> None:
         """Tells a work that has just come what it waits for, if that is a copy."""

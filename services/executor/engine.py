@@ -63,6 +63,8 @@ class Capabilities:
     """It prefers interactive works among those it holds."""
     resume: Literal["prompt", "replay"] = "prompt"
     """Resumed tokens are part of its prompt; or the answer is made again, compared, and held back so far."""
+    paid: bool = False
+    """Every question costs money: it is asked none just to see that it answers."""
     token_ids: bool = True
     """It takes and makes token ids; else text, which the executor cuts into tokens."""
 

@@ -6,11 +6,12 @@ from libs.clock import Clock
 from libs.settings import SettingsInvalid
 from services.executor.config import Settings
 from services.executor.engine import Engine
+from services.executor.observe import Observer
 
 ENGINES = ("openvino", "simulated", "triton", "remote", "trtllm", "vllm")
 
 
-def make_engine(settings: Settings, clock: Clock) -> Engine:
+def make_engine(settings: Settings, clock: Clock, observer: Observer) -> Engine:
     """Makes the engine that the settings name. Raises SettingsInvalid for a name that is none."""
     match settings.engine:
         case "openvino":
@@ -28,7 +29,7 @@ def make_engine(settings: Settings, clock: Clock) -> Engine:
         case "remote":
             from services.executor.remote.engine import RemoteEngine
 
-            return RemoteEngine(settings.cache_dir, clock)
+            return RemoteEngine(settings.cache_dir, clock, observer)
         case "trtllm":
             from services.executor.trtllm.engine import TrtLlmEngine
 

@@ -20,14 +20,14 @@ from services.executor.record import executor_record
 async def run(settings: Settings) -> None:
     """Wires an executor and runs it until it is told to stop."""
     async with MeshProcess("executor", settings.process, settings.etcd) as mesh:
-        engine = make_engine(settings, mesh.clock)
+        report = CacheReport(mesh.registry, mesh.instance, mesh.channels.connect)
+        observer = Observer(mesh.metrics, mesh.clock, report.on_step)
+        engine = make_engine(settings, mesh.clock, observer)
         try:
             await engine.start()
         except EngineUnavailable as error:
             raise SettingsInvalid(f"HEADRACE_ENGINE={settings.engine}: {error}") from error
         mesh.owns(engine.close)
-        report = CacheReport(mesh.registry, mesh.instance, mesh.channels.connect)
-        observer = Observer(mesh.metrics, mesh.clock, report.on_step)
         host = Host(mesh.instance, mesh.tracing, observer.on_step, lambda pool, why: reconciler.broken(pool, why))
         reconciler = Reconciler(
             engine,

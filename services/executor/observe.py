@@ -28,6 +28,8 @@ class Observer:
         self._adapters = metrics.gauge(names.EXECUTOR_ADAPTERS)
         self._adapter_asks = metrics.counter(names.EXECUTOR_ADAPTER_ASKS)
         self._adapter_load = metrics.histogram(names.EXECUTOR_ADAPTER_LOAD)
+        self._cost = metrics.counter(names.EXECUTOR_COST)
+        self._breaker = metrics.gauge(names.EXECUTOR_BREAKER)
         self._copies = metrics.gauge(names.EXECUTOR_COPIES)
         self._load = metrics.histogram(names.EXECUTOR_LOAD)
         self._then = then
@@ -54,6 +56,14 @@ class Observer:
         self._adapter_asks.labels(model, result).inc()
         if result == "load":
             self._adapter_load.labels(model).observe(seconds)
+
+    def on_cost(self, model: str, currency: str, amount: float) -> None:
+        """A work cost this much at an endpoint."""
+        self._cost.labels(model, currency).inc(amount)
+
+    def on_breaker(self, model: str, state: int) -> None:
+        """An endpoint's breaker is closed (0), half-open (1) or open (2)."""
+        self._breaker.labels(model).set(state)
 
     def loaded(self, model: str, seconds: float) -> None:
         """A copy was loaded."""

@@ -180,6 +180,8 @@ class Reconciler:
             if await _wait(wake, max(due - self._clock.monotonic(), 0.0)):
                 continue  # something else changed: the check stays due
             due = self._clock.monotonic() + CHECK_S
+            if copy.runner is not None and copy.runner.capabilities.paid:
+                continue
             try:
                 await copy.runner.self_check()
             except Exception as error:  # whatever is wrong: a copy that cannot be asked is no copy

@@ -5,19 +5,25 @@ from libs import process
 from libs.process import TTL_S, MeshProcess
 from libs.registry import keys
 from services.placement.config import Settings
-from services.placement.controller import Controller
+from services.placement.controller import Controller, Inputs
+from services.placement.values import Rules
 
 
 async def run(settings: Settings) -> None:
     """Wires the controller and runs it until it is told to stop."""
     async with MeshProcess("placement", settings.process, settings.etcd) as mesh:
         await mesh.listen([])
-        models = mesh.registry.mirror(keys.MODELS, registry_pb2.Model)
-        executors = mesh.registry.mirror(keys.EXECUTORS, registry_pb2.Executor, hold_deletions_s=2 * TTL_S)
-        placements = mesh.registry.mirror(keys.PLACEMENTS, registry_pb2.Placement)
-        election = mesh.registry.stand_for("placement", mesh.instance, TTL_S)
-        controller = Controller(election, models, executors, placements, mesh.metrics, mesh.clock, settings.absence_s)
-        async with models, executors, placements, election:
+        registry = mesh.registry
+        inputs = Inputs(
+            models=registry.mirror(keys.MODELS, registry_pb2.Model),
+            executors=registry.mirror(keys.EXECUTORS, registry_pb2.Executor, hold_deletions_s=2 * TTL_S),
+            placements=registry.mirror(keys.PLACEMENTS, registry_pb2.Placement),
+            demand=registry.mirror(keys.DEMAND, registry_pb2.Demand),
+        )
+        election = registry.stand_for("placement", mesh.instance, TTL_S)
+        rules = Rules(churn_s=settings.churn_s, residency_s=settings.residency_s, backoff_s=settings.backoff_s)
+        controller = Controller(registry, election, inputs, mesh.metrics, mesh.clock, settings.absence_s, rules)
+        async with inputs.models, inputs.executors, inputs.placements, inputs.demand, election:
             mesh.tasks.spawn(controller.run(), "plan")
             await mesh.announce_stage()
             await mesh.serve()

@@ -9,15 +9,13 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from libs.catalogue import ModelSpec
+from libs.catalogue import ModelSpec, model_of, pin, unpin
 from libs.errors import ModelUnknown, NoExecutor, SwitchedOff, Violation
 from libs.lane.work import Work
 
 GRACE_S = 10.0
 """A pool whose last executor has gone is still routed to for this long: it may be restarting, and works can
 wait in the batcher's queue. Then callers are told at once."""
-JOINT = "+"
-"""Between pool and adapter, in what a work that has begun is pinned to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +67,12 @@ class Route:
     @property
     def pin(self) -> str:
         """What the work is to be sent with should it have to be sent again."""
-        return f"{self.pool}{JOINT}{self.adapter}" if self.adapter else self.pool
+        return pin(self.pool, self.adapter)
 
 
 def route(work: Work, catalogue: Catalogue, now: float) -> Route:
     """Decides for one work. Raises ModelUnknown, SwitchedOff or NoExecutor."""
-    model = catalogue.aliases.get(work.model, work.model)
+    model = _begun(work, catalogue) or catalogue.aliases.get(work.model, work.model)
     named = model if model == work.model else f"{work.model} is an alias of {model}"
     spec = catalogue.models.get(model)
     if spec is None:
@@ -98,19 +96,31 @@ def batcher_for(work: Work, batchers: Sequence[str]) -> str:
     return max(batchers, key=lambda name: hashlib.blake2b(f"{work.pool}/{name}".encode(), digest_size=8).digest())
 
 
+def _begun(work: Work, catalogue: Catalogue) -> str:
+    """The model that began an answer that was asked of an alias: the alias may mean another one by now."""
+    if not (work.resumed and work.pool and work.model in catalogue.aliases):
+        return ""
+    pool, adapter = unpin(work.pool)
+    return model_of(adapter or pool)
+
+
 def _resumed(work: Work, spec: ModelSpec, catalogue: Catalogue, named: str, now: float) -> Route:
     """A work that has begun goes to its version or nowhere."""
-    pool, _, adapter = work.pool.partition(JOINT)
+    pool, adapter = unpin(work.pool)
+    if model_of(pool) != (spec.base or spec.name) or model_of(adapter) != (spec.name if spec.base else ""):
+        raise NoExecutor(f"{work.pool} is no version of {spec.name}", metadata={"model": spec.name})
     salt = spec.salt if adapter == spec.adapter else adapter
     state = catalogue.pools.get(pool, PoolState())
-    if not (state.ready or state.coming or state.leaving or _recent(state, now)):
+    there = state.ready or state.coming or state.leaving or _recent(state, now)
+    # The version that the catalogue has now will be there again: the work waits for it, within its deadline.
+    if not there and (pool != spec.pool or (spec.base or spec.name) in catalogue.hopeless):
         raise NoExecutor(f"{pool}, which began this answer, is not there any more", metadata={"model": spec.name})
     return Route(spec.name, pool, adapter, salt, f"{named}; it began on {pool}")
 
 
 def _new(work: Work, spec: ModelSpec, catalogue: Catalogue, named: str, now: float) -> Route:
     base = spec.base or spec.name
-    versions = {pool: state for pool, state in catalogue.pools.items() if pool.partition("@")[0] == base}
+    versions = {pool: state for pool, state in catalogue.pools.items() if model_of(pool) == base}
     ready = {pool: state.ready for pool, state in sorted(versions.items()) if state.ready}
     if ready:
         pool = _share(work.request_id, ready)

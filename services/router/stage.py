@@ -87,7 +87,7 @@ class Router:
 class _Routed:
     """A work that has been passed on."""
 
-    __slots__ = ("pool", "reroutes", "span", "work")
+    __slots__ = ("cancelled", "pool", "reroutes", "span", "work")
 
     def __init__(self, work: Work, span: Span) -> None:
         self.work = work
@@ -95,6 +95,7 @@ class _Routed:
         self.span = span
         self.pool = ""
         self.reroutes = 0
+        self.cancelled = False
 
 
 class RouterLane:
@@ -117,6 +118,8 @@ class RouterLane:
         self._route(work_id, _Routed(work, span))
 
     def cancel(self, work_id: int) -> None:
+        if (routed := self._works.get(work_id)) is not None:
+            routed.cancelled = True
         self._lane.cancel(work_id)
 
     def close(self) -> None:
@@ -178,4 +181,4 @@ class RouterLane:
 def _may_go_elsewhere(routed: _Routed, outcome: Outcome) -> bool:
     """Whether the pool vanished before the work began: another version of the model may take it."""
     gone = isinstance(outcome.error, NoExecutor) and POOL_GONE in outcome.error.metadata
-    return gone and outcome.output_tokens == 0 and routed.reroutes < REROUTES
+    return gone and outcome.output_tokens == 0 and not routed.cancelled and routed.reroutes < REROUTES

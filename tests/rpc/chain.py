@@ -2,9 +2,9 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from headrace.lane.v1 import lane_pb2_grpc
 from libs.catalogue import ModelSpec, Simulation
@@ -46,7 +46,7 @@ def spec(**changes: object) -> ModelSpec:
 def work(index: int = 0, *, tokens: int = 20, prompt: int = 40, timeout_s: float = 30.0, **changes: object) -> Work:
     """A work whose answer is a function of `index` alone."""
     values: dict[str, object] = {
-        "request_id": f"request-{index}", "tenant": "t", "tier": Tier.INTERACTIVE, "model": MODEL, "pool": MODEL,
+        "request_id": f"request-{index}", "tenant": "t", "tier": Tier.INTERACTIVE, "model": MODEL, "pool": f"{MODEL}@0",
         "prompt": [1000 + (index * 31 + i) % 5000 for i in range(prompt)],
         "sampling": Sampling(max_tokens=tokens, ignore_end=True), "deadline": SystemClock().now() + timeout_s,
     }  # fmt: skip
@@ -89,6 +89,7 @@ class Answers:
 
     def on_note(self, work_id: int, note: Note) -> None:
         self.notes.setdefault(work_id, []).append(note)
+        self._changed.set()
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         assert work_id not in self.outcomes, f"work {work_id} ended twice"
@@ -137,8 +138,12 @@ class Chain:
     executors: dict[str, Served] = field(default_factory=dict)
     hosts: dict[str, Host] = field(default_factory=dict)
     batchers: dict[str, Served] = field(default_factory=dict)
-    forwarder: Forwarder | None = None
-    router: Router | None = None
+    forwarder: Forwarder = field(init=False)
+    router: Router = field(init=False)
+    known: Catalogue = field(default_factory=Catalogue)
+    """What the router knows; a test may replace it."""
+    deciding: dict[str, Batcher] = field(default_factory=dict)
+    """The batchers behind their ports."""
 
     def remote(self, served: Served) -> RemoteStage:
         return RemoteStage(self.channels.connect, served.endpoint, self.tasks)
@@ -166,10 +171,15 @@ async def chain(
     model: ModelSpec | None = None,
     tracing: Tracing | None = None,
     limits: Limits | None = None,
-    catalogue: Mapping[str, str] | None = None,
+    versions: Sequence[ModelSpec] = (),
 ) -> AsyncIterator[Chain]:
-    """Runs a chain whose pieces all are ready."""
+    """Runs a chain whose pieces all are ready.
+
+    Args:
+        versions: Further versions of the model; every executor holds all of them.
+    """
     model = model or spec()
+    models = [model, *versions]
     tasks, channels, clock = Tasks(), Channels(), SystemClock()
     made = Chain(tasks, channels, tracing or untraced())
     async with AsyncExitStack() as stack:
@@ -180,12 +190,13 @@ async def chain(
             engine = SimulatedEngine(clock)
             stack.push_async_callback(engine.close)
             host = Host(name, made.tracing, lambda *_: None, lambda *_: None)
-            hosted = host.host(model.name)
-            hosted.runner = await engine.load(model, hosted)
+            for one in models:
+                hosted = host.host(one.pool)
+                hosted.runner = await engine.load(one, hosted)
             made.hosts[name] = host
             made.executors[name] = await served(host)
             stack.push_async_callback(made.executors[name].cut)
-        capacity = ModelCapacity(model.slots, model.blocks, model.block_tokens)
+        capacity = {one.pool: ModelCapacity(one.slots, one.blocks, one.block_tokens) for one in models}
         ticking: list[Batcher] = []
         for index in range(batchers):
             name = f"batcher-{index}"
@@ -193,23 +204,21 @@ async def chain(
                 name, NoMemory(), lambda tier: limits or Limits(), made.tracing,
                 BatcherObserver(Metrics("batcher", name, "0")), clock, random.Random(index).randrange,
             )  # fmt: skip
-            batcher.set_executors(
-                {n: ExecutorInfo(made.remote(e), {model.name: capacity}) for n, e in made.executors.items()}
-            )
+            batcher.set_executors({n: ExecutorInfo(made.remote(e), capacity) for n, e in made.executors.items()})
+            made.deciding[name] = batcher
             ticking.append(batcher)
             made.batchers[name] = await served(batcher)
             stack.push_async_callback(made.batchers[name].cut)
         made.forwarder = Forwarder("router", batcher_for, clock)
         made.forwarder.set_neighbours({n: made.remote(b) for n, b in made.batchers.items()})
-        known = Catalogue(frozenset({model.name}), pools={model.name: PoolState(1, 0, clock.monotonic())})
+        made.known = Catalogue({model.name: model}, pools={model.pool: PoolState(1, 0, clock.monotonic())})
         observer = RouterObserver(Metrics("router", "router-0", "0"))
-        made.router = Router(made.forwarder, lambda: known, made.tracing, observer, clock)
+        made.router = Router(made.forwarder, lambda: made.known, made.tracing, observer, clock)
 
         async def tick() -> None:
             while True:
                 for batcher in ticking:
                     batcher.tick()
-                assert made.forwarder is not None
                 made.forwarder.expire()
                 await asyncio.sleep(0.02)
 
@@ -222,12 +231,12 @@ async def reference(works: Sequence[Work], model: ModelSpec | None = None) -> li
     engine = SimulatedEngine(SystemClock())
     host = Host("reference", untraced(), lambda *_: None, lambda *_: None)
     model = model or spec()
-    hosted = host.host(model.name)
+    hosted = host.host(model.pool)
     hosted.runner = await engine.load(model, hosted)
     sink = Answers()
     lane = host.open(sink)
     for index, one in enumerate(works):
-        lane.submit(index, one)
+        lane.submit(index, replace(one, pool=model.pool))
     await sink.until(lambda s: len(s.outcomes) == len(works))
     await engine.close()
     return [sink.tokens[index] for index in range(len(works))]

@@ -17,7 +17,7 @@ from libs.lane import client, server
 from libs.lane.client import RemoteStage
 from libs.lane.stage import LaneNotReady, Sink
 from libs.lane.wire import work_to_proto
-from libs.lane.work import FinishReason, Frame, Outcome, QueueState, Tier, Work
+from libs.lane.work import FinishReason, Frame, Note, Outcome, QueueState, Tier, Work
 from libs.rpc.channels import Channels
 from libs.rpc.interceptors import errors
 from libs.rpc.server import RpcServer, Service
@@ -87,6 +87,34 @@ async def test_works_go_up_and_tokens_and_outcomes_come_down() -> None:
         await until(lambda: len(it.sink.outcomes) == 20)
         assert it.sink.tokens == {index: answer(work(index)) for index in range(20)}
         assert it.sink.events == ["ready"]
+
+
+async def test_notes_come_down_in_front_of_the_tokens() -> None:
+    order: list[str] = []
+
+    class Ordered(Log):
+        def on_note(self, work_id: int, note: Note) -> None:
+            super().on_note(work_id, note)
+            order.append("note")
+
+        def on_frame(self, frame: Frame) -> None:
+            super().on_frame(frame)
+            order.append("frame")
+
+    async with pair() as it:
+        it.sink = Ordered()
+        lane = await it.open()
+        lane.submit(7, work(7, adapter="a@1", salt="a@1", chat=(("user", "hi"),)))
+        await until(lambda: it.behind.works)
+        seen = it.behind.works[7]
+        assert (seen.adapter, seen.salt, seen.chat) == ("a@1", "a@1", (("user", "hi"),))
+        notes = [Note("m@1", "m is loaded on demand"), Note(waiting="m is being loaded on a")]
+        for note in notes:
+            it.behind.sink.on_note(7, note)
+        it.behind.run()
+        await until(lambda: it.sink.outcomes)
+        assert it.sink.notes == {7: notes}
+        assert order.index("frame") > max(index for index, what in enumerate(order) if what == "note")
 
 
 async def test_a_lane_mends_itself_when_its_server_is_back() -> None:

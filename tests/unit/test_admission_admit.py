@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from libs.catalogue import Remote
 from libs.errors import (
     CredentialsInvalid,
     DeadlinePassed,
@@ -23,7 +24,7 @@ from services.admission.identity import authenticate
 from services.admission.policy import Policy, Tenant
 from services.admission.request import Request, SamplingRequest, Turn
 from services.admission.usage import UsageLedger
-from tests.unit.letters import POLICY, TENANT
+from tests.unit.letters import POLICY, SPEC, TENANT
 
 NOW = 1_700_000_000.0
 
@@ -168,6 +169,64 @@ def test_the_work_says_all_that_the_stages_behind_need() -> None:
     assert work.log_probs
     assert work.traceparent == "00-x"
     assert "40 prompt tokens" in made.reason
+
+
+# --- adapters, versions, and engines that take chats ---------------------------------------------
+
+ADAPTERS = replace(
+    POLICY,
+    models={
+        **POLICY.models,
+        "lora": replace(SPEC, name="lora", base="letters", version="1"),
+        "twin": replace(SPEC, name="twin", base="letters", version="1", shares_prefix=True),
+        "far": replace(SPEC, name="far", pool="", remote=Remote(api="chat")),
+    },
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "own"), [("letters", ""), ("lora", "lora@1"), ("twin", "")])
+def test_prefixes_of_adapters_are_kept_apart_unless_they_are_the_same(model: str, own: str) -> None:
+    work = admitted(Request(model, prompt="x"), prompt=40, policy=ADAPTERS).work
+    assert work.salt == own
+    assert work.block_hashes == chain(list(range(40)), 16, salt("letters", own))
+    assert (work.model, work.pool, work.adapter) == (model, "", ""), "the router chooses"
+
+
+def test_a_switch_on_a_base_covers_its_adapters() -> None:
+    with pytest.raises(SwitchedOff, match="letters is switched off: it lies"):
+        check(Request("lora", prompt="x"), TENANT, replace(ADAPTERS, models_off={"letters": "it lies"}), 0, NOW)
+    assert check(Request("letters", prompt="x"), TENANT, replace(ADAPTERS, models_off={"lora": "no"}), 0, NOW)
+
+
+@pytest.mark.parametrize(
+    ("model", "version"), [("letters", "letters@1"), ("lora", "letters@1+lora@1"), ("nice", "letters@1")]
+)
+def test_a_resumed_answer_goes_on_where_it_began(model: str, version: str) -> None:
+    request = Request(model, prompt="x", resumed=[1], resumed_version=version)
+    assert admitted(request, policy=ADAPTERS).work.pool == version
+    assert admitted(replace(request, resumed=[]), policy=ADAPTERS).work.pool == "", "nothing has begun"
+    assert admitted(replace(request, resumed_version=""), policy=ADAPTERS).work.pool == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "version"),
+    [
+        ("letters", "bare@1"), ("letters", "letters@1+lora@1"), ("lora", "letters@1"), ("lora", "bare@1+lora@1"),
+        ("lora", "letters@1+twin@1"), ("letters", "+"),
+    ],
+)  # fmt: skip
+def test_a_version_is_no_way_to_another_model(model: str, version: str) -> None:
+    """A caller writes it: else it would get around what its tenant may use."""
+    with pytest.raises(RequestInvalid) as raised:
+        check(Request(model, prompt="x", resumed=[1], resumed_version=version), TENANT, ADAPTERS, 0, NOW)
+    assert [v.subject for v in raised.value.violations] == ["resumed_model_version"]
+
+
+def test_a_chat_goes_along_only_where_the_engine_takes_chats() -> None:
+    turns = [Turn("system", "be kind"), Turn("user", "hi")]
+    assert admitted(Request("letters", chat=turns), policy=ADAPTERS).work.chat == ()
+    assert admitted(Request("far", chat=turns), policy=ADAPTERS).work.chat == [("system", "be kind"), ("user", "hi")]
+    assert admitted(Request("far", prompt="x"), policy=ADAPTERS).work.chat == ()
 
 
 # --- identity and usage --------------------------------------------------------------------------

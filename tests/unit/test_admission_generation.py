@@ -13,7 +13,7 @@ from headrace.inference.v1 import inference_pb2
 from libs.clock import ManualClock
 from libs.errors import Cancelled, DeadlinePassed, RequestInvalid
 from libs.lane.forwarder import Forwarder
-from libs.lane.work import FinishReason, Frame, Outcome
+from libs.lane.work import FinishReason, Frame, Note, Outcome
 from libs.rpc.call import Call
 from libs.rpc.channels import MESSAGE_BYTES
 from libs.tasks import Tasks
@@ -86,10 +86,10 @@ def test_text_comes_as_it_is_made() -> None:
 
 
 def test_what_is_asked_for_and_nothing_else() -> None:
-    assert Out(token_ids=True).push("Hi").take() == Chunk("Hi", tokens("Hi"), 2)
-    assert Out(text=False, token_ids=True).push("Hi").take() == Chunk("", tokens("Hi"), 2)
-    assert Out(log_probs=True).push("Hi").take() == Chunk("Hi", [], 2, [-1.0, -1.0])
-    assert Out("no", text=False).push("Hi").take() == Chunk("", [], 2)
+    assert Out(token_ids=True).push("Hi").take() == Chunk("Hi", token_ids=tokens("Hi"), count=2)
+    assert Out(text=False, token_ids=True).push("Hi").take() == Chunk(token_ids=tokens("Hi"), count=2)
+    assert Out(log_probs=True).push("Hi").take() == Chunk("Hi", count=2, log_probs=[-1.0, -1.0])
+    assert Out("no", text=False).push("Hi").take() == Chunk(count=2)
 
 
 def test_a_character_leaves_whole() -> None:
@@ -215,10 +215,47 @@ def test_an_error_ends_it_and_the_first_end_counts() -> None:
     assert out.calls == 2
 
 
+def test_why_it_waits_is_told_once_and_until_it_runs() -> None:
+    out = Out()
+    out.generation.note("m@1", "m is being loaded")
+    assert out.take() == Chunk(waiting="m is being loaded")
+    assert out.take() == Chunk()
+    out.generation.note("", "m waits for memory")
+    out.generation.note("", "m is being loaded")
+    assert out.take() == Chunk(waiting="m is being loaded"), "the newest, to one who reads slowly"
+    out.generation.note("", "nearly")
+    out.push("Hi")
+    assert out.take() == Chunk("Hi", "m@1", count=2), "it runs: nobody wants to read why it did not"
+    out.generation.note("", "too late")
+    assert out.take() == Chunk()
+    assert out.calls == 5
+
+
+def test_the_version_comes_with_the_first_tokens_only() -> None:
+    out = Out()
+    out.generation.note("m@1", "")
+    out.generation.note("m@2", "")  # it was sent elsewhere before it began
+    assert out.calls == 0
+    assert out.push("a").take().version == "m@2"
+    assert out.push("b").take().version == ""
+
+
+def test_who_waits_and_is_ended_is_told_the_end() -> None:
+    out = Out()
+    out.generation.note("m@1", "m is being loaded")
+    out.generation.end(Outcome(error=DeadlinePassed("late")), 9.0)
+    out.generation.note("", "m is being loaded")
+    chunk = out.take()
+    assert (chunk.waiting, chunk.version) == ("", "")
+    assert isinstance(chunk.error, DeadlinePassed)
+
+
 def test_messages_say_the_same() -> None:
     out = Out(token_ids=True, log_probs=True)
     out.push("Hi")
     finish = out.end(replace(END, cached_tokens=1, queued_s=0.25))
+    assert chunk_to_proto(Chunk(waiting="w"), "") == inference_pb2.GenerateResponse(waiting="w")
+    assert chunk_to_proto(Chunk("x", "m@1", count=1), "").model_version == "m@1"
     message = chunk_to_proto(out.chunks[0], "r")
     assert (message.request_id, message.text, list(message.token_ids)) == ("r", "Hi", tokens("Hi"))
     assert list(message.log_probs) == [-1.0, -1.0]
@@ -389,3 +426,57 @@ async def test_a_long_grammar_is_judged_once_and_the_same() -> None:
     for number in range(2):
         await streams.begin(number, grammar=inference_pb2.Grammar(json_schema=text))
     assert [end.failure.code for end in streams.session.take().ends] == [3, 3]
+
+
+async def test_a_stream_carries_notes_of_its_generations() -> None:
+    streams = Streams()
+    for number in (5, 6):
+        await streams.begin(number)
+    first, second = streams.router.lane.works
+    streams.router.lane.sink.on_note(first, Note("letters@0", "letters is being loaded"))
+    streams.router.lane.sink.on_note(second, Note("letters@0"))
+    response = streams.session.take()
+    assert list(response.notes) == [inference_pb2.SessionNote(id=5, waiting="letters is being loaded")]
+    assert not response.ids
+    streams.answer("Hi")
+    response = streams.session.take()
+    assert sorted((note.id, note.model_version) for note in response.notes) == [(5, "letters@0"), (6, "letters@0")]
+    assert streams.said(response) == {5: "Hi", 6: "Hi"}
+    streams.answer("!", end=END)
+    assert not streams.session.take().notes
+
+
+async def test_notes_count_towards_the_size_of_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "RESPONSE_BYTES", 10_000)
+    streams = Streams()
+    for number in range(20):
+        await streams.begin(number)
+    for work_id in streams.router.lane.works:
+        streams.router.lane.sink.on_note(work_id, Note(waiting="世" * 400))
+    told: list[int] = []
+    while streams.session._dirty:
+        response = streams.session.take()
+        assert response.ByteSize() < 2 * 10_000
+        told += [note.id for note in response.notes]
+    assert sorted(told) == list(range(20))
+
+
+async def test_a_note_of_a_work_that_has_ended_is_dropped() -> None:
+    streams = Streams()
+    await streams.begin(1)
+    (up_id,) = streams.router.lane.works
+    streams.answer("Hi", end=END)
+    streams.session.take()
+    streams.front.on_note(up_id, Note(waiting="too late"))
+    streams.front.on_note(99, Note(waiting="nobody's"))
+    assert not streams.session._dirty
+
+
+async def test_a_resumed_generation_goes_to_the_version_that_its_caller_names() -> None:
+    streams = Streams()
+    await streams.begin(1, request_id="r-0", resumed_token_ids=[0], resumed_model_version="letters@0")
+    (sent,) = streams.router.lane.works.values()
+    assert (list(sent.resumed), sent.pool) == ([0], "letters@0")
+    await streams.begin(2, resumed_token_ids=[65], resumed_model_version="bare@0")
+    (end,) = streams.session.take().ends
+    assert (end.id, end.failure.code) == (2, 3)

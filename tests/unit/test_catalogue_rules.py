@@ -107,7 +107,6 @@ def test_one_fault(fields: dict[str, Any], changed: dict[str, Any], told: str) -
         ({"base_url": "https://host/v1/chat/completions"}, "only what comes before"),
         ({"headers": {"Authorization": "Bearer x"}}, "remote.headers.Authorization: a key must not lie in etcd"),
         ({"headers": {"a b": "x"}}, "remote.headers.a b: is not a header of HTTP"),
-        ({"resume": "REMOTE_RESUME_CONTINUE"}, "remote.resume: a chat cannot be continued"),
         ({"read_timeout": "0s"}, "remote.read_timeout: 0s: more than 0s"),
         ({"breaker": {"open": "-1s"}}, "remote.breaker.open: -1s: more than 0s"),
     ],

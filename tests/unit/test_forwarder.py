@@ -9,7 +9,7 @@ from libs.clock import ManualClock
 from libs.errors import Cancelled, DeadlinePassed, InternalError, StageUnavailable
 from libs.lane.forwarder import ATTEMPTS, BACKSTOP_S, DRAINING, PATIENCE_S, Forwarder
 from libs.lane.stage import Sink
-from libs.lane.work import FinishReason, Frame, Outcome, Work
+from libs.lane.work import FinishReason, Frame, Note, Outcome, Work
 from tests.unit.lanes import Answers, HandLane, HandStage, answer, work
 
 
@@ -331,6 +331,33 @@ def test_works_that_ended_are_not_remembered_until_their_deadline(clock: ManualC
         a.lane.run()
     made.expire()
     assert len(made._deadlines) <= 1024
+
+
+def test_notes_pass_under_the_id_of_the_lane_in_front(clock: ManualClock) -> None:
+    a, answers = HandStage(), Answers()
+    made = forwarder(clock, a=a)
+    made.open(answers).submit(7, work(7))
+    (up_id,) = a.lane.works
+    a.lane.sink.on_note(up_id, Note(waiting="m is being loaded"))
+    a.lane.sink.on_note(up_id + 1, Note(waiting="nobody's"))
+    a.lane.run()
+    a.lane.sink.on_note(up_id, Note(waiting="too late"))
+    assert answers.notes == {7: [Note(waiting="m is being loaded")]}
+
+
+def test_where_a_work_began_it_goes_on(clock: ManualClock) -> None:
+    a, b, answers = HandStage(), HandStage(), Answers()
+    made = forwarder(clock, a=a, b=b)
+    made.open(answers).submit(1, work(1, pool=""))
+    (up_id,) = a.lane.works
+    a.lane.sink.on_note(up_id, Note("m@1"))
+    a.lane.sink.on_note(up_id, Note(waiting="that is no news of the pool"))
+    a.lane.sink.on_note(up_id, Note("m@2"))
+    a.lane.step(count=2)
+    a.lane.cut()
+    assert [one.pool for one in b.lane.sent] == ["m@2"]
+    b.lane.run()
+    assert answers.tokens[1] == answer(work(1))
 
 
 async def test_explain_asks_whom_the_work_would_go_to(clock: ManualClock) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace.lane.v1 import lane_pb2
@@ -14,6 +14,8 @@ from libs.lane.wire import (
     decision_to_proto,
     frame_from_proto,
     frame_to_proto,
+    note_from_proto,
+    note_to_proto,
     outcome_from_proto,
     outcome_to_proto,
     queue_from_proto,
@@ -21,7 +23,7 @@ from libs.lane.wire import (
     work_from_proto,
     work_to_proto,
 )
-from libs.lane.work import Decision, FinishReason, Frame, Grammar, Outcome, QueueState, Sampling, Tier, Work
+from libs.lane.work import Decision, FinishReason, Frame, Grammar, Note, Outcome, QueueState, Sampling, Tier, Work
 from tests.unit.lanes import work
 
 ids = st.integers(0, 2**64 - 1)
@@ -56,6 +58,9 @@ works = st.builds(
     grammar=st.none() | st.builds(Grammar, st.sampled_from(["json_schema", "regex", "ebnf"]), texts),
     log_probs=st.booleans(),
     traceparent=texts,
+    adapter=texts,
+    salt=texts,
+    chat=st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", ""]), texts), max_size=3).map(tuple),
 )
 
 
@@ -65,10 +70,18 @@ def through(message: lane_pb2.Work) -> lane_pb2.Work:
 
 
 @given(ids, works)
+@example(0, work(prompt=0, deadline=12.454415, resumed=[], block_hashes=[]))
 def test_a_work_comes_back_the_same(work_id: int, one: Work) -> None:
     message = through(work_to_proto(work_id, one))
     assert message.work_id == work_id
     assert work_from_proto(message) == one
+
+
+@given(ids, st.builds(Note, pool=texts, waiting=texts))
+def test_a_note_comes_back_the_same(work_id: int, note: Note) -> None:
+    message = lane_pb2.Note.FromString(note_to_proto(work_id, note).SerializeToString())
+    assert message.work_id == work_id
+    assert note_from_proto(message) == note
 
 
 def test_zero_is_not_unset() -> None:

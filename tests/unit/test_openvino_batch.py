@@ -42,8 +42,8 @@ def test_links_are_those_of_the_chain(tokens: list[int]) -> None:
 def test_admits_in_order_up_to_the_slots() -> None:
     subject = batch(slots=2)
     for n in (1, 2, 3):
-        subject.submit(work(n, [n] * 5))
-    assert [run.work.work_id for run in subject.admit()] == [1, 2]
+        subject.submit(work(n, [n] * 5), 0.0)
+    assert [run.work.work_id for run in subject.admit(0.0)] == [1, 2]
     out = report(subject)
     assert out.started == [(1, 0), (2, 0)]
     assert out.stats == (2, 1, 4, 0)
@@ -53,16 +53,16 @@ def test_admits_in_order_up_to_the_slots() -> None:
 def test_a_work_without_blocks_waits_and_holds_up_the_rest() -> None:
     subject = batch(slots=4, blocks=4)
     for n, length in ((1, 12), (2, 8), (3, 4)):
-        subject.submit(work(n, list(range(length))))
-    assert [run.work.work_id for run in subject.admit()] == [1]
+        subject.submit(work(n, list(range(length))), 0.0)
+    assert [run.work.work_id for run in subject.admit(0.0)] == [1]
     subject.end(subject.running[1], "stop")
-    assert [run.work.work_id for run in subject.admit()] == [2, 3]
+    assert [run.work.work_id for run in subject.admit(0.0)] == [2, 3]
 
 
 def test_blocks_follow_the_tokens() -> None:
     subject = batch()
-    subject.submit(work(1, [1, 2, 3, 4, 5]))
-    [run] = subject.admit()
+    subject.submit(work(1, [1, 2, 3, 4, 5]), 0.0)
+    [run] = subject.admit(0.0)
     for token in range(6, 14):
         subject.advance(run, [token], [])
     out = report(subject)
@@ -71,23 +71,23 @@ def test_blocks_follow_the_tokens() -> None:
     assert out.events == [("stored", chain(list(range(1, 13)), BLOCK, salt("m")))]
     subject.end(run, "stop")
     assert report(subject).stats == (0, 0, 0, 3)
-    subject.submit(work(2, list(range(1, 14))))
-    subject.admit()
+    subject.submit(work(2, list(range(1, 14))), 0.0)
+    subject.admit(0.0)
     assert report(subject).started == [(2, 12)]
 
 
 def test_hashes_without_a_first_one_are_not_continued() -> None:
     subject = batch()
-    subject.submit(work(1, [1, 2], hashes=[]))
-    [run] = subject.admit()
+    subject.submit(work(1, [1, 2], hashes=[]), 0.0)
+    [run] = subject.admit(0.0)
     subject.advance(run, list(range(10)), [])
     assert report(subject).events == []
 
 
 def test_a_resumed_work_goes_on_behind_its_tokens() -> None:
     subject = batch()
-    subject.submit(work(1, [1, 2], resumed=[3, 4]))
-    [run] = subject.admit()
+    subject.submit(work(1, [1, 2], resumed=[3, 4]), 0.0)
+    [run] = subject.admit(0.0)
     assert (run.tokens, run.remaining) == ([1, 2, 3, 4], 18)
     subject.advance(run, [5], [])
     subject.end(run, "length")
@@ -97,8 +97,8 @@ def test_a_resumed_work_goes_on_behind_its_tokens() -> None:
 
 def test_a_grammar_repeats_the_answer_first() -> None:
     subject = batch()
-    subject.submit(work(1, [1, 2], resumed=[3, 4, 5], grammar_form="regex", log_probs=True))
-    [run] = subject.admit()
+    subject.submit(work(1, [1, 2], resumed=[3, 4, 5], grammar_form="regex", log_probs=True), 0.0)
+    [run] = subject.admit(0.0)
     assert (run.tokens, run.remaining, run.behind) == ([1, 2], 20, True)
     assert subject.advance(run, [3, 4], [-1.0, -2.0])
     assert report(subject).token_ids == []
@@ -106,16 +106,16 @@ def test_a_grammar_repeats_the_answer_first() -> None:
     assert not run.behind
     out = report(subject)
     assert (out.offsets, out.token_ids, out.log_probs) == ([3], [6], [-4.0])
-    subject.submit(work(2, [1, 2], resumed=[3, 4], grammar_form="regex"))
-    [other] = subject.admit()
+    subject.submit(work(2, [1, 2], resumed=[3, 4], grammar_form="regex"), 0.0)
+    [other] = subject.admit(0.0)
     assert not subject.advance(other, [3, 9], []), "it came out different"
 
 
 def test_a_fault_sends_everyone_back_and_finds_the_culprit() -> None:
     subject = batch(slots=4)
     for n in (1, 2, 3):
-        subject.submit(work(n, [n] * 5))
-    first, second, third = subject.admit()
+        subject.submit(work(n, [n] * 5), 0.0)
+    first, second, third = subject.admit(0.0)
     subject.advance(second, [7, 8], [])
     report(subject)
     subject.recover()
@@ -123,34 +123,34 @@ def test_a_fault_sends_everyone_back_and_finds_the_culprit() -> None:
     assert out.ended == []
     assert out.events[-1][0] == "cleared"
     assert out.stats == (0, 3, 0, 0)
-    assert [run.work.work_id for run in subject.admit()] == [2], "who has answered goes first, one at a time"
-    assert subject.admit() == []
+    assert [run.work.work_id for run in subject.admit(0.0)] == [2], "who has answered goes first, one at a time"
+    assert subject.admit(0.0) == []
     subject.advance(second, [9], [])
-    assert subject.admit() == [first]
+    assert subject.admit(0.0) == [first]
     subject.recover()
     out = report(subject)
     assert [(ended.work_id, ended.how) for ended in out.ended] == [(1, "INTERNAL")]
     assert (out.token_ids, out.offsets) == ([9], [2])
-    subject.admit()
+    subject.admit(0.0)
     subject.advance(second, [10], [])
-    assert subject.admit() == [third]
+    assert subject.admit(0.0) == [third]
     assert (second.answer, subject.faults) == ([7, 8, 9, 10], 2)
 
 
 def test_deadlines_are_seen_wherever_the_work_is() -> None:
     subject = batch(slots=1)
-    subject.submit(work(1, [1], deadline=10.0))
-    subject.submit(work(2, [1], deadline=5.0))
-    subject.submit(work(3, [1], deadline=20.0))
-    subject.admit()
+    subject.submit(work(1, [1], deadline=10.0), 0.0)
+    subject.submit(work(2, [1], deadline=5.0), 0.0)
+    subject.submit(work(3, [1], deadline=20.0), 0.0)
+    subject.admit(0.0)
     assert [run.work.work_id for run in subject.overdue(10.0)] == [1, 2]
 
 
 def test_more_tokens_than_blocks_keeps_the_books_whole() -> None:
     subject = batch(slots=2, blocks=4)
     for n in (1, 2):
-        subject.submit(work(n, [n] * 8))
-    runs = subject.admit()
+        subject.submit(work(n, [n] * 8), 0.0)
+    runs = subject.admit(0.0)
     for token in range(12):
         for run in runs:
             assert subject.advance(run, [token], [])

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from headrace.lane.v1 import lane_pb2
 from libs.errors import RequestInvalid, Violation
-from libs.lane.outbox import FRAME_TOKENS, OUTCOME_TOKENS, Outbox
-from libs.lane.wire import frame_from_proto, outcome_from_proto
-from libs.lane.work import FinishReason, Frame, Outcome
+from libs.lane.outbox import FRAME_TOKENS, NOTE_TOKENS, OUTCOME_TOKENS, Outbox
+from libs.lane.wire import frame_from_proto, note_from_proto, outcome_from_proto
+from libs.lane.work import FinishReason, Frame, Note, Outcome
 from libs.rpc.channels import MESSAGE_BYTES
 from tests.unit.lanes import Answers
 
@@ -62,6 +62,28 @@ async def test_a_frame_is_only_lent() -> None:
     assert lent == frame((1, 0, [10]), (2, 0, [99]))
     (message,) = await drained(outbox)
     assert message.frame.token_ids == [10, 11]
+
+
+async def test_notes_leave_in_order_and_wake_the_writer() -> None:
+    outbox = Outbox()
+    waiting = asyncio.create_task(outbox.wait())
+    await asyncio.sleep(0)
+    notes = [Note("m@1"), Note(waiting="m is being loaded on a"), Note("m@2", "m is loaded on demand")]
+    for note in notes:
+        outbox.on_note(1, note)
+    assert await waiting
+    (message,) = await drained(outbox)
+    assert [(note.work_id, note_from_proto(note)) for note in message.notes] == [(1, note) for note in notes]
+    assert not message.HasField("frame")
+
+
+async def test_many_notes_stay_below_the_limit() -> None:
+    outbox = Outbox()
+    for work_id in range(2 * FRAME_TOKENS // NOTE_TOKENS):
+        outbox.on_note(work_id, Note("a-model-with-a-long-name@12345678", "it is being loaded on executor-17, " * 5))
+    messages = await drained(outbox)
+    assert len(messages) in (2, 3)
+    assert all(message.ByteSize() < MESSAGE_BYTES for message in messages)
 
 
 async def test_an_empty_frame_wakes_nobody() -> None:

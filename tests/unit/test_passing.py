@@ -58,6 +58,7 @@ entries = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 6), st.integers(0
 
 @given(st.lists(st.tuples(entries, st.booleans()), max_size=6))
 @example([([(0, 0, 2), (1, 0, 0)], False)])
+@example([([(1, 0, 1), (1, 0, 1)], False)])
 @example([([(0, 0, 1), (1, 0, 1)], True), ([(1, 1, 3), (0, 1, 1)], True)])
 def test_both_ways_lead_to_the_same(frames: list[tuple[list[tuple[int, int, int]], bool]]) -> None:
     quick, general = World(), World()
@@ -91,6 +92,7 @@ def test_anything_unusual_does_not_and_leaves_no_trace() -> None:
         [(2, 0, 1), (3, 0, 1)],  # one that is not wanted
         [(0, 0, 1), (1, 1, 1)],  # a gap
         [(0, 0, 1), (0, 1, 1)],  # twice
+        [(0, 0, 1), (0, 0, 1)],  # and the same
     ):
         assert not _pass_on_whole(frame_of(entries, False), world.passages)
     assert repr(world.seen()) == before

@@ -11,7 +11,10 @@ def test_layout() -> None:
     assert keys.service("router", "router-0") == "/headrace/v1/services/router/router-0"
     assert keys.executor("executor-1") == "/headrace/v1/executors/executor-1"
     assert keys.model("smollm2") == "/headrace/v1/models/smollm2"
-    assert keys.placement("executor-1", "smollm2") == "/headrace/v1/placements/executor-1/smollm2"
+    assert keys.placement("executor-1", "smollm2@1f") == "/headrace/v1/placements/executor-1/smollm2@1f"
+    assert keys.unplaced("smollm2") == "/headrace/v1/unplaced/smollm2"
+    assert keys.failure("executor-1", "smollm2@1f") == "/headrace/v1/failures/executor-1/smollm2@1f"
+    assert keys.demand("batcher-0") == "/headrace/v1/demand/batcher-0"
     assert keys.tenant("search") == "/headrace/v1/policies/tenants/search"
     assert keys.tier("async") == "/headrace/v1/policies/tiers/async"
     assert keys.route("default") == "/headrace/v1/policies/routes/default"
@@ -24,6 +27,9 @@ def test_each_key_lies_under_its_prefix() -> None:
     assert keys.services("a").startswith(keys.SERVICES)
     assert keys.placement("a", "b").startswith(keys.placements("a"))
     assert keys.placements("a").startswith(keys.PLACEMENTS)
+    assert keys.unplaced("a").startswith(keys.UNPLACED)
+    assert keys.failure("a", "b").startswith(keys.FAILURES)
+    assert keys.demand("a").startswith(keys.DEMAND)
     assert keys.executor("a").startswith(keys.EXECUTORS)
     assert keys.model("a").startswith(keys.MODELS)
     assert keys.tenant("a").startswith(keys.TENANTS)

@@ -251,7 +251,7 @@ def test_grammars_go_with_chats() -> None:
         body("chat", work(sampling={"repetition_penalty": 1.3}))
     apis: list[request.Api] = ["chat", "completions", "completions_tokens"]
     for api in apis:
-        can = request.capabilities(api, request.Dialect(), True)
+        can = request.capabilities(api, request.Dialect(), replay=True, paid=False)
         assert can.grammars == (frozenset({"json_schema"}) if api == "chat" else frozenset())
         assert can.exactness is Exactness.MODELLED
 

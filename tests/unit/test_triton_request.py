@@ -10,8 +10,8 @@ from tokenizers import Tokenizer as Encoder
 
 from libs.errors import NotSupported, RequestInvalid
 from libs.lane.work import Grammar, Sampling, Tier, Work
+from services.executor.stream.prompt import PromptText
 from services.executor.triton import request
-from services.executor.triton.prompt import PromptText
 from services.executor.triton.request import Adapter, Limits
 from services.executor.triton.tensors import Tensor, numbers, string
 from tests.system.triton.tokenizer import write_tokenizer

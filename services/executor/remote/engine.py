@@ -119,7 +119,9 @@ class RemoteRunner(StreamRunner):
             model, endpoint, api, dialect, tokenizer, Prompts(tokenizer, encoder), clock, self._used, self._changed
         )
         capacity = Capacity(model.slots, model.blocks, model.block_tokens, Exactness.MODELLED)
-        capabilities = request.capabilities(api, dialect, model.remote.resume != "continue")
+        capabilities = request.capabilities(
+            api, dialect, model.remote.resume != "continue", paid=model.price is not None
+        )
         super().__init__(self._streams, capacity, capabilities, listener, clock)
         self._changed(State.CLOSED)
 

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as Encoder
 from libs.errors import NotSupported
 from libs.tokens.tokenizer import Tokenizer
 from services.executor.remote.request import Api
-from services.executor.triton.prompt import PromptText
+from services.executor.stream.prompt import PromptText
 
 
 class Prompts:

@@ -31,7 +31,7 @@ class Dialect:
     """It tells the answer's token ids (return_token_ids)."""
 
 
-def capabilities(api: Api, dialect: Dialect, replay: bool) -> Capabilities:
+def capabilities(api: Api, dialect: Dialect, replay: bool, paid: bool) -> Capabilities:
     """What works can ask for. Of the completions API only servers of open models know more than OpenAI's fields,
     and those take token ids."""
     open_model = api == "completions_tokens"
@@ -44,6 +44,7 @@ def capabilities(api: Api, dialect: Dialect, replay: bool) -> Capabilities:
         ignore_end=open_model,
         top_k=open_model,
         resume="replay" if replay else "prompt",
+        paid=paid,
         token_ids=open_model and dialect.token_ids,
     )
 

@@ -12,9 +12,9 @@ from libs.models.source import SourceInvalid
 from libs.models.tokenizer_files import tokenizer_files
 from libs.tokens.tokenizer import Tokenizer
 from services.executor.engine import Capacity, Exactness, Listener, LoadFailed
+from services.executor.stream.prompt import PromptText
 from services.executor.triton.blocks import ModelledBlocks
 from services.executor.triton.contract import ADAPTER_SLOTS, LORA, Flavor
-from services.executor.triton.prompt import PromptText
 from services.executor.triton.request import Limits
 from services.executor.triton.residence import Residence, Resident, Uses
 from services.executor.triton.runner import Patience, TritonRunner

@@ -9,13 +9,13 @@ import structlog
 from libs.errors import InternalError, RequestInvalid, StageUnavailable, Violation
 from libs.lane.work import Tokens, Work
 from libs.tokens.tokenizer import Tokenizer
+from services.executor.stream.prompt import PromptText
 from services.executor.stream.source import Piece
 from services.executor.triton import request
 from services.executor.triton.answer import BROKEN, Answer, TextAnswer, TokenAnswer
 from services.executor.triton.contract import Flavor, ModelFacts, tells_cached_tokens
 from services.executor.triton.conversation import Asked, Conversation, Response, StreamBroken
 from services.executor.triton.faults import ADAPTER_MISSING, error_of
-from services.executor.triton.prompt import PromptText
 from services.executor.triton.request import Adapter, Limits
 
 log = structlog.get_logger()

@@ -1,4 +1,4 @@
-"""The text that stands for a prompt's tokens, for the flavors that take text. Pure."""
+"""The text that stands for a prompt's tokens, for engines that take text. Pure."""
 
 from collections.abc import Sequence
 
@@ -30,8 +30,8 @@ class PromptText:
         again = self._encoder.encode(text, add_special_tokens=False).ids
         if self._controls(again) != self._controls(tokens):
             raise NotSupported(
-                "the prompt's text holds the text of a control token, which a server that takes text "
-                "(Triton flavor ensemble or bls) would take for the token; flavor tensorrt_llm takes token ids"
+                "the prompt's text holds the text of a control token, which a server that takes text would take for "
+                "the token; this model can be asked such things only through an engine that takes token ids"
             )
         return text
 
