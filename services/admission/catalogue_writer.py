@@ -9,8 +9,8 @@ from etcdserverpb import rpc_pb2
 from headrace.operations.v1 import operations_pb2 as pb
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-from libs.catalogue_changes import Change, changes, removal, violations
-from libs.catalogue_rules import Referrers, why_kept
+from libs.catalogue.changes import Change, changes, removal, violations
+from libs.catalogue.rules import Referrers, why_kept
 from libs.clock import Clock
 from libs.errors import CatalogueChanged, ModelUnknown, RequestInvalid, Violation
 from libs.registry import Entry, Registry, ValueUnreadable, decode, encode, keys, transaction

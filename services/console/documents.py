@@ -13,7 +13,7 @@ from google.protobuf import json_format
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from libs.catalogue_rules import nearest
+from libs.catalogue.rules import nearest
 
 MOST_BYTES = 1024 * 1024
 """Of one file; etcd takes values of 1.5 MiB."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace.registry.v1 import registry_pb2
-from libs import catalogue_rules
+from libs.catalogue import rules
 from services.console import documents
 from services.console.documents import MOST_BYTES, Document, LineFault, NotYaml
 
@@ -90,14 +90,14 @@ class Files:
             unread = {fault.path for fault in entry.document.faults}
             if "" in unread:
                 continue
-            found = catalogue_rules.entry(entry.model)
+            found = rules.entry(entry.model)
             faults += (entry.fault(f.path, f.text) for f in found if not documents.covers(unread, f.path))
             name = entry.model.name
             if name and (first := by_name.setdefault(name, entry)) is not entry:
                 there = f"{first.label}:{first.document.line_of('name')}"
                 faults.append(entry.fault("name", f"{name!r} is in {there} too"))
         merged = ({} if prune else dict(catalogue)) | {name: entry.model for name, entry in by_name.items()}
-        for name, fault in catalogue_rules.across(merged):
+        for name, fault in rules.across(merged):
             if name in by_name:
                 faults.append(by_name[name].fault(fault.path, fault.text))
         if faults:

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 from headrace.inference.v1 import inference_pb2
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-from libs.catalogue_rules import NAME, Fault
+from libs.catalogue.rules import NAME, Fault
 from libs.registry import keys
 from services.console import documents, policy_rules
 from services.console.documents import MOST_BYTES, Document, LineFault, NotYaml

@@ -8,8 +8,8 @@ from google.protobuf.message import Message
 from headrace.inference.v1 import inference_pb2
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-from libs import catalogue_rules
-from libs.catalogue_rules import Fault, nearest
+from libs.catalogue import rules
+from libs.catalogue.rules import Fault, nearest
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -25,7 +25,7 @@ def within(message: Message) -> Iterator[Fault]:
             if not message.model:
                 yield Fault("model", "required")
         case registry_pb2.Model():
-            yield from catalogue_rules.entry(message)
+            yield from rules.entry(message)
 
 
 def across(objects: Mapping[str, Message]) -> Iterator[tuple[str, Fault]]:
@@ -34,7 +34,7 @@ def across(objects: Mapping[str, Message]) -> Iterator[tuple[str, Fault]]:
         message.name: (key, message) for key, message in objects.items() if isinstance(message, registry_pb2.Model)
     }
     models = {name: message for name, (_, message) in found.items()}
-    for name, fault in catalogue_rules.across(models):
+    for name, fault in rules.across(models):
         yield found[name][0], fault
     owners: dict[str, str] = {}
     for key, message in objects.items():

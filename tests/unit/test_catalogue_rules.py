@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.registry.v1 import registry_pb2
-from libs import catalogue_rules
-from libs.catalogue import version_of
-from libs.catalogue_changes import changes, violations
-from libs.catalogue_diff import differences
-from libs.catalogue_rules import Referrers
+from libs.catalogue import rules, version_of
+from libs.catalogue.changes import changes, violations
+from libs.catalogue.diff import differences
+from libs.catalogue.rules import Referrers
 
 NOBODY = Referrers({}, {})
 BASE: dict[str, Any] = {
@@ -36,7 +35,7 @@ def model(fields: dict[str, Any], **changed: Any) -> registry_pb2.Model:
 
 
 def faults(entry: registry_pb2.Model) -> list[str]:
-    return [str(fault) for fault in catalogue_rules.entry(entry)]
+    return [str(fault) for fault in rules.entry(entry)]
 
 
 @pytest.mark.parametrize("fields", [BASE, ADAPTER, REMOTE, TRITON], ids=["base", "adapter", "remote", "triton"])
@@ -117,7 +116,7 @@ def test_a_fault_of_an_endpoint(changed: dict[str, Any], told: str) -> None:
 
 
 def told_across(*entries: registry_pb2.Model, routes: tuple[str, ...] = ()) -> list[str]:
-    found = catalogue_rules.across({entry.name: entry for entry in entries}, routes)
+    found = rules.across({entry.name: entry for entry in entries}, routes)
     return [f"{name}: {fault}" for name, fault in found]
 
 

@@ -53,6 +53,11 @@ NAMED_SHELLS = {
     "services/executor/openvino/runner.py": "hears the child on the event loop",
     "services/executor/reconcile.py": "reads placements from etcd, loads and unloads",
     "services/executor/record.py": "what the executor says of itself, as a message",
+    "services/executor/remote/endpoint.py": "HTTP",
+    "services/executor/remote/engine.py": "asks endpoints, reads tokenizers",
+    "services/executor/remote/key.py": "reads a key from its file",
+    "services/executor/remote/probe.py": "asks an endpoint what it understands",
+    "services/executor/remote/source.py": "works as requests, in real time",
     "services/executor/simulated/engine.py": "takes its steps in real time",
     "services/executor/stream/runner.py": "a task for each work's stream",
     "services/executor/triton/adapters.py": "reads adapters from disk",
@@ -85,6 +90,7 @@ PLACES = (
 LONGEST, MEDIAN = 300, 120
 LONG = {
     "libs/lane/forwarder.py": "one state machine: a work's way through a stage in the middle",
+    "libs/telemetry/names.py": "every name of telemetry, in the one place where all can be seen",
     "services/batcher/stage.py": "one state machine: a work's way through the batcher",
 }
 """Modules that may be longer, and why."""
@@ -174,7 +180,7 @@ def test_named_exceptions_exist() -> None:
 
 
 def test_only_a_composition_root_reads_the_environment() -> None:
-    roots = ("services/console", "libs/process.py", "libs/models", "services/executor/openvino")
+    roots = ("services/console", "libs/process.py", "libs/models", "services/executor/child/process.py")
     readers = [
         path
         for path in MODULES

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from libs.catalogue_rules import NAME
+from libs.catalogue.rules import NAME
 from libs.registry import EtcdClient, Registry, RegistryError
 from services.console import policy, policy_store
 from services.console.policy import Policy, PolicyInvalid

@@ -1,5 +1,6 @@
 """What an entry of the catalogue must obey beyond its message's types. No effects; every fault is told, not only
-the first. Admission and the console share these rules; those of the engines' options are in `libs.engine_rules`.
+the first. Admission and the console share these rules; those of the engines' options are in
+`libs.catalogue.engine_rules`.
 """
 
 import re
@@ -11,8 +12,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from headrace.registry.v1 import registry_pb2
-from libs import engine_rules
-from libs.engine_rules import ENGINES, SOURCE_ENGINES, Fault
+from libs.catalogue import engine_rules
+from libs.catalogue.engine_rules import ENGINES, SOURCE_ENGINES, Fault
 
 __all__ = ["NAME", "Fault", "Referrers", "across", "entry", "nearest", "why_kept"]
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from headrace.registry.v1 import registry_pb2
-from libs import catalogue_rules
-from libs.catalogue import version_of
-from libs.catalogue_diff import Difference, differences
-from libs.catalogue_rules import Fault, Referrers
+from libs.catalogue import rules, version_of
+from libs.catalogue.diff import Difference, differences
+from libs.catalogue.rules import Fault, Referrers
 from libs.errors import Violation
 
 MOST_MODELS = 1000
@@ -72,18 +71,18 @@ def violations(
         first = positions.setdefault(model.name, index)
         if first != index and model.name:
             found.append(Violation(f"models[{index}].name", f"{model.name!r} is models[{first}] already"))
-        found += (_violation(f"models[{index}]", fault) for fault in catalogue_rules.entry(model))
+        found += (_violation(f"models[{index}]", fault) for fault in rules.entry(model))
     after = {} if prune else dict(stored)
     after |= {model.name: model for model in wanted}
-    before = {(name, str(fault)) for name, fault in catalogue_rules.across(stored, referrers.routes)}
+    before = {(name, str(fault)) for name, fault in rules.across(stored, referrers.routes)}
     removed = sorted(stored.keys() - after.keys())
-    for name, fault in catalogue_rules.across(after, referrers.routes):
+    for name, fault in rules.across(after, referrers.routes):
         if name in positions:
             found.append(_violation(f"models[{positions[name]}]", fault))
         elif (name, str(fault)) not in before and after[name].base not in removed:
             found.append(Violation("models", f"{name!r}, which is in the catalogue, would be wrong: {fault}"))
     for name in removed:
-        reasons = catalogue_rules.why_kept(name, after, referrers, force=force)
+        reasons = rules.why_kept(name, after, referrers, force=force)
         found += (Violation("prune", f"{name!r} cannot be taken out: {reason}") for reason in reasons)
     return found
 
