@@ -192,22 +192,22 @@ ADMISSION_SESSIONS = _gauge("headrace_admission_open_sessions", "Session streams
 ADMISSION_REFUSALS = _counter("headrace_admission_refusals_total", "Requests refused, by error reason.", "reason")
 
 ROUTER_WORKS = _counter(
-    "headrace_router_works_total", "Works that ended, by pool and result (OK, or the reason).", "pool", "result"
+    "headrace_router_works_total", "Works that ended, by model and result (OK, or the reason).", "model", "result"
 )
-ROUTER_RUNNING = _gauge("headrace_router_running_works", "Works in flight.", "pool")
-ROUTER_RESUMES = _counter("headrace_router_resumes_total", "Works sent again after their lane broke.", "pool")
+ROUTER_RUNNING = _gauge("headrace_router_running_works", "Works in flight.", "model")
+ROUTER_RESUMES = _counter("headrace_router_resumes_total", "Works sent again after their lane broke.", "model")
 ROUTER_LANES = _gauge("headrace_router_ready_lanes", "Lanes to batchers that carry works.")
 
 BATCHER_WORKS = _counter(
-    "headrace_batcher_works_total", "Works that ended, by result (OK, or the reason).", "pool", "tier", "result"
+    "headrace_batcher_works_total", "Works that ended, by result (OK, or the reason).", "model", "tier", "result"
 )
-BATCHER_WAITING = _gauge("headrace_batcher_waiting_works", "Works in the queue.", "pool", "tier")
-BATCHER_WAITING_TOKENS = _gauge("headrace_batcher_waiting_tokens", "Prompt tokens in the queue.", "pool", "tier")
-BATCHER_RUNNING = _gauge("headrace_batcher_running_works", "Works on an executor.", "pool")
+BATCHER_WAITING = _gauge("headrace_batcher_waiting_works", "Works in the queue.", "model", "tier")
+BATCHER_WAITING_TOKENS = _gauge("headrace_batcher_waiting_tokens", "Prompt tokens in the queue.", "model", "tier")
+BATCHER_RUNNING = _gauge("headrace_batcher_running_works", "Works on an executor.", "model")
 BATCHER_WAIT = _histogram(
     "headrace_batcher_wait_seconds",
     "Time in the queue, one per dispatch.",
-    "pool",
+    "model",
     "tier",
     buckets=WAIT_BUCKETS,
 )
@@ -216,17 +216,17 @@ BATCHER_REQUEUES = _counter(
     "Works that went back to the queue, by cause: broken or refused.",
     "cause",
 )
-BATCHER_EXPIRED = _counter("headrace_batcher_expired_works_total", "Works answered because of their deadline.", "pool")
+BATCHER_EXPIRED = _counter("headrace_batcher_expired_works_total", "Works answered because of their deadline.", "model")
 
 KVCACHE_LOOKUPS = _counter(
-    "headrace_kvcache_lookups_total", "Lookups, by result: hit, miss or refused.", "pool", "result"
+    "headrace_kvcache_lookups_total", "Lookups, by result: hit, miss or refused.", "model", "result"
 )
 KVCACHE_LOOKUP = _histogram(
-    "headrace_kvcache_lookup_seconds", "Time to match and reserve.", "pool",
+    "headrace_kvcache_lookup_seconds", "Time to match and reserve.", "model",
     buckets=(0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05),
 )  # fmt: skip
-KVCACHE_INDEXED = _gauge("headrace_kvcache_indexed_blocks", "Blocks in the prefix index.", "pool", "executor")
-KVCACHE_RESERVED = _gauge("headrace_kvcache_reserved_blocks", "Blocks reserved in the ledger.", "pool", "executor")
+KVCACHE_INDEXED = _gauge("headrace_kvcache_indexed_blocks", "Blocks in the prefix index.", "model", "executor")
+KVCACHE_RESERVED = _gauge("headrace_kvcache_reserved_blocks", "Blocks reserved in the ledger.", "model", "executor")
 KVCACHE_GAPS = _counter("headrace_kvcache_event_gaps_total", "Gaps in block events that made a snapshot.", "executor")
 
 EXECUTOR_WORKS = _counter(

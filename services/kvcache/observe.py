@@ -2,6 +2,7 @@
 
 from functools import cache
 
+from libs.catalogue import model_of
 from libs.telemetry import names
 from libs.telemetry.metrics import Metrics
 from services.kvcache.memory import Memory
@@ -9,7 +10,8 @@ from services.kvcache.service import Observer
 
 
 class MetricsObserver(Observer):
-    """Turns what happens into metrics. Pools and executors are those of the registry: bounded sets."""
+    """Turns what happens into metrics, labelled with the models of pools, and with executors: bounded sets. Two
+    versions of a model are added up."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._lookups = cache(metrics.counter(names.KVCACHE_LOOKUPS).labels)
@@ -19,8 +21,9 @@ class MetricsObserver(Observer):
         self._reserved = metrics.gauge(names.KVCACHE_RESERVED)
 
     def lookup(self, pool: str, result: str, duration_s: float) -> None:
-        self._lookups(pool, result).inc()
-        self._lookup(pool).observe(duration_s)
+        model = model_of(pool)
+        self._lookups(model, result).inc()
+        self._lookup(model).observe(duration_s)
 
     def gap(self, executor: str) -> None:
         self._gaps(executor).inc()
@@ -30,5 +33,6 @@ class MetricsObserver(Observer):
         self._indexed.clear()
         self._reserved.clear()
         for view in memory.caches():
-            self._indexed.labels(view.info.pool, view.executor).set(view.indexed)
-            self._reserved.labels(view.info.pool, view.executor).set(view.reserved)
+            model = model_of(view.info.pool)
+            self._indexed.labels(model, view.executor).inc(view.indexed)
+            self._reserved.labels(model, view.executor).inc(view.reserved)
