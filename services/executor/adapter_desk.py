@@ -17,6 +17,9 @@ log = structlog.get_logger()
 
 FAILED_S = 10.0
 """An adapter that could not be loaded is not tried again this long."""
+PATIENCE_S = 1.0
+"""So long may works whose adapter is here overtake one that finds everything full; then they wait behind it, so
+that some adapter becomes idle and makes room. Else a few busy adapters would keep all others out."""
 
 Done = Callable[[HeadraceError | None], None]
 """Told once that the adapter is there, or why it will not be."""
@@ -55,7 +58,7 @@ class AdapterDesk:
         self._loads = loads
         self._changed = changed
         self._coming: dict[str, list[Done]] = {}
-        self._queue: deque[tuple[str, Done]] = deque()
+        self._queue: deque[tuple[float, str, Done]] = deque()  # since when, in monotonic seconds
         self._failed: dict[str, tuple[float, str]] = {}
         self._engine_turn = asyncio.Lock()
         self._closed = False
@@ -78,6 +81,13 @@ class AdapterDesk:
 
     def take(self, adapter: str, done: Done) -> None:
         """Asks for an adapter on behalf of a work; without an error, `release` has to follow."""
+        now = self._clock.monotonic()
+        if self._queue and now - self._queue[0][0] >= PATIENCE_S:
+            self._queue.append((now, adapter, done))
+        else:
+            self._ask(adapter, done, now)
+
+    def _ask(self, adapter: str, done: Done, since: float) -> None:
         spec, resident = self.known.get(adapter), self._cache.residents.get(adapter)
         if spec is None and (resident is None or not resident.loaded):
             done(NoExecutor(f"this executor does not know the adapter {adapter}", retry_after_s=1.0))
@@ -96,7 +106,7 @@ class AdapterDesk:
             case Place.COMING:
                 self._coming[adapter].append(done)
             case Place.FULL:
-                self._queue.append((adapter, done))
+                self._queue.append((since, adapter, done))
             case Place.TOO_LARGE:
                 done(_cannot(adapter, "it is larger than adapter_memory_bytes of its base"))
             case Place.LOAD:
@@ -106,7 +116,7 @@ class AdapterDesk:
 
     def give_up(self, adapter: str, done: Done) -> None:
         """A work has ended before `done` was told; it will not be, and nothing is to be released."""
-        self._queue = deque(waiting for waiting in self._queue if waiting[1] is not done)
+        self._queue = deque(waiting for waiting in self._queue if waiting[2] is not done)
         if (waiting := self._coming.get(adapter)) is not None:
             self._coming[adapter] = [other for other in waiting if other is not done]
 
@@ -129,8 +139,8 @@ class AdapterDesk:
         """Those that found everything full try again, in order; who still finds no room is in front again."""
         waiting, self._queue = self._queue, deque()
         while waiting:
-            adapter, done = waiting.popleft()
-            self.take(adapter, done)
+            since, adapter, done = waiting.popleft()
+            self._ask(adapter, done, since)
             if self._queue:
                 self._queue.extend(waiting)
                 return
@@ -167,6 +177,7 @@ class AdapterDesk:
                 self._cache.begin(adapter)
             done(_cannot(adapter, fault) if fault else None)
         self._let_go(adapter)  # where everybody has given up, and it may not be asked for any more
+        self._unload(self._cache.excess())  # where the budget has shrunk meanwhile
         self._changed()
         self._serve_queue()
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -73,7 +74,7 @@ class Reconciler:
         """Replaces what is to be held, by pool."""
         self._wanted = dict(copies)
         self._specs.update({pool: wanted.spec for pool, wanted in copies.items()})
-        for pool in {*copies, *self.statuses}:
+        for pool in dict.fromkeys((*copies, *self.statuses)):  # first come, first loaded
             if (wake := self._wake.get(pool)) is not None:
                 wake.set()
                 if self.statuses[pool].memory_bytes != self._specs[pool].copy_bytes:
@@ -144,10 +145,9 @@ class Reconciler:
                     waits = f"{needed} bytes are needed, {free} are free"
                 if self.statuses[pool].reason != waits:
                     self._set(pool, State.PENDING, waits, attempts=self.statuses[pool].attempts)
-                try:
-                    await asyncio.wait_for(self._room.wait(), 1.0)
-                except TimeoutError:
-                    pass
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(1.0):
+                        await self._room.wait()
         return False
 
     async def _load(self, pool: str) -> tuple[Copy, Runner]:
@@ -224,10 +224,11 @@ class Reconciler:
             self._room.notify_all()
 
 
-async def _wait(wake: asyncio.Event, timeout_s: float | None) -> bool:
+async def _wait(wake: asyncio.Event, timeout_s: float) -> bool:
     """Until something changes, or the time is up; whether something changed."""
     try:
-        await asyncio.wait_for(wake.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):  # `wait_for` of Python 3.11 can lose a cancellation
+            await wake.wait()
     except TimeoutError:
         return False
     wake.clear()

@@ -160,6 +160,9 @@ async def test_a_router_that_dies_costs_no_token_and_mixes_no_versions() -> None
         front = Forwarder("admission", lambda one, ready: ready[0], SystemClock())
         front.set_neighbours({name: mesh.remote(router) for name, router in routers.items()})
         stack.callback(front.close)
+        async with asyncio.timeout(5):
+            while len(front.ready_neighbours()) < 2:
+                await asyncio.sleep(0.01)
         answers = Answers()
         lane = front.open(answers)
         for index, one in enumerate(works):

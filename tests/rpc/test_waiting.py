@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -214,7 +215,7 @@ async def test_the_version_is_on_the_first_message_with_tokens_and_on_no_other()
         async with client.generate("letters", prompt="x"):
             pass
         call = client._stub.Generate(pb.GenerateRequest(model="letters", prompt="x"))
-        messages = []
+        messages: list[Any] = []
         await it.sent(1)
         it.note(Note("letters@0", "letters is being loaded"))
         messages.append(await call.read())

@@ -134,6 +134,7 @@ class Books(RuleBasedStateMachine):
         if well:
             self.cache.loaded(adapter)
             self.here.add(adapter)
+            self._leave(self.cache.excess())
         else:
             self.cache.failed(adapter)
             self.order.remove(adapter)

@@ -11,7 +11,7 @@ from libs.catalogue import ModelSpec
 from libs.clock import ManualClock
 from libs.errors import HeadraceError, NoExecutor, StageUnavailable
 from libs.tasks import Tasks
-from services.executor.adapter_desk import FAILED_S, AdapterDesk
+from services.executor.adapter_desk import FAILED_S, PATIENCE_S, AdapterDesk
 from services.executor.engine import Capabilities, Capacity, Exactness, LoadFailed
 from tests.unit.test_host import HandRunner
 
@@ -172,6 +172,25 @@ async def test_those_that_wait_are_served_in_order(rig: Rig) -> None:
         assert rig.ready == expected
 
 
+async def test_busy_adapters_do_not_keep_another_one_out_for_ever(rig: Rig) -> None:
+    rig.take("1", "a@1")
+    rig.take("2", "b@1")
+    rig.take("3", "c@1")
+    await rig.settle()
+    rig.take("4", "a@1")
+    assert rig.ready == ["1", "2", "4"], "for a while, who needs no load overtakes"
+    rig.desk.release("a@1")
+    rig.clock.advance(PATIENCE_S)
+    rig.take("5", "a@1")
+    rig.desk.release("a@1")
+    await rig.settle()
+    assert rig.ready == ["1", "2", "3", "4"], "a was idle for a moment"
+    rig.desk.release("b@1")
+    await rig.settle()
+    assert rig.ready == ["1", "2", "3", "4", "5"]
+    assert rig.runner.calls[2:] == ["unload a@1", "load c@1", "unload b@1", "load a@1"]
+
+
 async def test_one_that_is_too_large_is_refused_at_once(rig: Rig) -> None:
     rig.take("1", "huge@1")
     assert isinstance(rig.error("1"), StageUnavailable)
@@ -320,6 +339,19 @@ async def test_a_smaller_budget_holds_at_once_for_what_is_idle(rig: Rig) -> None
     assert set(rig.desk.residents) == {"b@1"}
     rig.take("3", "a@1")
     assert "larger" in rig.error("3").message
+
+
+async def test_what_is_on_its_way_when_the_budget_shrinks_goes_again(rig: Rig) -> None:
+    told: list[object] = []
+    done = told.append
+    rig.runner.may_go_on.clear()
+    rig.desk.take("a@1", done)
+    await asyncio.sleep(0)
+    rig.desk.give_up("a@1", done)
+    rig.desk.know(ALL, 3)
+    rig.runner.may_go_on.set()
+    await rig.settle()
+    assert not rig.desk.residents
 
 
 async def test_a_larger_budget_serves_those_that_wait(rig: Rig) -> None:

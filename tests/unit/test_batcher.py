@@ -826,7 +826,7 @@ async def test_explain_counts_the_adapter_in() -> None:
     })  # fmt: skip
     _, choice, _ = await rig.batcher.explain(work(adapter="x@1"))
     assert choice.choice == "executor b"
-    assert "has the adapter in memory" in choice.reason
+    assert "has all that it needs in memory" in choice.reason
 
 
 NAMES = st.sampled_from(("a", "b"))

@@ -88,7 +88,7 @@ def test_an_executor_that_runs_the_adapter_is_better_than_one_that_has_it_than_o
     for count in (4, 3, 2, 1):
         assert choose(among[:count], 1, lambda n: 0).executor == f"e{count - 1}"
     reasons = [choose(among[:count], 1, lambda n: 0).reason for count in (1, 2, 3, 4)]
-    words = ["all run other adapters", "has room for the adapter", "has the adapter in memory", "least loaded"]
+    words = ["all run other adapters", "has room for the adapter", "has all that it needs in memory", "least loaded"]
     for reason, word in zip(reasons, words, strict=True):
         assert word in reason
 
@@ -101,7 +101,7 @@ def test_of_those_that_are_liked_the_least_loaded_wins() -> None:
     ]
     choice = choose(among, 1, lambda n: 0)
     assert choice.executor == "less"
-    assert choice.reason.startswith("has the adapter in memory, least loaded of 3: 1 of 4 slots")
+    assert choice.reason.startswith("has all that it needs in memory, least loaded of 3: 1 of 4 slots")
 
 
 def test_one_that_is_much_busier_is_not_preferred_any_more() -> None:
