@@ -146,7 +146,8 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
                 await context.write(part)
             while True:
                 try:
-                    await asyncio.wait_for(changed.wait(), HEARTBEAT_S)
+                    async with asyncio.timeout(HEARTBEAT_S):
+                        await changed.wait()
                 except TimeoutError:
                     await context.write(operations_pb2.WatchPlacementsResponse(stale_since=told.stale_since))
                 await asyncio.sleep(max(SETTLE_S, took * REST))

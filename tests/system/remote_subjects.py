@@ -44,7 +44,7 @@ async def _subject(folder: Path, api: Literal["chat", "completions_tokens"]) -> 
 
     try:
         yield Subject(
-            f"remote_{api}",
+            "remote_" + api.removeprefix("completions_"),
             engine,
             spec,
             Tokenizer.load(tokenizer_folder(resolve(DEFAULT), folder)),

@@ -94,7 +94,7 @@ async def subject(folder: Path, tokenizer: Tokenizer, version: str = "1.3") -> A
 
     try:
         yield Subject(
-            f"trtllm-{version}",
+            f"trtllm_{version}",
             made,
             spec,
             tokenizer,

@@ -76,7 +76,8 @@ class Keeper:
             log.warning("component died", component=self.component.name, how=self._detail, restart_in_s=delay_s)
             self._become("restarting", self._detail)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stop_asked.wait(), delay_s)
+                async with asyncio.timeout(delay_s):
+                    await self._stop_asked.wait()
 
     async def stop(self, patience_s: float) -> None:
         """Ends the process for good, and with it `run`. Idempotent."""

@@ -78,7 +78,8 @@ class Process:
                 return
             try:
                 self._process.send_signal(asked)
-                await asyncio.wait_for(self._process.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await self._process.wait()
             except ProcessLookupError:
                 return
             except TimeoutError:

@@ -98,11 +98,14 @@ class ChildRunner:
             log.warning("an adapter was not unloaded", adapter=adapter, reason=fault)
 
     async def self_check(self) -> None:
+        if self.closed:
+            raise SelfCheckFailed("the engine's process has ended")
         answer: asyncio.Future[str] = self._loop.create_future()
         self._checks.append(answer)
         self._child.send(encode(Check()))
         try:
-            fault = await asyncio.wait_for(answer, ANSWER_S) if not self.closed else "it is closed"
+            async with asyncio.timeout(ANSWER_S):
+                fault = await answer
         except TimeoutError:
             fault = f"no answer within {ANSWER_S:.0f} s"
         if fault:
@@ -147,10 +150,12 @@ class ChildRunner:
             await asyncio.wait([earlier])
         if self.closed:
             return "the engine's process has ended"
-        answer = self._adapters[adapter] = self._loop.create_future()
+        answer: asyncio.Future[str] = self._loop.create_future()
+        self._adapters[adapter] = answer
         self._child.send(encode(question))
         try:
-            return await asyncio.wait_for(answer, ANSWER_S)
+            async with asyncio.timeout(ANSWER_S):
+                return await answer
         except TimeoutError:
             return f"no answer within {ANSWER_S:.0f} s"
         finally:

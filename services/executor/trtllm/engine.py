@@ -59,7 +59,8 @@ class TrtLlmEngine:
         )
         status = 0
         try:
-            data = await asyncio.wait_for(child.receive(), PROBE_S)
+            async with asyncio.timeout(PROBE_S):
+                data = await child.receive()
         except TimeoutError:
             raise EngineUnavailable(f"{self._python} did not import TensorRT-LLM in {PROBE_S:.0f} s") from None
         finally:
@@ -107,7 +108,8 @@ class TrtLlmEngine:
     async def _handshake(self, child: ChildProcess, load: Load) -> Ready:
         child.send(encode(load))
         try:
-            data = await asyncio.wait_for(child.receive(), LOAD_S)
+            async with asyncio.timeout(LOAD_S):
+                data = await child.receive()
         except TimeoutError:
             raise LoadFailed(f"the engine did not answer within {LOAD_S:.0f} s") from None
         if data is None:

@@ -65,7 +65,8 @@ class TrtLlmModel:
             raise LoadFailed(text(error)) from error
         self._feed = Feed(self._llm, self._names)
         try:
-            await asyncio.wait_for(self._test(2), TEST_S)
+            async with asyncio.timeout(TEST_S):
+                await self._test(2)
         except (SelfCheckFailed, TimeoutError) as error:
             raise LoadFailed(f"the self-test failed: {text(error)}") from error
         blocks = await self._learn()
@@ -130,7 +131,8 @@ class TrtLlmModel:
         number = self._adapter_ids.setdefault(adapter, len(self._adapter_ids) + 1)
         try:
             self._adapters[adapter] = self._api.lora_request(adapter, number, path)
-            await asyncio.wait_for(self._question(1, adapter), TEST_S)
+            async with asyncio.timeout(TEST_S):
+                await self._question(1, adapter)
         except Exception as error:
             self._adapters.pop(adapter, None)
             raise LoadFailed(f"the adapter cannot be loaded: {text(error)}") from error
