@@ -7,7 +7,7 @@ LOCK    := deploy/requirements.lock
 STAMP   := $(VENV)/.lock-sha256
 PYSRC   := libs services tests protos/generate.py bazel deploy
 
-.PHONY: setup up down test check format bench proto lock bazel clean
+.PHONY: setup up down test test-vllm test-faults check format bench proto lock bazel vllm clean
 
 setup: $(STAMP)  ## the environment, exactly as locked
 
@@ -29,6 +29,12 @@ down:  ## stops what `make up ARGS=--detach` started
 test: setup  ## unit, rpc and system tests; one suite: ARGS=tests/unit
 	@$(BIN)/python -m pytest $(ARGS)
 
+test-vllm: vllm  ## the vLLM engine, for real: installs 3.5 GB first; six minutes
+	@$(BIN)/python -m pytest tests/vllm $(ARGS)
+
+test-faults: setup  ## placement under random kills, invariants checked after each; ARGS="--faults 50 --seed 1"
+	@$(BIN)/python -m tests.system.placement_faults $(ARGS)
+
 check: setup  ## style, types, layers, protos
 	@$(BIN)/ruff check $(PYSRC)
 	@$(BIN)/ruff format --check $(PYSRC)
@@ -43,6 +49,9 @@ format: setup  ## rewrites the sources in the house's style
 
 bench: setup  ## measures the lanes and prints a table; arguments in ARGS="--rounds 5"
 	@$(BIN)/python -m tests.bench.lanes $(ARGS)
+
+vllm: setup  ## an environment with vLLM for executors with HEADRACE_ENGINE=vllm; prints its interpreter
+	@$(BIN)/python -m services.executor.vllm.environment
 
 proto: setup  ## generates the Python stubs beside their protos
 	@$(BIN)/python protos/generate.py

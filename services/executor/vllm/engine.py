@@ -153,7 +153,8 @@ async def _handshake(child: ChildProcess, load: Load) -> Ready:
     """Has the child load the model. Raises LoadFailed."""
     child.send(encode(load))
     try:
-        data = await asyncio.wait_for(child.receive(), LOAD_S)
+        async with asyncio.timeout(LOAD_S):
+            data = await child.receive()
     except TimeoutError:
         raise LoadFailed(f"vLLM did not answer within {LOAD_S:.0f} s") from None
     if data is None:
