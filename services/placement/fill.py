@@ -75,6 +75,8 @@ def _satisfy(draft: Draft, want: Want) -> list[str] | None:
     if first and names and (found := repack(draft, want, names)) is not None:
         _move(draft, want, *found)
         return []
+    if by_right and victims(draft, want, names, SPARE, soon=True) is not None:
+        return None  # a copy that nobody needs may go in a moment: nobody is to lose one that the catalogue wants
     if by_right and (lost := _unload(draft, want, names, ANY)) is not None:
         return lost
     if want.rank == Rank.ROLLOUT and (swap(draft, want, names) or retire(draft, want)):

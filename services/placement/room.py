@@ -67,10 +67,15 @@ def choose(draft: Draft, want: Want, names: Sequence[str]) -> str | None:
     return min(name for name in now if free[name] == most)
 
 
-def victims(draft: Draft, want: Want, names: Sequence[str], allowed: frozenset[Cost]) -> tuple[str, list[Copy]] | None:
+def victims(
+    draft: Draft, want: Want, names: Sequence[str], allowed: frozenset[Cost], *, soon: bool = False
+) -> tuple[str, list[Copy]] | None:
     """The executor and the copies on it to unload: of those that would do, the set whose dearest is cheapest.
 
     Within one cost the model goes whose works have waited least, then the least recently used.
+
+    Args:
+        soon: Also copies that may be unloaded only once they have been ready for a while.
     """
     best: tuple[tuple[object, ...], str, list[Copy]] | None = None
     surplus: dict[str, bool] = {}
@@ -79,7 +84,7 @@ def victims(draft: Draft, want: Want, names: Sequence[str], allowed: frozenset[C
             (price, key, copy)
             for key, copy in ((copy.key, copy) for copy in draft.on[name].values())
             if copy.spec.name != want.spec.name
-            and (price := _price(draft, want, copy, surplus))
+            and (price := _price(draft, want, copy, surplus, soon))
             and price[0] in allowed
         )
         missing = want.spec.copy_bytes - draft.free[name]
@@ -101,7 +106,9 @@ def victims(draft: Draft, want: Want, names: Sequence[str], allowed: frozenset[C
     return best and (best[1], best[2])
 
 
-def _price(draft: Draft, want: Want, copy: Copy, surplus: dict[str, bool]) -> tuple[Cost, float, float, float] | None:
+def _price(
+    draft: Draft, want: Want, copy: Copy, surplus: dict[str, bool], soon: bool
+) -> tuple[Cost, float, float, float] | None:
     """What it costs to unload a copy; None when it may not be.
 
     Args:
@@ -117,7 +124,7 @@ def _price(draft: Draft, want: Want, copy: Copy, surplus: dict[str, bool]) -> tu
     if resident is None or resident.state != "ready":
         return None  # it is on its way, because somebody wanted it
     resided_s = draft.world.now - resident.since
-    if resided_s < max(draft.rules.residency_s, resident.since - copy.placed_at):
+    if not soon and resided_s < max(draft.rules.residency_s, resident.since - copy.placed_at):
         return None  # it has to be of some use first, or models that fight for a place do nothing but load
     if model not in surplus:
         ready = sum(map(draft.ready, draft.of[model].values()))

@@ -22,7 +22,8 @@ class History:
 
     def __init__(self, client: EtcdClient, optional: Collection[str]) -> None:
         self.violations: list[str] = []
-        self.revisions = 0
+        self.seen: list[int] = []
+        """Every revision that was looked at, in order."""
         self._client = client
         self._optional = frozenset(optional)
         self._epochs: dict[str, int] = {}
@@ -55,7 +56,7 @@ class History:
         self._now[key] = placement
 
     def _check(self, revision: int) -> None:
-        self.revisions += 1
+        self.seen.append(revision)
         held: dict[str, int] = {}
         copies: dict[str, int] = {}
         wanted: dict[str, int] = {}
@@ -74,3 +75,18 @@ class History:
         self._known |= copies.keys()
         for name in self._known - copies.keys() - self._optional:
             self.violations.append(f"revision {revision}: {name} lies nowhere")
+
+    async def complete(self, start: int, end: int) -> None:
+        """Reads the same revisions again from etcd, which keeps them all here. Raises AssertionError when the
+        watch has missed one, or has looked at one twice."""
+        truth: list[int] = []
+        async with aclosing(watch(self._client, keys.ROOT, start, prefix=True)) as batches:
+            async for batch in batches:
+                for change in batch.changes:
+                    if change.key.startswith(keys.PLACEMENTS) and change.mod_revision not in truth[-1:]:
+                        truth.append(change.mod_revision)
+                if batch.changes and batch.changes[-1].mod_revision >= end:
+                    break
+        truth = [revision for revision in truth if revision <= end]
+        seen = [revision for revision in self.seen if revision <= end]
+        assert seen == truth, f"the watch saw {seen}, etcd has {truth}"

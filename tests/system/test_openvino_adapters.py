@@ -144,7 +144,7 @@ class Loaded:
             return True
         prompt = [*self.prompt(question), *first[:at]]
         chances = [self.merged[adapter].log_probs(prompt, [tokens[at]])[0] for tokens in (first, second)]
-        return abs(chances[0] - chances[1]) < CLOSE
+        return abs(chances[0] - chances[1]) < 2 * CLOSE
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -248,7 +248,8 @@ async def test_an_adapter_behind_the_last_keys_shares_the_bases_prefix(loaded: L
     await loaded.ask("", prompt, max_tokens=1)
     work = await loaded.ask(adapter, prompt, {"salt": ""})
     assert loaded.heard.started[work] == 192
-    loaded.check(adapter, prompt, work, [""])
+    loaded.check(adapter, prompt, work)
+    assert loaded.distance("", prompt, work) > 2 * loaded.distance(adapter, prompt, work)
     del loaded.merged[adapter]
     await loaded.runner.unload_adapter(adapter)
     with pytest.raises(LoadFailed, match="changes keys or values"):
@@ -273,7 +274,7 @@ async def test_waiting_groups_can_be_cancelled_and_time_out(loaded: Loaded) -> N
 
 SCHEMA = {
     "type": "object",
-    "properties": {"name": {"type": "string", "maxLength": 40}, "age": {"type": "integer", "maximum": 99}},
+    "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "maximum": 99}},
     "required": ["name", "age"],
     "additionalProperties": False,
 }
@@ -282,13 +283,13 @@ SCHEMA = {
 async def test_grammars_go_on_through_turns(loaded: Loaded) -> None:
     grammar = {"grammar": Grammar("json_schema", json.dumps(SCHEMA)), "log_probs": False}
     works = [
-        loaded.submit(adapter, "Invent a person.", grammar, max_tokens=80, ignore_end=False)
+        loaded.submit(adapter, "Invent a person.", grammar, max_tokens=40, ignore_end=False)
         for adapter in loaded.merged
         for _ in range(2)
     ]
     for work, outcome in zip(works, await loaded.ended(*works), strict=True):
         assert outcome.error is None or outcome.error.reason == "NOT_SUPPORTED", "a repetition that came out different"
-        if outcome.error is None and outcome.output_tokens < 80:
+        if outcome.error is None and outcome.output_tokens < 40:
             assert json.loads(loaded.tokenizer.decode(loaded.heard.tokens[work])).keys() == {"name", "age"}
     assert sum(loaded.heard.outcomes[work].error is None for work in works) >= len(works) - 2
 
@@ -334,7 +335,9 @@ async def test_unfit_adapters_are_refused_with_all_reasons(loaded: Loaded) -> No
 async def test_adapters_come_and_go_while_works_run(loaded: Loaded) -> None:
     first = next(adapter for adapter in loaded.merged if adapter)
     work = loaded.submit(first, QUESTIONS[1], max_tokens=60)
-    source = make_adapter(loaded.folder / "wide", loaded.model.facts.places, 7, modules=LINEAR, rank=4, strength=0.2)
+    source = make_adapter(
+        loaded.folder / "wide", loaded.model.facts.places, 7, modules=LINEAR, rank=4, strength=STRENGTH
+    )
     wide = await loaded.load("wide", source)
     assert await loaded.load("wide", source) == wide
     loaded.merged[wide] = Merged(loaded.model.path, loaded.model.facts.places, source)
@@ -356,7 +359,7 @@ async def test_a_fault_of_the_engine_keeps_adapters(loaded: Loaded) -> None:
     loaded.runner._gate._verdicts[grammar] = ""  # the one way to make the real engine fail on purpose
     poison = loaded.submit(adapters[0], "Hi", {"grammar": grammar})
     outcomes = await loaded.ended(*works, poison)
-    assert [outcome.error for outcome in outcomes[:-1]] == [None] * 3
+    assert [outcome.error for outcome in outcomes[:-1]] == [None] * len(adapters)
     assert outcomes[-1].error is not None
     assert outcomes[-1].error.reason == "INTERNAL"
     for adapter, work in zip(adapters, works, strict=True):

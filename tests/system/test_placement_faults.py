@@ -7,14 +7,12 @@ KINDS = [
     "kill an executor while it loads",
     "kill etcd's leader",
     "freeze placement's leader",
-    "kill an executor",
     "freeze an executor",
     "freeze etcd's leader",
-    "change the catalogue",
     "change the demand",
 ]
 
 
 async def test_no_placement_is_lost_or_doubled() -> None:
     faults = await run(len(KINDS), 1, KINDS)
-    assert faults.history.revisions > 3
+    assert len(faults.history.seen) >= 3

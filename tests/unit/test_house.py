@@ -74,7 +74,9 @@ NAMED_SHELLS = {
     "services/executor/vllm/engine.py": "starts a process for each model",
     "services/executor/vllm/environment.py": "installs vLLM into an environment of its own",
     "services/kvcache/conversation.py": "a standing stream, and its two tasks",
+    "services/placement/book.py": "reads and writes the leader's keys in etcd",
     "services/placement/controller.py": "reads and writes etcd while it leads",
+    "services/placement/records.py": "the registry's messages to values and back",
     "services/router/catalogue_source.py": "reads the catalogue from etcd",
 }
 """Everything else in a service that may have effects, and which. A module that is not here is pure."""
@@ -192,6 +194,12 @@ def test_only_a_composition_root_reads_the_environment() -> None:
         if re.search(r"\bos\.(environ|getenv)\b", (ROOT / path).read_text())
     ]
     assert readers == []
+
+
+def test_nothing_waits_in_a_way_that_loses_cancellations() -> None:
+    """asyncio.wait_for of Python 3.11 swallows a cancellation that comes together with what it waits for."""
+    waiting = re.compile(r"asyncio\.wait_for\(")
+    assert [path for path in MODULES if not within(path, "tests") and waiting.search((ROOT / path).read_text())] == []
 
 
 def test_only_the_errors_layer_aborts_a_call() -> None:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from libs.tokens.blocks import chain, salt
 from services.executor.child.wire import Stepped
-from services.executor.openvino.batch import Batch, link
+from services.executor.openvino.batch import Batch, Turn, link
 from services.executor.openvino.wire import Submit
 
 BLOCK = 4
@@ -158,3 +158,83 @@ def test_more_tokens_than_blocks_keeps_the_books_whole() -> None:
     for run in runs:
         subject.end(run, "length")
     assert report(subject).stats[2] == 0
+
+
+def test_works_of_one_adapter_run_at_a_time() -> None:
+    subject = batch(slots=4)
+    for n, adapter in ((1, ""), (2, "a"), (3, ""), (4, "b")):
+        subject.submit(work(n, [n] * 5, adapter=adapter, salt=adapter), float(n))
+    assert [run.work.work_id for run in subject.admit(4.0)] == [1, 3]
+    assert subject.turn(0.4) is None, "its quantum"
+    turn = subject.turn(5.0)
+    assert turn == Turn("a", flush=False)
+    subject.advance(subject.running[1], [7], [])
+    assert [run.work.work_id for run in subject.pause(5.0)] == [1, 3]
+    subject.begin(turn, 5.0, 0.02)
+    assert [run.work.work_id for run in subject.admit(5.0)] == [2]
+    assert report(subject).swaps == [0.02]
+    subject.end(subject.running[2], "stop")
+    turn = subject.turn(5.1)
+    assert turn == Turn("b", flush=False), "it has waited longer than those whose turn has been"
+    subject.pause(5.1)
+    subject.begin(turn, 5.1, 0.02)
+    subject.admit(5.1)
+    turn = subject.turn(6.0)
+    assert turn is not None
+    subject.pause(6.0)
+    subject.begin(turn, 6.0, 0.02)
+    first, third = subject.admit(6.0)
+    assert (turn.adapter, first.tokens, third.tokens) == ("", [1, 1, 1, 1, 1, 7], [3] * 5)
+    subject.advance(first, [8], [])
+    assert report(subject).offsets == [1], "it goes on behind its tokens"
+
+
+def test_what_must_not_be_paused_keeps_others_out() -> None:
+    subject = batch(slots=2)
+    subject.submit(work(1, [1] * 5, presence_penalty=0.5), 0.0)
+    subject.submit(work(2, [2] * 5, adapter="a", salt="a"), 0.0)
+    [run] = subject.admit(0.0)
+    assert subject.turn(9.0) == Turn("a", flush=False), "it has made nothing yet"
+    subject.advance(run, [7], [])
+    assert subject.turn(9.0) is None
+    subject.submit(work(3, [3] * 5), 9.0)
+    assert subject.admit(9.0) == [], "nobody enters behind it"
+    subject.end(run, "stop")
+    assert subject.turn(9.1) == Turn("a", flush=False)
+
+
+def test_a_replay_gets_further_in_each_turn() -> None:
+    subject = batch()
+    subject.submit(work(1, [1, 2], resumed=[3, 4], grammar_form="regex"), 0.0)
+    [run] = subject.admit(0.0)
+    assert run.holds
+    subject.advance(run, [3, 4, 5], [])
+    assert run.holds
+    subject.advance(run, [6], [])
+    assert not run.holds, "it has made as many tokens as it repeated"
+
+
+def test_a_penalised_prompt_of_another_salt_waits_for_an_empty_cache() -> None:
+    subject = batch(slots=4)
+    for n, salt_ in ((1, "x"), (2, "y"), (3, "x")):
+        subject.submit(work(n, [5, 6, 7, 8, n], salt=salt_, repetition_penalty=1.2), 0.0)
+    assert [run.work.work_id for run in subject.admit(0.0)] == [1, 3]
+    assert subject.turn(1.0) is None
+    turn = subject.turn(10.0)
+    assert turn == Turn("", flush=True)
+    subject.pause(10.0)
+    subject.begin(turn, 10.0, 1.5)
+    assert report(subject).events[-1][0] == "cleared"
+    assert [run.work.work_id for run in subject.admit(10.0)] == [2], "who was kept out goes first"
+    assert subject.turn(12.0) is None
+    subject.end(subject.running[2], "stop")
+    assert subject.turn(12.1) == Turn("", flush=True), "nothing else runs"
+
+
+def test_random_numbers_are_not_drawn_twice() -> None:
+    subject = batch()
+    subject.submit(work(1, [1, 2], resumed=[3], seed=10), 0.0)
+    [run] = subject.admit(0.0)
+    assert run.seed == 10
+    subject.advance(run, [4, 5], [])
+    assert run.seed == 12

@@ -109,6 +109,7 @@ def keys(copies: Sequence[Copy]) -> set[tuple[str, str]]:
 
 
 @given(worlds())
+@settings(deadline=None)
 def test_the_rules_hold(world: World) -> None:
     result = plan(world)
     today = keys(world.copies)
@@ -138,6 +139,7 @@ def test_the_rules_hold(world: World) -> None:
 
 
 @given(worlds(asked=False, broken=False))
+@settings(deadline=None)
 def test_a_plan_that_is_being_carried_out_is_the_next_plan(world: World) -> None:
     first = plan(world)
     moments: tuple[State, ...] = ("pending", "ready")
@@ -153,7 +155,7 @@ def test_a_plan_that_is_being_carried_out_is_the_next_plan(world: World) -> None
 
 
 @given(worlds(broken=False))
-@settings(max_examples=60)
+@settings(deadline=None, max_examples=60)
 def test_plans_come_to_rest(world: World) -> None:
     """With the demand as it is and everything ready, also through a rollout; nobody fights for ever."""
     calm = {name: replace(load, waiting=0, oldest_waiting_s=0.0) for name, load in world.loads.items()}
@@ -176,6 +178,7 @@ def test_plans_come_to_rest(world: World) -> None:
 
 
 @given(worlds(asked=False, broken=False), st.sampled_from(EXECUTORS))
+@settings(deadline=None, max_examples=60)
 def test_only_what_lay_on_a_lost_executor_moves(world: World, lost: str) -> None:
     before = settled(world)
     left = {name: view for name, view in before.executors.items() if name != lost}
@@ -186,6 +189,7 @@ def test_only_what_lay_on_a_lost_executor_moves(world: World, lost: str) -> None
 
 
 @given(worlds(asked=False, broken=False), executor_views)
+@settings(deadline=None, max_examples=60)
 def test_another_executor_moves_nothing(world: World, view: ExecutorView) -> None:
     before = settled(world)
     result = plan(replace(before, executors={**before.executors, "new": view}))
@@ -195,6 +199,7 @@ def test_another_executor_moves_nothing(world: World, view: ExecutorView) -> Non
 
 
 @given(worlds(asked=False, broken=False), specs("new"))
+@settings(deadline=None, max_examples=60)
 def test_another_model_moves_nothing_unless_it_could_not_lie_otherwise(world: World, spec: ModelSpec) -> None:
     before = settled(world)
     result = plan(replace(before, models={**before.models, "new": spec}))
@@ -216,6 +221,7 @@ def test_another_model_moves_nothing_unless_it_could_not_lie_otherwise(world: Wo
 
 
 @given(worlds())
+@settings(deadline=None, max_examples=60)
 def test_what_is_pinned_is_not_unloaded_for_another(world: World) -> None:
     result = plan(world)
     lost = {copy.spec.name for copy in world.copies} - {copy.spec.name for copy in result.copies}
