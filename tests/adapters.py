@@ -113,7 +113,7 @@ def _value(output: openvino.Output) -> npt.NDArray[np.float32]:
     """What a constant matrix, maybe compressed with a scale and a zero point per row, comes to."""
     node = output.get_node()
     if node.get_type_name() == "Constant":
-        return np.asarray(node.data, np.float32)  # type: ignore[attr-defined]
+        return np.asarray(node.data, np.float32)
     values = [_value(node.input_value(index)) for index in range(node.get_input_size())]
     if node.get_type_name() == "Convert":
         return values[0]

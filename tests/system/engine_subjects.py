@@ -1,18 +1,23 @@
 """The engines of the default test run, each with a model that it can load here."""
 
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from libs.catalogue import ModelSpec, Simulation, with_base
 from libs.clock import SystemClock
+from libs.models.prepared import prepare
 from libs.models.source import resolve
 from libs.models.tokenizer_files import tokenizer_folder
 from libs.tokens.tokenizer import Tokenizer
 from services.executor.engine import Runner
+from services.executor.openvino.engine import OpenVinoEngine
 from services.executor.simulated.engine import SimulatedEngine
+from tests.adapters import make_adapter
 from tests.system import trtllm
 from tests.system.engine_conformance import Subject
 from tests.system.remote_subjects import remote_chat, remote_tokens
@@ -58,8 +63,42 @@ async def simulated(folder: Path) -> AsyncIterator[Subject]:
         await engine.close()
 
 
+@asynccontextmanager
+async def openvino(folder: Path) -> AsyncIterator[Subject]:
+    """The default model, with adapters drawn at random."""
+    model = await prepare(DEFAULT, CACHE)
+    engine = OpenVinoEngine(CACHE)
+    spec = ModelSpec("subject", DEFAULT, 1024, 256, 32, 6, 256, adapter_memory_bytes=64_000_000)
+    adapters = []
+    for seed, name in enumerate(("one", "two"), 1):
+        source = str(make_adapter(folder / name, model.facts.places, seed, strength=0.4))
+        adapters.append(with_base(ModelSpec(name, source, 0, 0, 0, 0, 0, base="subject", version=name), spec))
+
+    async def kill(runner: Runner) -> None:
+        os.kill(runner.pid, signal.SIGKILL)  # type: ignore[attr-defined]  # of its child
+
+    try:
+        yield Subject(
+            "openvino",
+            engine,
+            spec,
+            Tokenizer.load(model.tokenizer_path),
+            kill,
+            bad=[
+                (replace(spec, source="package:no-such-package"), "not installed"),
+                (replace(spec, blocks=1), "at least"),
+            ],
+            adapters=adapters,
+            bad_adapter=replace(adapters[0], name="bad", source=str(folder / "none")),
+            exact=False,
+        )
+    finally:
+        await engine.close()
+
+
 SUBJECTS: Mapping[str, Callable[[Path], Any]] = {
     "simulated": simulated,
+    "openvino": openvino,
     "triton_tensorrt_llm": triton_tokens,
     "triton_ensemble": triton_ensemble,
     "triton_bls": triton_bls,

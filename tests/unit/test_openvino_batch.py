@@ -165,7 +165,7 @@ def test_works_of_one_adapter_run_at_a_time() -> None:
     for n, adapter in ((1, ""), (2, "a"), (3, ""), (4, "b")):
         subject.submit(work(n, [n] * 5, adapter=adapter, salt=adapter), float(n))
     assert [run.work.work_id for run in subject.admit(4.0)] == [1, 3]
-    assert subject.turn(0.4) is None, "its quantum"
+    assert subject.turn(0.05) is None, "its quantum"
     turn = subject.turn(5.0)
     assert turn == Turn("a", flush=False)
     subject.advance(subject.running[1], [7], [])
@@ -174,7 +174,7 @@ def test_works_of_one_adapter_run_at_a_time() -> None:
     assert [run.work.work_id for run in subject.admit(5.0)] == [2]
     assert report(subject).swaps == [0.02]
     subject.end(subject.running[2], "stop")
-    turn = subject.turn(5.1)
+    turn = subject.turn(5.05)
     assert turn == Turn("b", flush=False), "it has waited longer than those whose turn has been"
     subject.pause(5.1)
     subject.begin(turn, 5.1, 0.02)

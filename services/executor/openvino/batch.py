@@ -115,6 +115,8 @@ class Batch:
         """A turn begins; the change took `swap_s` seconds."""
         if turn.flush:
             self.forget()
+            # Who was kept out goes first, else those in front would claim the same beginning again.
+            self.waiting = deque(sorted(self.waiting, key=lambda run: (run.kept_out is None, run.kept_out or 0.0)))
         if turn.adapter != self.turns.active:
             self.turns.begin(turn.adapter, now, {run.work.adapter: 0.0 for run in self.waiting})
             self._out.swaps.append(swap_s)

@@ -105,7 +105,8 @@ class OpenVinoEngine:
         )
         child.send(encode(load))
         try:
-            data = await asyncio.wait_for(child.receive(), LOAD_S)
+            async with asyncio.timeout(LOAD_S):
+                data = await child.receive()
         except TimeoutError:
             raise LoadFailed(f"the engine did not answer within {LOAD_S:.0f} s") from None
         if data is None:

@@ -9,6 +9,12 @@ BLOCK_SIZES = (8, 16, 32, 64, 128)
 PROMPT_TOKENS = 65
 """A prompt of this length takes a different number of blocks of each of BLOCK_SIZES but the last two."""
 
+STRENGTH = 0.02
+"""Of the adapter that is tried on all places: see `uniform`."""
+
+ROUNDING = 0.5
+"""Nats. Keys and values are kept in 8 bits, so behind a cached prefix the same answer comes a little different."""
+
 NOTICEABLE = 1e-3
 """Nats. What an adapter that changes every layer has to change at least."""
 
@@ -92,17 +98,25 @@ def measure(pipeline: Pipeline, vocabulary: int) -> int:
 
 def prove_places(pipeline: Pipeline, vocabulary: int) -> None:
     """Proves that adapters act on an engine that was just built with places, for it ignores without a word what
-    it finds no place for; and that none acts once none is active. Raises LoadError."""
-    log_probs = []
+    it finds no place for; that none acts once none is active; and that one acts alike behind a cached prefix.
+
+    Raises LoadError.
+    """
+    tokens, log_probs = prompt(vocabulary), []
     try:
-        for name, strength in (("places: none", None), ("places: one", 0.02), ("places: none again", None)):
-            if strength is None:
-                pipeline.activate("")
-            else:
+        for name, strength in (("none", 0.0), ("one", STRENGTH), ("none again", 0.0), ("one", STRENGTH)):
+            if strength:
                 pipeline.act_uniformly(strength)
-            log_probs.append(ask(pipeline, pipeline.salts.mark(prompt(vocabulary), name), vocabulary)[0])
+            else:
+                pipeline.activate("")
+            log_probs.append(ask(pipeline, pipeline.salts.mark(tokens, f"places: {name}"), vocabulary)[0])
+        pipeline.activate("")
     except RuntimeError as error:
         raise LoadError(f"the engine does not take adapters: {last_line(error)}") from error
-    before, during, after = log_probs
-    if np.allclose(before, during, atol=NOTICEABLE) or not np.allclose(before, after, atol=NOTICEABLE):
+    before, during, after, cached = log_probs
+    if np.allclose(before, during, atol=NOTICEABLE):
         raise LoadError("the engine ignores adapters")
+    if not np.allclose(before, after, atol=NOTICEABLE):
+        raise LoadError("an adapter goes on acting when it should not")
+    if not np.allclose(during, cached, atol=ROUNDING):
+        raise LoadError("behind a cached prefix an adapter acts otherwise")

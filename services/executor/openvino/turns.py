@@ -8,8 +8,8 @@ one adapter works through long ones enters at once when that one has had its qua
 
 from collections.abc import Mapping
 
-QUANTUM_S = 0.5
-"""See docs/engines.md for what other quanta cost."""
+QUANTUM_S = 0.1
+"""Longer ones win little throughput and cost waits: docs/engines.md has the figures."""
 
 
 class Turns:

@@ -19,7 +19,7 @@ class Load(msgspec.Struct, tag=True, frozen=True, array_like=True):
     threads: int
     """0 means as many as OpenVINO sees fit."""
     niceness: int
-    quantum_s: float = 0.5
+    quantum_s: float = 0.1
     """See services.executor.openvino.turns."""
     lookup_tokens: int = 0
     """Tokens that prompt lookup proposes in each step; 0 for none."""
