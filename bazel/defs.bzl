@@ -8,7 +8,25 @@ _SERVICE_VISIBILITY = [
     "//tests:__subpackages__",
 ]
 
-def library(name, deps = [], data = [], visibility = ["//visibility:public"]):
+def imports_test(deps, elsewhere = {}):
+    """A test that the modules under this folder import nothing but what `deps` bring.
+
+    Args:
+      deps: the target of the modules.
+      elsewhere: modules that another environment runs: to each, the packages that only that one has.
+    """
+    native.py_test(
+        name = "imports_test",
+        size = "small",
+        srcs = ["//bazel:import_all.py"],
+        args = [native.package_name().replace("/", ".")] +
+               ["%s=%s" % (module, ",".join(packages)) for module, packages in elsewhere.items()],
+        data = [_LOCK],
+        main = "//bazel:import_all.py",
+        deps = deps,
+    )
+
+def library(name, deps = [], data = [], elsewhere = {}, visibility = ["//visibility:public"]):
     """Every module under this folder, and a test that the declared dependencies are all that they import."""
     native.py_library(
         name = name,
@@ -17,21 +35,17 @@ def library(name, deps = [], data = [], visibility = ["//visibility:public"]):
         visibility = visibility,
         deps = deps,
     )
-    native.py_test(
-        name = "imports_test",
-        size = "small",
-        srcs = ["//bazel:import_all.py"],
-        args = [native.package_name().replace("/", ".")],
-        data = [_LOCK],
-        main = "//bazel:import_all.py",
+    imports_test(
         deps = [":" + name],
+        elsewhere = elsewhere,
     )
 
-def service(name, deps = [], data = [], binary = "main"):
+def service(name, deps = [], data = [], elsewhere = {}, binary = "main"):
     """A service: its modules, and the process `binary` out of its main.py. Services do not see each other."""
     library(
         name = name,
         data = data,
+        elsewhere = elsewhere,
         visibility = _SERVICE_VISIBILITY,
         deps = deps + ["//services"],
     )
@@ -43,12 +57,13 @@ def service(name, deps = [], data = [], binary = "main"):
         deps = [":" + name],
     )
 
-def pytest_files(deps, data = [], tags = {}):
+def pytest_files(deps, data = [], shared = {}, tags = {}):
     """One py_test for each test file of this folder.
 
     Args:
       deps: what the tests import.
       data: the files that they read.
+      shared: test files whose helpers other tests import, by the importing file's name.
       tags: Bazel tags of single tests, by file name.
     """
     native.py_library(
@@ -61,7 +76,7 @@ def pytest_files(deps, data = [], tags = {}):
         native.py_test(
             name = source[:-len(".py")],
             size = "medium",
-            srcs = [source, "//bazel:pytest_file.py"],
+            srcs = [source, "//bazel:pytest_file.py"] + shared.get(source, []),
             args = ["$(rootpath %s)" % source],
             data = data + [_LOCK, "//:pyproject.toml"],
             main = "//bazel:pytest_file.py",

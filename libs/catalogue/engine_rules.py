@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from headrace.registry.v1 import registry_pb2
 
 ENGINES = ("openvino", "simulated", "triton", "remote", "trtllm", "vllm")
+"""Those that an executor can have."""
 SOURCE_ENGINES = {"simulated:": "simulated", "triton:": "triton", "remote:": "remote"}
 """Sources that name no weights, with the one engine that knows what they mean."""
 MOST_WAIT_S = 3600.0

@@ -136,7 +136,7 @@ def _price(model: registry_pb2.Model) -> Iterator[Fault]:
 def _adapter(model: registry_pb2.Model) -> Iterator[Fault]:
     if model.base == model.name:
         yield Fault("base", "an adapter is not its own base")
-    yield from _positive(model, ("memory_bytes",))
+    yield from positive(model, ("memory_bytes",))
     for field, _ in model.ListFields():
         if field.name not in _OF_ADAPTERS:
             yield Fault(field.name, f"an adapter has that of its base, {model.base!r}: remove it here")
@@ -144,7 +144,7 @@ def _adapter(model: registry_pb2.Model) -> Iterator[Fault]:
 
 def _base(model: registry_pb2.Model) -> Iterator[Fault]:
     elsewhere = engine_rules.elsewhere(model)
-    yield from _positive(model, _COUNTS if elsewhere else (*_LOCAL_COUNTS, *_COUNTS))
+    yield from positive(model, _COUNTS if elsewhere else (*_LOCAL_COUNTS, *_COUNTS))
     if 0 < model.blocks * model.block_tokens < model.context_tokens:
         held = f"{model.blocks} of {model.block_tokens} tokens"
         needed = -(-model.context_tokens // model.block_tokens)
@@ -204,7 +204,8 @@ def _duration(duration: Duration, there: bool, path: str, most_s: float) -> Iter
         yield Fault(path, f"{seconds:g}s: more than 0s, at most {most_s:g}s")
 
 
-def _positive(message: Message, fields: Iterable[str]) -> Iterator[Fault]:
+def positive(message: Message, fields: Iterable[str]) -> Iterator[Fault]:
+    """Faults of the fields that have to be above zero and are not."""
     for name in fields:
         if getattr(message, name) <= 0:
             yield Fault(name, "must be more than 0")

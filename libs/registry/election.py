@@ -74,22 +74,18 @@ class Election:
         """The condition under which a transaction of this leader may go through. Raises NotLeading."""
         return transaction.created_at(self._key, self.epoch)
 
-    async def put_fenced(self, key: str, value: bytes | Message) -> int:
-        """Writes a key while still leading; returns the revision. Raises NotLeading."""
+    async def put_fenced(self, key: str, value: bytes | Message, lease: int = 0) -> int:
+        """Writes a key, under a lease if one is given, while still leading; returns the revision. Raises NotLeading."""
         raw = encode(value) if isinstance(value, Message) else value
-        return await self.transact_fenced([transaction.put(key, raw)])
+        return await self._transact_fenced(transaction.put(key, raw, lease))
 
     async def delete_fenced(self, key: str) -> int:
         """Deletes a key while still leading; returns the revision. Raises NotLeading."""
-        return await self.transact_fenced([transaction.delete(key)])
+        return await self._transact_fenced(transaction.delete(key))
 
-    async def transact_fenced(self, operations: list[pb.RequestOp]) -> int:
-        """Does all of the operations while still leading, else none; returns the revision.
-
-        Raises NotLeading.
-        """
+    async def _transact_fenced(self, operation: pb.RequestOp) -> int:
         epoch, fence = self.epoch, self.fence()
-        answer, _ = await self._client.transact([fence], operations)
+        answer, _ = await self._client.transact([fence], [operation])
         if not answer.succeeded:
             if epoch == self._epoch:
                 self._deposed.set()

@@ -4,6 +4,7 @@
 ├── services/{service}/{instance}     ServiceInstance, leased
 ├── executors/{id}                    Executor, leased
 ├── models/{name}                     Model
+├── changes/models/{name}             ModelChange, the last one of each, leased: gone after a day
 ├── placements/{executor}/{pool}      Placement, written by the leader of placement
 ├── unplaced/{model}                  Unplaced, written by the leader of placement
 ├── failures/{executor}/{pool}        LoadFailure, written by the leader of placement, leased
@@ -23,6 +24,7 @@ ROOT = "/headrace/v1/"
 SERVICES = ROOT + "services/"
 EXECUTORS = ROOT + "executors/"
 MODELS = ROOT + "models/"
+CHANGES = ROOT + "changes/models/"
 PLACEMENTS = ROOT + "placements/"
 UNPLACED = ROOT + "unplaced/"
 FAILURES = ROOT + "failures/"
@@ -53,6 +55,11 @@ def executor(id: str) -> str:  # noqa: A002  (the field's own term)
 def model(name: str) -> str:
     """The key of a model of the catalogue."""
     return MODELS + _path(name)
+
+
+def change(model: str) -> str:
+    """The key of the last change of a model."""
+    return CHANGES + _path(model)
 
 
 def placement(executor: str, pool: str) -> str:

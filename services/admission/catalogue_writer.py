@@ -17,9 +17,8 @@ from libs.registry import Entry, Registry, ValueUnreadable, decode, encode, keys
 
 log = structlog.get_logger()
 
-CHANGES = keys.ROOT + "changes/models/"
-"""Where the last change of each model lies for a day: ModelChange."""
 TRACE_S = 86_400
+"""How long the record of a model's last change is kept."""
 AT_ONCE = 60
 """Changes in one transaction; etcd takes 128 operations, and each change has two."""
 
@@ -126,7 +125,7 @@ class CatalogueWriter:
                 for change in part
                 for operation in (
                     _operation(change),
-                    transaction.put(CHANGES + change.model, told[change.model], lease),
+                    transaction.put(keys.change(change.model), told[change.model], lease),
                 )
             ]
             answer, repeated = await self._registry.client.transact(compare, operations)
@@ -151,7 +150,7 @@ class CatalogueWriter:
         """Of an earlier attempt that did it all, and whose answer got lost; 0 if none did."""
         revision = 0
         for name, record in told.items():
-            entry = await self._registry.client.get(CHANGES + name)
+            entry = await self._registry.client.get(keys.change(name))
             if entry is None or entry.value != record:
                 return 0
             revision = entry.mod_revision
@@ -168,7 +167,7 @@ class CatalogueWriter:
             revision = entry.mod_revision if entry is not None else 0
             if seen is not None and revision == seen[name]:
                 continue
-            record = await self._registry.client.get(CHANGES + name)
+            record = await self._registry.client.get(keys.change(name))
             change = _cause(revision, record)
             if change is None:
                 told = f"{name} was {'changed' if entry else 'removed'} without OperationsService"

@@ -1,7 +1,7 @@
 """What a policy must obey beyond its messages' types; the rules of models are those of the catalogue. Pure."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from google.protobuf.message import Message
 
@@ -9,7 +9,7 @@ from headrace.inference.v1 import inference_pb2
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
 from libs.catalogue import rules
-from libs.catalogue.rules import Fault, nearest
+from libs.catalogue.rules import Fault, nearest, positive
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -71,10 +71,4 @@ def _tier(tier: policy_pb2.TierPolicy) -> Iterator[Fault]:
         yield Fault("default_timeout", "must be more than 0s")
     elif default_s > most_s:
         yield Fault("max_timeout", "must not be less than default_timeout")
-    yield from _positive(tier, ("max_waiting_tokens", "max_waiting"))
-
-
-def _positive(message: Message, fields: Iterable[str]) -> Iterator[Fault]:
-    for name in fields:
-        if getattr(message, name) <= 0:
-            yield Fault(name, "must be more than 0")
+    yield from positive(tier, ("max_waiting_tokens", "max_waiting"))

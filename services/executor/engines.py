@@ -2,13 +2,12 @@
 
 import sys
 
+from libs.catalogue.engine_rules import ENGINES
 from libs.clock import Clock
 from libs.settings import SettingsInvalid
 from services.executor.config import Settings
 from services.executor.engine import Engine
 from services.executor.observe import Observer
-
-ENGINES = ("openvino", "simulated", "triton", "remote", "trtllm", "vllm")
 
 
 def make_engine(settings: Settings, clock: Clock, observer: Observer) -> Engine:

@@ -10,12 +10,11 @@ from google.protobuf.message import Message
 from headrace.registry.v1 import registry_pb2
 from libs.catalogue import ModelSpec
 from libs.clock import Clock
-from libs.registry import keys, transaction
+from libs.registry import keys
 from libs.registry.election import Election
 from libs.registry.errors import CompareFailed, NotLeading, RegistryError
 from libs.registry.mirror import Mirror
 from libs.registry.registry import Registry
-from libs.registry.values import encode
 from libs.telemetry.metrics import Metrics
 from services.placement import records
 from services.placement.book import Book
@@ -204,8 +203,7 @@ class Controller:
                 await self._election.delete_fenced(key)
                 continue
             lease = await self._registry.client.grant(EXPIRY_S)
-            message = encode(records.load_failure(executor, pool, failure))
-            await self._election.transact_fenced([transaction.put(key, message, lease)])
+            await self._election.put_fenced(key, records.load_failure(executor, pool, failure), lease)
             self._observer.failed(pool)
             log.warning("copy could not be loaded", pool=pool, executor=executor, reason=failure.reason)
 

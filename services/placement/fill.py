@@ -24,7 +24,6 @@ def fill(draft: Draft) -> list[Want]:
     heapify(queue)
     left: list[Want] = []
     stuck: set[tuple[str, int]] = set()
-    made_room = False
     while queue:
         _, _, turn, want = heappop(queue)
         model = want.spec.name
@@ -38,15 +37,13 @@ def fill(draft: Draft) -> list[Want]:
             stuck.add((model, turn))
             left.append(want)
             continue
-        made_room = made_room or bool(lost)
         for loser in set(lost):
             rounds[loser] += 1
             left = [one for one in left if one.spec.name != loser]
             for again in wants(draft, loser):
                 heappush(queue, (again.order, next(numbers), rounds[loser], again))
-    if made_room:  # more than was needed, perhaps
-        left = [want for want in left if not _take_free(draft, want, candidates(draft, want))]
-    return left
+    # Room may have come free since: more than was needed was unloaded, or a smaller version took the place of a larger.
+    return [want for want in left if not _take_free(draft, want, candidates(draft, want))]
 
 
 def everywhere(draft: Draft) -> None:

@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import pytest_asyncio
 
 from libs.catalogue import ModelSpec
 from libs.errors import Cancelled, DeadlinePassed, Overloaded, RequestInvalid
-from libs.lane.work import FinishReason, Grammar, Outcome, Sampling, Tier, Work
+from libs.lane.work import FinishReason, Grammar, Sampling, Tier, Work
 from libs.models.prepared import PreparedModel, prepare
 from libs.tokens.blocks import chain, salt
 from libs.tokens.tokenizer import Tokenizer
-from services.executor.engine import BlockEvent, Exactness, LoadFailed, RunnerStats, Step
+from services.executor.engine import Exactness, LoadFailed
 from services.executor.openvino.engine import OpenVinoEngine
 from services.executor.openvino.runner import OpenVinoRunner
+from tests.system.recorder import Recorder
 
 CACHE = Path(os.environ.get("HEADRACE_CACHE_DIR", "~/.cache/headrace")).expanduser()
 SPEC = ModelSpec(
@@ -32,59 +33,6 @@ SPEC = ModelSpec(
     slots=8, step_tokens=256,
 )  # fmt: skip
 FRANCE = "The capital of France is Paris."
-
-
-@dataclass
-class Recorder:
-    """A listener that keeps everything, and checks offsets as it goes."""
-
-    tokens: dict[int, list[int]] = field(default_factory=dict)
-    log_probs: dict[int, list[float]] = field(default_factory=dict)
-    outcomes: dict[int, Outcome] = field(default_factory=dict)
-    started: dict[int, int] = field(default_factory=dict)
-    events: list[BlockEvent] = field(default_factory=list)
-    together: list[tuple[int, ...]] = field(default_factory=list)
-    stats: list[RunnerStats] = field(default_factory=list)
-    broken: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    resumed: dict[int, int] = field(default_factory=dict)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def on_step(self, step: Step) -> None:
-        end, frame = 0, step.frame
-        for work_id, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
-            start, end = end, end + count
-            tokens = self.tokens.setdefault(work_id, [])
-            if offset != len(tokens) + self.resumed.get(work_id, 0):
-                self.faults.append(f"work {work_id}: offset {offset} behind {len(tokens)} tokens")
-            if work_id in self.outcomes or work_id not in self.started.keys() | dict(step.started).keys():
-                self.faults.append(f"work {work_id}: tokens outside of its life")
-            tokens += frame.token_ids[start:end]
-            self.log_probs.setdefault(work_id, []).extend(frame.log_probs[start:end])
-        self.together.append(tuple(frame.work_ids))
-        self.started.update(step.started)
-        for work_id, outcome in step.outcomes:
-            if work_id in self.outcomes:
-                self.faults.append(f"work {work_id}: two outcomes")
-            self.outcomes[work_id] = outcome
-        self.events += step.events
-        self.stats.append(step.stats)
-        self.changed.set()
-
-    def on_broken(self, reason: str) -> None:
-        self.broken.append(reason)
-        self.changed.set()
-
-    async def until(self, condition: Callable[[], Any], timeout_s: float = 60.0) -> None:
-        async with asyncio.timeout(timeout_s):
-            while not condition():
-                self.changed.clear()
-                await self.changed.wait()
-
-    async def ended(self, *work_ids: int) -> list[Outcome]:
-        await self.until(lambda: all(work_id in self.outcomes for work_id in work_ids))
-        assert not self.faults
-        return [self.outcomes[work_id] for work_id in work_ids]
 
 
 @dataclass
@@ -244,10 +192,10 @@ async def test_an_answer_is_found_by_the_next_turn(loaded: Loaded) -> None:
 
 async def test_unfit_works_are_refused(loaded: Loaded) -> None:
     unfit = {
-        "prompt": loaded.submit(list(range(100, 2148))),
-        "prompt ": loaded.submit([5, 49152]),
-        "prompt  ": loaded.submit([]),
-        "resumed": loaded.submit([5], {"resumed": (99999,)}),
+        "input": loaded.submit(list(range(100, 2148))),
+        "input ": loaded.submit([5, 49152]),
+        "input  ": loaded.submit([]),
+        "resumed_token_ids": loaded.submit([5], {"resumed": (99999,)}),
         "sampling.temperature": loaded.submit([5], temperature=-1.0),
         "sampling.top_p": loaded.submit([5], top_p=float("nan")),
         "sampling.max_tokens": loaded.submit([5], max_tokens=0),
@@ -330,10 +278,10 @@ async def test_bad_grammars_harm_nobody(loaded: Loaded) -> None:
         Grammar("ebnf", " "),
     ]
     works = [loaded.submit("Hi", {"grammar": grammar}) for grammar in bad]
-    for outcome in await heard.ended(*works):
+    for grammar, outcome in zip(bad, await heard.ended(*works), strict=True):
         assert isinstance(outcome.error, RequestInvalid)
         [violation] = outcome.error.violations
-        assert violation.subject == "grammar"
+        assert violation.subject == f"grammar.{grammar.form}"
         assert ".cc" not in violation.description, "no path of somebody's sources"
     [outcome] = await heard.ended(other)
     assert outcome.output_tokens == 100

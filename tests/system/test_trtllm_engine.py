@@ -20,12 +20,11 @@ from libs.catalogue.options import TrtLlm
 from libs.clock import SystemClock
 from libs.errors import Cancelled, DeadlinePassed, NotSupported, RequestInvalid, StageUnavailable
 from libs.lane.work import FinishReason, Grammar, Sampling, Tier, Work
-from libs.tokens.blocks import chain, salt
+from libs.tokens.blocks import chain, link, salt
 from services.executor.child.process import ChildProcess
 from services.executor.engine import EngineUnavailable, LoadFailed, SelfCheckFailed
 from services.executor.trtllm import engine as engine_module
 from services.executor.trtllm.engine import TrtLlmEngine
-from services.executor.trtllm.hashes import link
 from services.executor.trtllm.runner import TrtLlmRunner
 from tests.system import trtllm
 from tests.system.recorder import Recorder

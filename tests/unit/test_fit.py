@@ -1,5 +1,6 @@
-"""What a work asks for, against what a loaded model can do."""
+"""What a work asks for, against what a loaded model can do; and works that no engine could take."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from libs.errors import NotSupported
 from libs.lane.work import Grammar, Sampling, Work
 from services.executor.engine import Capabilities, Exactness
-from services.executor.fit import refusal
+from services.executor.fit import faults, grammar_violation, prompt_faults, refusal
 from tests.unit.lanes import work
 
 NOTHING = Capabilities(Exactness.EXACT)
@@ -56,3 +57,65 @@ def test_a_form_of_grammar_is_not_another() -> None:
 def test_a_penalty_that_does_nothing_is_none(sampling: Sampling, acts: bool) -> None:
     one: Work = work(sampling=sampling)
     assert (refusal(one, NOTHING) is not None) == acts
+
+
+FIT = work(prompt=3, sampling=Sampling(8))
+
+
+@pytest.mark.parametrize(
+    ("unfit", "subjects"),
+    [
+        (replace(FIT, prompt=()), ["input"]),
+        (replace(FIT, prompt=(1,) * 16), ["input"]),
+        (replace(FIT, prompt=(1,) * 15 + (100,)), ["input", "input"]),
+        (replace(FIT, prompt=(100,), resumed=(-1,)), ["input", "resumed_token_ids"]),
+        (
+            replace(FIT, sampling=Sampling(0, temperature=math.nan, top_p=0.0, top_k=-1, repetition_penalty=0.0)),
+            ["sampling.max_tokens", "sampling.top_k", "sampling.temperature", "sampling.top_p",
+             "sampling.repetition_penalty"],
+        ),
+        (
+            replace(FIT, sampling=Sampling(8, presence_penalty=3, frequency_penalty=-3)),
+            ["sampling.presence_penalty", "sampling.frequency_penalty"],
+        ),
+        (replace(FIT, prompt=(), grammar=Grammar("ebnf", " ")), ["input", "grammar.ebnf"]),
+    ],
+)  # fmt: skip
+def test_everything_that_is_wrong_is_named_at_once(unfit: Work, subjects: list[str]) -> None:
+    assert [violation.subject for violation in faults(unfit, 16, 100)] == subjects
+
+
+def test_what_is_right_passes() -> None:
+    edge = Sampling(1, temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=10.0, presence_penalty=-2.0)
+    schema = Grammar("json_schema", '{"type": "object"}')
+    assert faults(replace(FIT, prompt=(0,) * 15, resumed=(99,), sampling=edge, grammar=schema), 16, 100) == []
+
+
+def test_what_is_not_known_is_left_to_the_engine() -> None:
+    assert prompt_faults(replace(FIT, prompt=(10**6,) * 500)) == []
+    assert prompt_faults(replace(FIT, prompt=())) != []
+
+
+def test_prompts_are_judged_in_the_words_of_admission() -> None:
+    long = replace(FIT, prompt=(60,) * 100)
+    assert [violation.description for violation in prompt_faults(long, 100, 50)] == [
+        "has 100 tokens; at most 99 are allowed",
+        "has ids outside the vocabulary of 50",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grammar", "said"),
+    [
+        (Grammar("json_schema", '{"type": 3}'), "is not a JSON schema"),
+        (Grammar("json_schema", "[1]"), "is not a JSON schema"),
+        (Grammar("json_schema", "nothing"), "is not JSON"),
+        (Grammar("json_schema", '{"enum": ["' + "x" * 70_000 + '"]}'), "is longer than"),
+        (Grammar("regex", "(" * 65 + ")" * 65), "is nested deeper than"),
+        (Grammar("ebnf", "\n"), "is empty"),
+    ],
+)
+def test_grammars_that_need_no_compiler_to_be_refused(grammar: Grammar, said: str) -> None:
+    [violation] = faults(replace(FIT, grammar=grammar))
+    assert violation == grammar_violation(grammar, violation.description)
+    assert violation.description.startswith(said)

@@ -1,11 +1,8 @@
 """The child's bookkeeping, without an engine: the test plays the engine."""
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from libs.tokens.blocks import chain, salt
 from services.executor.child.wire import Stepped
-from services.executor.openvino.batch import Batch, Turn, link
+from services.executor.openvino.batch import Batch, Turn
 from services.executor.openvino.wire import Submit
 
 BLOCK = 4
@@ -32,11 +29,11 @@ def report(batch: Batch) -> Stepped:
     return out
 
 
-@given(st.lists(st.integers(0, 2**32 - 1), max_size=40))
-def test_links_are_those_of_the_chain(tokens: list[int]) -> None:
-    hashes = chain(tokens, BLOCK, b"salt")
-    for index in range(1, len(hashes)):
-        assert link(hashes[index - 1], tokens[index * BLOCK : (index + 1) * BLOCK]) == hashes[index]
+def test_that_a_work_waits_is_told_even_first_and_alone() -> None:
+    subject = batch()
+    subject.submit(work(1, [1]), 0.0)
+    assert report(subject).stats == (0, 1, 0, 0)
+    assert subject.report() is None, "nothing is new"
 
 
 def test_admits_in_order_up_to_the_slots() -> None:

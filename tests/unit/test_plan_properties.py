@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -261,3 +262,36 @@ def test_moves_are_the_fewest() -> None:
     result = plan(world, Rules())
     assert not result.lacks
     assert len(keys(copies) - keys(result.copies)) == 1
+
+
+def test_room_that_a_smaller_version_leaves_is_used_at_once() -> None:
+    """k@2 (3 bytes) gives way to k@1 (2 bytes) on an executor of 4: n (2 bytes) lies there from the same plan on."""
+
+    def model(name: str, adapters: int = 0, memory: int = 0, version: str = "1", **more: object) -> ModelSpec:
+        made = ModelSpec(name, "simulated:", 64, 4, 16, 2, 64, memory, 0)
+        changed = {"pool": "", "version": version, "adapter_memory_bytes": adapters, "pinned": True, **more}
+        return replace(made, **changed)  # type: ignore[arg-type]
+
+    models = {
+        "k": model("k", 2), "l": model("l"), "m": model("m"), "n": model("n", 2, scaling=Scaling(1, 1, 0, 60.0)),
+    }  # fmt: skip
+    off = ExecutorView("x", 0, {"zone": "p"}, draining=True, present=False)
+    on = ExecutorView("x", 4, {"zone": "p"})
+    copies = [
+        Copy("a", models["k"], "was here", NOW),
+        Copy("c", model("k", 2, 1, "2"), "was here", NOW),
+        Copy("c", models["l"], "was here", NOW),
+        Copy("c", models["m"], "was here", NOW),
+    ]
+    states: tuple[State | None, ...] = ("pending", "loading", "ready", "draining", None)
+    for chosen in product(states, repeat=len(copies)):
+        executors = {"d": off, "a": off, "c": on}
+        for copy, state in zip(copies, chosen, strict=True):
+            if state is not None:
+                view = executors[copy.executor]
+                resident = Resident(state, NOW, copy.spec.copy_bytes, "", 1)
+                executors[copy.executor] = replace(view, residents={**view.residents, copy.spec.pool: resident})
+        world = World(models, executors, copies, now=NOW)
+        first = plan(world)
+        if all(copy.spec.pool == models[copy.spec.name].pool for copy in first.copies):
+            assert plan(carried_out(world, first, "ready")).copies == first.copies, chosen

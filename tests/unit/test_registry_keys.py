@@ -11,6 +11,7 @@ def test_layout() -> None:
     assert keys.service("router", "router-0") == "/headrace/v1/services/router/router-0"
     assert keys.executor("executor-1") == "/headrace/v1/executors/executor-1"
     assert keys.model("smollm2") == "/headrace/v1/models/smollm2"
+    assert keys.change("smollm2") == "/headrace/v1/changes/models/smollm2"
     assert keys.placement("executor-1", "smollm2@1f") == "/headrace/v1/placements/executor-1/smollm2@1f"
     assert keys.unplaced("smollm2") == "/headrace/v1/unplaced/smollm2"
     assert keys.failure("executor-1", "smollm2@1f") == "/headrace/v1/failures/executor-1/smollm2@1f"
@@ -32,6 +33,7 @@ def test_each_key_lies_under_its_prefix() -> None:
     assert keys.demand("a").startswith(keys.DEMAND)
     assert keys.executor("a").startswith(keys.EXECUTORS)
     assert keys.model("a").startswith(keys.MODELS)
+    assert keys.change("a").startswith(keys.CHANGES)
     assert keys.tenant("a").startswith(keys.TENANTS)
     assert keys.tier("a").startswith(keys.TIERS)
     assert keys.route("a").startswith(keys.ROUTES)

@@ -1,6 +1,7 @@
 """Settings: parsed once, all faults at once."""
 
-from dataclasses import dataclass
+import importlib
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,13 @@ def test_the_collector_has_a_name_that_everyone_knows() -> None:
     known = {**LEAST, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c:4317"}
     assert parse(Settings, known).process.otlp_endpoint == "http://c:4317"
     assert parse(Settings, {**known, "HEADRACE_OTLP_ENDPOINT": "d:1"}).process.otlp_endpoint == "d:1"
+
+
+@pytest.mark.parametrize("service", ["admission", "router", "batcher", "kvcache", "executor", "placement", "console"])
+def test_every_setting_is_in_a_table_of_the_docs(service: str) -> None:
+    root = Path(__file__).resolve().parents[2]
+    pages = "".join((root / "docs" / page).read_text() for page in ("operations.md", "engines.md", "placement.md"))
+    settings = importlib.import_module(f"services.{service}.config").Settings
+    names = [field.name for field in fields(settings) if field.name not in ("process", "etcd")]
+    names += [field.name for kind in (Process, Etcd) for field in fields(kind)]
+    assert [name for name in names if f"| `HEADRACE_{name.upper()}` |" not in pages] == []

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.tokens.blocks import chain, salt
+from libs.tokens.blocks import chain, link, salt
 
 tokens = st.lists(st.integers(0, 2**32 - 1), max_size=70)
 
@@ -33,8 +33,17 @@ def test_a_block_in_the_same_place_behind_other_blocks_has_another_name() -> Non
     assert chain([1, 2, 3, 4], 2, b"")[1] != chain([0, 2, 3, 4], 2, b"")[1]
 
 
+@given(tokens, st.integers(1, 9))
+def test_a_link_is_one_step_of_the_chain(tokens: list[int], block: int) -> None:
+    hashes = chain(tokens, block, b"s")
+    for index in range(1, len(hashes)):
+        assert link(hashes[index - 1], tokens[index * block : (index + 1) * block]) == hashes[index]
+
+
 def test_what_is_no_block_or_no_token_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one token"):
         chain([1], 0, b"")
     with pytest.raises(OverflowError):
         chain([-1], 1, b"")
+    with pytest.raises(OverflowError):
+        link(1, [2**32])

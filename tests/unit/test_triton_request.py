@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Encoder
 
-from libs.errors import NotSupported, RequestInvalid
+from libs.errors import NotSupported
 from libs.lane.work import Grammar, Sampling, Tier, Work
 from services.executor.stream.prompt import PromptText
 from services.executor.triton import request
@@ -21,8 +21,9 @@ LIMITS = Limits(context_tokens=100, vocabulary=50, ends=(7, 8, 9), pad_id=0)
 WORK = Work("r", "t", Tier.INTERACTIVE, "m", [1, 2, 3], Sampling(max_tokens=10), deadline=float("inf"))
 
 
-def told(work: Work, limits: Limits = LIMITS) -> dict[str, list[float]]:
-    tensors = request.inputs(work, "tensorrt_llm", facts("tensorrt_llm"), limits, [*work.prompt], 10)
+def told(work: Work, limits: Limits = LIMITS, from_start: bool = False) -> dict[str, list[float]]:
+    model = facts("tensorrt_llm")
+    tensors = request.inputs(work, "tensorrt_llm", model, limits, [*work.prompt], 10, from_start=from_start)
     return {each.name: [*each.numbers] for each in tensors if each.datatype != "BYTES"}
 
 
@@ -35,7 +36,9 @@ def test_the_tensors_of_a_plain_work() -> None:
         "return_perf_metrics": [True],
     }  # fmt: skip
     assert told(WORK)["seed"] == seed != told(replace(WORK, request_id="other"))["seed"]
-    assert told(replace(WORK, resumed=[1, 2]))["seed"] == [seed[0] + 2]
+    resumed = replace(WORK, resumed=[1, 2])
+    assert told(resumed)["seed"] == [seed[0] + 2]
+    assert told(resumed, from_start=True)["seed"] == seed, "the same random numbers, since all is made again"
 
 
 def test_the_batch_is_in_front_where_there_is_one() -> None:
@@ -102,16 +105,6 @@ def test_text_grammar_and_adapter() -> None:
 def test_a_stop_asks_for_nothing() -> None:
     tensors = {each.name: [*each.numbers] for each in request.stop(facts("tensorrt_llm"))}
     assert tensors == {"input_ids": [0], "input_lengths": [1], "request_output_len": [0], "stop": [True]}
-
-
-def test_every_violation_is_told() -> None:
-    with pytest.raises(RequestInvalid) as raised:
-        request.check(replace(WORK, prompt=[60] * 90, resumed=[1] * 10), LIMITS)
-    assert [each.description for each in raised.value.violations] == [
-        "token 60 is not in the vocabulary of 50",
-        "100 tokens: the context of 100 tokens has no room for an answer",
-    ]
-    request.check(replace(WORK, prompt=[10**6] * 500), Limits(0, 0, (), None))
 
 
 def test_an_answer_ends_with_the_context() -> None:

@@ -1,9 +1,8 @@
-"""Names of blocks: the engine's, as its published sources make them, and ours."""
+"""The engine's names of blocks, as its published sources make them."""
 
 import pytest
 
-from libs.tokens.blocks import chain, salt
-from services.executor.trtllm.hashes import engine_hash, link
+from services.executor.trtllm.hashes import engine_hash
 
 
 @pytest.mark.parametrize(
@@ -20,10 +19,3 @@ def test_the_engines_names(
 ) -> None:
     """Values made with `hash_v1_block_key` of TensorRT-LLM's runtime/kv_cache_hash.py."""
     assert engine_hash(tokens, parent, salt_id, adapter_id) == name
-
-
-def test_a_link_is_a_step_of_the_chain() -> None:
-    tokens = list(range(100, 148))
-    hashes = chain(tokens, 16, salt("model", "adapter"))
-    assert link(hashes[0], tokens[16:32]) == hashes[1]
-    assert link(hashes[1], tokens[32:]) == hashes[2]

@@ -1,19 +1,16 @@
-"""What vLLM's child is asked to do for a work, what is refused before, and what a folder says of its model."""
+"""What vLLM's child is asked to do for a work, and what a folder says of its model."""
 
 import math
 from dataclasses import dataclass, field, replace
 
 import pytest
 
-from libs.errors import RequestInvalid
-from libs.lane.work import Grammar, Sampling, Tier, Work
-from services.executor.vllm.check import Limits, check
+from libs.lane.work import Sampling, Tier, Work
 from services.executor.vllm.facts import facts_of
 from services.executor.vllm.question import TOKENS, Question
 from services.executor.vllm.sampling import SEEDS, choice
 from services.executor.vllm.wire import Defaults
 
-LIMITS = Limits(context_tokens=16, vocabulary=100)
 WORK = Work("r1", "t", Tier.INTERACTIVE, "m", [1, 2, 3, 4], Sampling(max_tokens=50), 0.0)
 
 
@@ -38,34 +35,6 @@ def test_a_seed_is_the_works_own_and_moves_on_when_it_is_resumed() -> None:
     assert choice(replace(WORK, resumed=[5] * 3), 16, Defaults()).seed == (seed + 3) % SEEDS
     large = replace(WORK, sampling=Sampling(max_tokens=5, seed=(1 << 64) - 1))
     assert 0 <= choice(large, 16, Defaults()).seed < SEEDS
-
-
-@pytest.mark.parametrize(
-    ("work", "subjects"),
-    [
-        (replace(WORK, prompt=[]), ["prompt"]),
-        (replace(WORK, prompt=[1] * 16), ["prompt"]),
-        (replace(WORK, prompt=[100], resumed=[-1]), ["prompt", "resumed"]),
-        (
-            replace(WORK, sampling=Sampling(max_tokens=0, temperature=math.nan)),
-            ["sampling.max_tokens", "sampling.temperature"],
-        ),
-        (replace(WORK, sampling=Sampling(max_tokens=1, top_p=0.0, top_k=-1)), ["sampling.top_p", "sampling.top_k"]),
-        (replace(WORK, grammar=Grammar("json_schema", "{")), ["grammar"]),
-        (replace(WORK, grammar=Grammar("json_schema", '{"type": "nothing"}')), ["grammar"]),
-        (replace(WORK, grammar=Grammar("regex", "(" * 65)), ["grammar"]),
-        (replace(WORK, grammar=Grammar("ebnf", " ")), ["grammar"]),
-        (replace(WORK, grammar=Grammar("ebnf", "x" * 70_000)), ["grammar"]),
-    ],
-)
-def test_everything_wrong_is_named(work: Work, subjects: list[str]) -> None:
-    with pytest.raises(RequestInvalid) as caught:
-        check(work, LIMITS)
-    assert [violation.subject for violation in caught.value.violations] == subjects
-
-
-def test_what_is_right_passes() -> None:
-    check(replace(WORK, resumed=[99], grammar=Grammar("json_schema", '{"type": "object"}')), LIMITS)
 
 
 def test_a_folder_says_vocabulary_context_and_sampling() -> None:

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from libs.catalogue.engine_rules import ENGINES
+
 Service = Literal["etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "envoy"]
 
 HOST = "127.0.0.1"
 BASE_PORT = 8400
 METRICS_OFFSET = 100
-ENGINES = ("openvino", "simulated", "triton", "remote", "trtllm", "vllm")
 STAGE_OFFSETS = {
     "admission": (1, 9),
     "router": (11, 9),

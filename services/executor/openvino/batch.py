@@ -17,10 +17,9 @@ engine also finds blocks that are not full.
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from libs.lane.work import Frame
-from libs.tokens.blocks import HASH_BYTES, TOKEN_BYTES, chain, salt
+from libs.tokens.blocks import chain, link, salt
 from services.executor.blocks import PagedBlocks
 from services.executor.child.wire import Ended, Stepped
 from services.executor.openvino.run import Run
@@ -64,7 +63,8 @@ class Batch:
         self._closing = False  # a turn ends: nobody enters any more
         self._careful = 0
         self._frame = Frame()
-        self._said = self._out = Stepped()
+        self._out = Stepped()
+        self._told = self._out.stats
 
     def submit(self, work: Submit, now: float) -> None:
         """Queues a work. `now`, here and below, is in seconds of a clock that only goes forward."""
@@ -218,11 +218,11 @@ class Batch:
         out, frame = self._out, self._frame
         out.events = [(event.kind, list(event.hashes)) for event in self.blocks.drain_events()]
         out.stats = (len(self.running), len(self.waiting), self.blocks.used, self.blocks.cached)
-        if not (frame or out.started or out.ended or out.events or out.swaps) and out.stats == self._said.stats:
+        if not (frame or out.started or out.ended or out.events or out.swaps) and out.stats == self._told:
             return None
         out.work_ids, out.offsets, out.counts = frame.work_ids, frame.offsets, frame.counts
         out.token_ids, out.log_probs = frame.token_ids, frame.log_probs
-        self._said, self._out, self._frame = out, Stepped(), Frame()
+        self._told, self._out, self._frame = out.stats, Stepped(), Frame()
         return out
 
     def _page(self, run: Run) -> None:
@@ -244,10 +244,3 @@ class Batch:
         while run.hashes and len(tokens) >= (len(run.hashes) + 1) * step:
             start = len(run.hashes) * step
             run.hashes.append(link(run.hashes[-1], tokens[start : start + step]))
-
-
-def link(parent: int, tokens: Sequence[int]) -> int:
-    """The hash of a block behind a known one, as libs.tokens.blocks.chain would have it."""
-    data = b"".join(token.to_bytes(TOKEN_BYTES, "little") for token in tokens)
-    digest = blake2b(parent.to_bytes(HASH_BYTES, "little") + data, digest_size=HASH_BYTES)
-    return int.from_bytes(digest.digest(), "little")

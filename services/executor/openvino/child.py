@@ -15,6 +15,7 @@ from pathlib import Path
 
 from libs.models.adapter import AdapterInvalid
 from libs.models.adapter_files import read_adapter
+from services.executor.child.fault import last_line
 from services.executor.child.inbox import Inbox, ParentGone, die_with_parent
 from services.executor.child.wire import (
     AdapterDone,
@@ -30,7 +31,7 @@ from services.executor.child.wire import (
 from services.executor.engine import Capabilities, Capacity, Exactness
 from services.executor.openvino import selftest
 from services.executor.openvino.batch import Batch, Turn
-from services.executor.openvino.pipeline import LoadError, Pipeline, last_line
+from services.executor.openvino.pipeline import LoadError, Pipeline
 from services.executor.openvino.run import Run
 from services.executor.openvino.wire import Load, LoadLora, Submit, decode_up
 

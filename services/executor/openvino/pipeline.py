@@ -4,7 +4,6 @@ What it hides: engine ids are never used twice; the token that ends an answer is
 not read after its work was cancelled; statuses that stand for several things; how an adapter is made to act.
 """
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import openvino
 import openvino_genai as genai
 
 from libs.models.adapter import Adapter
+from services.executor.child.fault import last_line
 from services.executor.openvino.lora import engine_adapter, uniform
 from services.executor.openvino.run import Run
 from services.executor.openvino.salts import Salts
@@ -228,11 +228,3 @@ def grammar_config(form: str, text: str) -> genai.StructuredOutputConfig:
     config = genai.StructuredOutputConfig()
     setattr(config, GRAMMAR_FIELDS[form], text)
     return config
-
-
-def last_line(error: Exception) -> str:
-    """What an exception of the engine says at its end, without the places in its source."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else type(error).__name__
-    text = re.sub(r"^.*?\.(cc|cpp|hpp):\d+:? ", "", text)
-    return re.sub(r"^Check failed: \(.*?\) is false: ", "", text)

@@ -12,9 +12,10 @@ import numpy as np
 import openvino
 import openvino_genai as genai
 
+from services.executor.child.fault import last_line
 from services.executor.child.inbox import Inbox, ParentGone, die_with_parent
 from services.executor.child.wire import encode
-from services.executor.openvino.pipeline import grammar_config, last_line
+from services.executor.openvino.pipeline import grammar_config
 from services.executor.openvino.wire import Verdict, decode_try
 
 

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 
 from libs.catalogue import ModelSpec
-from libs.errors import Cancelled, RequestInvalid, Violation
-from libs.lane.work import FinishReason, Outcome, Work
+from libs.errors import Cancelled, RequestInvalid
+from libs.lane.work import FinishReason, Grammar, Outcome, Work
 from services.executor.child.process import ChildProcess
 from services.executor.child.runner import ChildRunner
 from services.executor.child.wire import Ready, encode
 from services.executor.engine import Listener, LoadFailed
+from services.executor.fit import grammar_violation
 from services.executor.openvino.check import Limits, to_submit
 from services.executor.openvino.grammar import GrammarGate
 from services.executor.openvino.wire import LoadLora, Submit
@@ -48,10 +49,10 @@ class OpenVinoRunner(ChildRunner):
         elif work.grammar is None or (fault := self._gate.verdict(work.grammar)) == "":
             self._child.send(encode(submit))
         elif fault is not None:
-            self._refuse(work_id, _grammar_invalid(fault))
+            self._refuse(work_id, _grammar_invalid(work.grammar, fault))
         else:
             self._in_gate.add(work_id)
-            self._gate.ask(work.grammar, self._after_gate(submit))
+            self._gate.ask(work.grammar, self._after_gate(submit, work.grammar))
 
     def _stop(self, work_id: int) -> None:
         if work_id in self._in_gate:
@@ -60,18 +61,18 @@ class OpenVinoRunner(ChildRunner):
         else:
             super()._stop(work_id)
 
-    def _after_gate(self, submit: Submit) -> Callable[[str], None]:
+    def _after_gate(self, submit: Submit, grammar: Grammar) -> Callable[[str], None]:
         def go_on(fault: str) -> None:
             if self.closed or submit.work_id not in self._in_gate:
                 return  # cancelled meanwhile
             self._in_gate.discard(submit.work_id)
             if fault:
-                self._refuse(submit.work_id, _grammar_invalid(fault))
+                self._refuse(submit.work_id, _grammar_invalid(grammar, fault))
             else:
                 self._child.send(encode(submit))
 
         return go_on
 
 
-def _grammar_invalid(fault: str) -> RequestInvalid:
-    return RequestInvalid.of([Violation("grammar", fault)])
+def _grammar_invalid(grammar: Grammar, fault: str) -> RequestInvalid:
+    return RequestInvalid.of([grammar_violation(grammar, fault)])

@@ -3,7 +3,8 @@
 import numpy as np
 import openvino_genai as genai
 
-from services.executor.openvino.pipeline import LoadError, Pipeline, last_line
+from services.executor.child.fault import last_line
+from services.executor.openvino.pipeline import LoadError, Pipeline
 
 BLOCK_SIZES = (8, 16, 32, 64, 128)
 PROMPT_TOKENS = 65

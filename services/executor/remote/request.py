@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any, Literal
 
 import msgspec
@@ -10,6 +9,7 @@ import msgspec
 from libs.errors import NotSupported, RequestInvalid, Violation
 from libs.lane.work import Sampling, Tier, Work
 from services.executor.engine import Capabilities, Exactness
+from services.executor.sampling import seed_of
 
 Api = Literal["chat", "completions", "completions_tokens"]
 PATHS = {"chat": "/chat/completions", "completions": "/completions", "completions_tokens": "/completions"}
@@ -49,24 +49,6 @@ def capabilities(api: Api, dialect: Dialect, replay: bool, paid: bool) -> Capabi
     )
 
 
-def check(work: Work, context_tokens: int, vocabulary: int) -> None:
-    """Raises RequestInvalid with all that is wrong with a work before anybody is asked.
-
-    Args:
-        context_tokens: Of prompt and answer together; 0 leaves that to the endpoint.
-        vocabulary: One more than the greatest token id.
-    """
-    faults = []
-    if not work.prompt:
-        faults.append(Violation("prompt", "it is empty"))
-    elif context_tokens and len(work.prompt) >= context_tokens:
-        faults.append(Violation("prompt", f"{len(work.prompt)} tokens leave no room in a context of {context_tokens}"))
-    if work.prompt and not 0 <= min(work.prompt) <= max(work.prompt) < vocabulary:
-        faults.append(Violation("prompt", f"token ids are from 0 to {vocabulary - 1}"))
-    if faults:
-        raise RequestInvalid.of(faults)
-
-
 def longest(work: Work, context_tokens: int) -> int:
     """Tokens of the whole answer: what was asked for, or what the context has room for."""
     most = work.sampling.max_tokens
@@ -96,8 +78,8 @@ def body(
     request[dialect.max_tokens] = max_tokens - (len(work.resumed) if written else 0)
     if dialect.usage:
         request["stream_options"] = {"include_usage": True}
-    if sampling.temperature != 0 and "seed" not in request:
-        request["seed"] = seed(work.request_id)
+    if sampling.temperature != 0 or sampling.seed is not None:
+        request["seed"] = seed_of(work, len(work.resumed) if written else 0) % SEEDS
     if api == "chat":
         turns = work.chat or (("user", write(work.prompt)),)
         request["messages"] = [{"role": role, "content": content} for role, content in turns]
@@ -126,16 +108,10 @@ def question(model: str, api: Api, dialect: Dialect, text: str, tokens: list[int
     return body(model, api, dialect, work, 1, "", lambda _: text)
 
 
-def seed(request_id: str) -> int:
-    """For a work without one: an answer that is made again must come out the same."""
-    return int.from_bytes(blake2b(request_id.encode(), digest_size=8).digest(), "little") % SEEDS
-
-
 def _sampling(sampling: Sampling, api: Api) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "seed": None if sampling.seed is None else sampling.seed % SEEDS,
         "presence_penalty": sampling.presence_penalty or None,
         "frequency_penalty": sampling.frequency_penalty or None,
     }

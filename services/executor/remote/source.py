@@ -8,8 +8,9 @@ import structlog
 from libs.catalogue import ModelSpec
 from libs.clock import Clock
 from libs.errors import HeadraceError, Overloaded, RequestInvalid, StageUnavailable
-from libs.lane.work import Work
+from libs.lane.work import FinishReason, Work
 from libs.tokens.tokenizer import Tokenizer
+from services.executor.fit import prompt_faults
 from services.executor.remote import request
 from services.executor.remote.answer import Answer
 from services.executor.remote.breaker import Breaker, State
@@ -67,11 +68,8 @@ class RemoteSource:
 
     def refusal(self, work: Work) -> HeadraceError | None:
         """Why a work would be refused now: it cannot be, or the breaker is open."""
-        try:
-            request.check(work, self._model.context_tokens, self._tokenizer.vocab_size)
-        except RequestInvalid as error:
-            return error
-        return self._left_alone()
+        found = prompt_faults(work, self._model.context_tokens, self._tokenizer.vocab_size)
+        return RequestInvalid.of(found) if found else self._left_alone()
 
     def _left_alone(self) -> StageUnavailable | None:
         retry_s = self._breaker.refused_s(self._clock.monotonic())
@@ -83,6 +81,9 @@ class RemoteSource:
     async def open(self, work_id: int, work: Work) -> AsyncIterator[Piece]:
         text = written(self._tokenizer, work.resumed)[0] if work.resumed and not self._replay else ""
         most = request.longest(work, self._model.context_tokens)
+        if len(work.resumed) >= most:
+            yield Piece(finish=FinishReason.LENGTH)
+            return
         write = self._prompts.writer(self._api)
         asked = request.body(self._model.remote.model, self._api, self._dialect, work, most, text, write)
         exchange = _Exchange(work, len(work.prompt) + most)

@@ -12,10 +12,11 @@ computes its tokens again.
 from collections import deque
 
 from libs.catalogue import ModelSpec
-from libs.errors import Cancelled, DeadlinePassed, HeadraceError, NotSupported, Overloaded, RequestInvalid, Violation
+from libs.errors import Cancelled, DeadlinePassed, HeadraceError, NotSupported, Overloaded, RequestInvalid
 from libs.lane.work import FinishReason, Outcome, Work
 from services.executor.blocks import PagedBlocks
 from services.executor.engine import Capacity, Exactness, RunnerStats, Step
+from services.executor.fit import faults
 from services.executor.simulated import answers
 from services.executor.simulated.batch import DecodeBatch, Sequence
 
@@ -118,19 +119,8 @@ class SimulatedModel:
     def _fault(self, work: Work) -> HeadraceError | None:
         if work.grammar is not None:
             return NotSupported("the simulated engine invents tokens and follows no grammar")
-        violations = []
-        if not work.prompt:
-            violations.append(Violation("prompt", "is empty"))
-        if work.sampling.max_tokens < 1:
-            violations.append(Violation("sampling.max_tokens", "must be at least 1"))
-        if len(work.prompt) >= self._context:
-            violations.append(
-                Violation(
-                    "prompt",
-                    f"has {len(work.prompt)} tokens, and the context {self._context} with the answer",
-                )
-            )
-        return RequestInvalid.of(violations) if violations else None
+        found = faults(work, self._context)
+        return RequestInvalid.of(found) if found else None
 
     def _grow(self, sequence: Sequence) -> None:
         """Sees to it that the token of this step has its block; the youngest give way if it must be."""

@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from libs.errors import RequestInvalid, Violation
 from libs.lane.work import Grammar, Sampling, Work
+from services.executor.sampling import GREEDY_BELOW, seed_of
 from services.executor.triton.contract import Flavor, ModelFacts, tells_cached_tokens
 from services.executor.triton.tensors import Tensor, numbers, string
-
-GREEDY_BELOW = 1e-4
-"""Temperatures below this mean greedy: TensorRT-LLM refuses 0."""
 
 NO_END = -1
 """The end_id that no token has."""
@@ -40,21 +37,6 @@ class Adapter:
     """lora_weights and lora_config; needed until the server has them, and again when it has dropped them."""
 
 
-def check(work: Work, limits: Limits) -> None:
-    """Raises RequestInvalid with everything that no server could take."""
-    tokens = (*work.prompt, *work.resumed)
-    violations = []
-    if not work.prompt:
-        violations.append(Violation("prompt", "is empty"))
-    if limits.vocabulary and (strange := [token for token in tokens if not 0 <= token < limits.vocabulary]):
-        violations.append(Violation("prompt", f"token {strange[0]} is not in the vocabulary of {limits.vocabulary}"))
-    if limits.context_tokens and len(tokens) >= limits.context_tokens:
-        room = f"the context of {limits.context_tokens} tokens has no room for an answer"
-        violations.append(Violation("prompt", f"{len(tokens)} tokens: {room}"))
-    if violations:
-        raise RequestInvalid.of(violations)
-
-
 def answer_tokens(work: Work, limits: Limits, from_start: bool) -> int:
     """Tokens to ask for: what is left of `max_tokens`, within the context; all of them with `from_start`."""
     done = 0 if from_start else len(work.resumed)
@@ -64,21 +46,22 @@ def answer_tokens(work: Work, limits: Limits, from_start: bool) -> int:
 
 def inputs(
     work: Work, flavor: Flavor, facts: ModelFacts, limits: Limits, prompt: str | Sequence[int], most: int,
-    adapter: Adapter | None = None, with_weights: bool = False,
+    adapter: Adapter | None = None, with_weights: bool = False, from_start: bool = False,
 ) -> list[Tensor]:  # fmt: skip
     """The tensors of a request; those that the model does not have are left out.
 
     Args:
-        prompt: Text for the text flavors, token ids for `tensorrt_llm`; resumed tokens included.
+        prompt: Text for the text flavors, token ids for `tensorrt_llm`; resumed tokens included, unless `from_start`.
         most: Tokens to make.
         with_weights: Also send the adapter's weights.
+        from_start: Resumed tokens are not in the prompt but are made again.
     """
     ends = () if work.sampling.ignore_end else limits.ends
     tensors = [
         *(_tokens(prompt, most, ends) if not isinstance(prompt, str) else _text(prompt, most)),
         *_end(work.sampling.ignore_end, limits),
         *_sampling(work.sampling, flavor),
-        *_seed(work, facts),
+        *_seed(work, facts, 0 if from_start else len(work.resumed)),
     ]
     if work.log_probs:
         tensors.append(numbers("return_log_probs", "BOOL", [True]))
@@ -169,15 +152,9 @@ def _sampling(sampling: Sampling, flavor: Flavor) -> list[Tensor]:
     return [numbers(name, datatype, [value]) for name, datatype, value in chosen if value is not None]
 
 
-def _seed(work: Work, facts: ModelFacts) -> list[Tensor]:
-    """The request's; else one derived from its id, so that a work that is sent again chooses alike."""
-    seed = work.sampling.seed
-    if seed is None:
-        seed = int.from_bytes(blake2b(work.request_id.encode(), digest_size=8).digest())
-    if work.grammar is None:
-        seed += len(work.resumed)  # else the random numbers of the first tokens would be drawn again
+def _seed(work: Work, facts: ModelFacts, drawn: int) -> list[Tensor]:
     name = "seed" if "seed" in facts.inputs else "random_seed"
-    return [numbers(name, "UINT64", [seed % 2**64])]
+    return [numbers(name, "UINT64", [seed_of(work, drawn)])]
 
 
 def _guide(grammar: Grammar) -> list[Tensor]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import structlog
 
 from libs.errors import InternalError, RequestInvalid, StageUnavailable, Violation
-from libs.lane.work import Tokens, Work
+from libs.lane.work import FinishReason, Tokens, Work
 from libs.tokens.tokenizer import Tokenizer
+from services.executor.fit import prompt_faults
 from services.executor.stream.prompt import PromptText
 from services.executor.stream.source import Piece
 from services.executor.triton import request
@@ -78,7 +79,11 @@ class TritonSource:
         compared; so it is where text cannot carry the tokens so far.
         """
         speech = self._speech
-        request.check(work, speech.limits)
+        if found := prompt_faults(work, speech.limits.context_tokens, speech.limits.vocabulary):
+            raise RequestInvalid.of(found)
+        if request.answer_tokens(work, speech.limits, from_start=False) < 1:  # the context is full
+            yield Piece(finish=FinishReason.LENGTH)
+            return
         if work.adapter and adapter is None:
             raise StageUnavailable(f"the adapter {work.adapter} is not loaded", retry_after_s=1.0)
         again = bool(work.resumed) and (work.grammar is not None or not speech.carries(work.resumed))
@@ -88,7 +93,7 @@ class TritonSource:
         for weights in dict.fromkeys((with_weights, True)):
             try:
                 tensors = request.inputs(
-                    work, speech.flavor, speech.facts, speech.limits, written, most, adapter, weights
+                    work, speech.flavor, speech.facts, speech.limits, written, most, adapter, weights, again
                 )
             except ValueError as error:
                 raise RequestInvalid.of([Violation("sampling", str(error))]) from error

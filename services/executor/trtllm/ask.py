@@ -10,6 +10,7 @@ from typing import Any
 
 from libs.lane.work import Tier, Work
 from services.executor.engine import Capabilities, Exactness
+from services.executor.sampling import GREEDY_BELOW, seed_of
 from services.executor.trtllm.wire import Load
 
 BLOCK_TOKENS = 32
@@ -18,8 +19,6 @@ BLOCK_TOKENS = 32
 EVENT_BUFFER = 65_536
 """Block events that the engine keeps until they are read. A step of 8,192 tokens stores some hundreds."""
 
-GREEDY_BELOW = 1e-4
-"""Temperatures below this mean greedy."""
 
 PRIORITIES = {Tier.INTERACTIVE: 0.75, Tier.ASYNC: 0.25}
 """Of 0 to 1; 0.5 is the engine's default."""
@@ -114,7 +113,8 @@ def capabilities(load: Load, takes: Set[str]) -> Capabilities:
 
 
 def sampling_arguments(work: Work, max_tokens: int, seeds: bool) -> dict[str, Any]:
-    """For SamplingParams, grammar apart. A temperature that is not given is 1."""
+    """For SamplingParams, grammar apart. A temperature that is not given is 1. With a grammar the
+    answer is made again from its start, and so with the same seed."""
     sampling = work.sampling
     arguments: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -130,8 +130,8 @@ def sampling_arguments(work: Work, max_tokens: int, seeds: bool) -> dict[str, An
         arguments["top_p"] = 1.0 if sampling.top_p is None else sampling.top_p
         if sampling.top_k:
             arguments["top_k"] = sampling.top_k
-    if seeds and sampling.seed is not None:
-        arguments["seed"] = (sampling.seed + len(work.resumed)) % (1 << 64)
+    if seeds:
+        arguments["seed"] = seed_of(work, 0 if work.grammar else len(work.resumed))
     for name in ("repetition_penalty", "presence_penalty", "frequency_penalty"):
         if (value := getattr(sampling, name)) is not None:
             arguments[name] = value

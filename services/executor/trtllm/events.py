@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from libs.kvcache.values import BlockEvent
-from services.executor.trtllm.hashes import engine_hash, link
+from libs.tokens.blocks import link
+from services.executor.trtllm.hashes import engine_hash
 
 MOST_ROOTS = 16_384
 """First blocks of works that are remembered, least recently submitted ones forgotten first."""

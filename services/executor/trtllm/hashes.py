@@ -1,4 +1,4 @@
-"""The names of blocks: the engine's, to know whose block an event speaks of, and ours behind a known one. Pure.
+"""The engine's names of blocks, to know whose block an event speaks of. Pure.
 
 TensorRT-LLM names a block by mixing its tokens into the name of its parent, the salt into the first block of a
 chain, and the adapter's id into every block (BlockKeyHasher in its kvCacheManager; called v1_block_key since
@@ -6,9 +6,6 @@ chain, and the adapter's id into every block (BlockKeyHasher in its kvCacheManag
 """
 
 from collections.abc import Sequence
-from hashlib import blake2b
-
-from libs.tokens.blocks import HASH_BYTES, TOKEN_BYTES
 
 _WORD = (1 << 64) - 1
 _HALF = (1 << 32) - 1
@@ -26,13 +23,6 @@ def engine_hash(tokens: Sequence[int], parent: int, salt_id: int | None, adapter
     if adapter_id is not None:
         state = _stir(state, _spread64(adapter_id))
     return state
-
-
-def link(parent: int, tokens: Sequence[int]) -> int:
-    """Our name of the block behind `parent`, as libs.tokens.blocks.chain would have it."""
-    data = b"".join(token.to_bytes(TOKEN_BYTES, "little") for token in tokens)
-    digest = blake2b(parent.to_bytes(HASH_BYTES, "little") + data, digest_size=HASH_BYTES)
-    return int.from_bytes(digest.digest(), "little")
 
 
 def _stir(state: int, value: int) -> int:

@@ -150,7 +150,7 @@ class TrtLlmModel:
         self._llm.shutdown()
 
     def _begin(self, work: Work) -> tuple[Any, Any, Any]:
-        """Gives a work to the engine. services.executor.trtllm.check has looked at it."""
+        """Gives a work to the engine. services.executor.trtllm.runner has looked at it."""
         load, api = self._load, self._api
         lora = None
         if work.adapter and (lora := self._adapters.get(work.adapter)) is None:

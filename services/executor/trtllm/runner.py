@@ -6,11 +6,11 @@ from services.executor.child.process import ChildProcess
 from services.executor.child.runner import ChildRunner
 from services.executor.child.wire import Ready
 from services.executor.engine import Listener
-from services.executor.trtllm.check import faults
+from services.executor.fit import faults
 
 
 class TrtLlmRunner(ChildRunner):
-    """Lets no work through that is wrong on its face."""
+    """Lets no work through that is wrong on its face. Token ids that its vocabulary lacks the engine refuses itself."""
 
     def __init__(self, child: ChildProcess, ready: Ready, listener: Listener, context_tokens: int) -> None:
         super().__init__(child, ready, listener)

@@ -13,6 +13,7 @@ from typing import NoReturn
 
 import msgspec
 
+from services.executor.child.fault import last_line
 from services.executor.child.inbox import Inbox, ParentGone, die_with_parent
 from services.executor.child.wire import (
     AdapterDone,
@@ -31,7 +32,7 @@ from services.executor.child.wire import (
 from services.executor.engine import Capabilities, Capacity, Exactness
 from services.executor.vllm.batch import Batch, Run
 from services.executor.vllm.events import BlockNames
-from services.executor.vllm.llm import GRAMMARS, Llm, LoadError, Made, Refused, last_line
+from services.executor.vllm.llm import GRAMMARS, Llm, LoadError, Made, Refused
 from services.executor.vllm.question import Question
 from services.executor.vllm.sampling import choice
 from services.executor.vllm.wire import Load

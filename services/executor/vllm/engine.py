@@ -19,9 +19,8 @@ from libs.tokens.tokenizer import Tokenizer
 from services.executor.child.process import ChildProcess
 from services.executor.child.wire import LoadRefused, Ready, decode_down, encode
 from services.executor.engine import EngineUnavailable, Listener, LoadFailed
-from services.executor.vllm.check import Limits
 from services.executor.vllm.facts import Facts, facts_of
-from services.executor.vllm.runner import VllmRunner
+from services.executor.vllm.runner import Limits, VllmRunner
 from services.executor.vllm.wire import Load
 
 log = structlog.get_logger()

@@ -12,10 +12,9 @@ removed with the last.
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 
 from libs.kvcache.values import BlockEvent
-from libs.tokens.blocks import HASH_BYTES, TOKEN_BYTES, chain, salt
+from libs.tokens.blocks import chain, link, salt
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +138,5 @@ class BlockNames:
 def _chain_on(parent: int, tokens: Sequence[int], block_tokens: int) -> Iterator[int]:
     """The names of full blocks behind a known one, as libs.tokens.blocks.chain would have them."""
     for start in range(0, len(tokens), block_tokens):
-        block = tokens[start : start + block_tokens]
-        data = parent.to_bytes(HASH_BYTES, "little") + b"".join(n.to_bytes(TOKEN_BYTES, "little") for n in block)
-        parent = int.from_bytes(blake2b(data, digest_size=HASH_BYTES).digest(), "little")
+        parent = link(parent, tokens[start : start + block_tokens])
         yield parent

@@ -19,6 +19,7 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
 from libs.lane.work import Grammar
+from services.executor.child.fault import last_line
 from services.executor.vllm.events import Cleared, Event, Removed, Stored
 from services.executor.vllm.sampling import Choice
 from services.executor.vllm.wire import Load
@@ -177,12 +178,6 @@ class _Publisher:
 
     def get_publisher_config(self) -> None:
         return None
-
-
-def last_line(error: BaseException) -> str:
-    """What an exception says in the end, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:500]
 
 
 def _event(event: Any) -> Event:

@@ -1,5 +1,6 @@
 """A loaded model, seen from the event loop: checks works, and passes them to its child."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from libs.errors import RequestInvalid
@@ -8,10 +9,20 @@ from services.executor.child.process import ChildProcess
 from services.executor.child.runner import ChildRunner
 from services.executor.child.wire import Ready
 from services.executor.engine import Listener, LoadFailed
-from services.executor.vllm.check import Limits, check
+from services.executor.fit import faults
 
 if TYPE_CHECKING:
     from libs.catalogue import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one loaded model can take."""
+
+    context_tokens: int
+    """Prompt and answer together."""
+    vocabulary: int
+    """Token ids are below this."""
 
 
 class VllmRunner(ChildRunner):
@@ -29,9 +40,7 @@ class VllmRunner(ChildRunner):
         await super().load_adapter(adapter)
 
     def _begin(self, work_id: int, work: Work) -> None:
-        try:
-            check(work, self._limits)
-        except RequestInvalid as error:
-            self._refuse(work_id, error)
+        if found := faults(work, self._limits.context_tokens, self._limits.vocabulary):
+            self._refuse(work_id, RequestInvalid.of(found))
         else:
             super()._begin(work_id, work)

@@ -1,14 +1,11 @@
 """What exactly the engine is to do for a work: the model's defaults filled in. Pure."""
 
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import Any
 
 from libs.lane.work import Grammar, Work
+from services.executor.sampling import GREEDY_BELOW, seed_of
 from services.executor.vllm.wire import Defaults
-
-GREEDY_BELOW = 1e-4
-"""Temperatures below this mean greedy: logits divided by less overflow."""
 
 SEEDS = 1 << 63
 """torch takes seeds below this."""
@@ -37,19 +34,15 @@ class Choice:
 
 
 def choice(work: Work, context_tokens: int, defaults: Defaults) -> Choice:
-    """An answer that would outgrow the context ends there, with LENGTH. A seed that is not given is derived from
-    the request's id, so that a work which is sent again chooses alike."""
+    """An answer that would outgrow the context ends there, with LENGTH."""
     sampling, resumed = work.sampling, len(work.resumed)
     temperature = _first(sampling.temperature, defaults.temperature)
-    seed = sampling.seed
-    if seed is None:
-        seed = int.from_bytes(blake2b(work.request_id.encode(), digest_size=8).digest())
     return Choice(
         max_tokens=min(sampling.max_tokens, context_tokens - len(work.prompt)) - resumed,
         temperature=temperature if temperature >= GREEDY_BELOW else 0.0,
         top_p=_first(sampling.top_p, defaults.top_p),
         top_k=_first(sampling.top_k, defaults.top_k),
-        seed=(seed + resumed) % SEEDS,  # else the random numbers of the first tokens would be drawn again
+        seed=seed_of(work, resumed) % SEEDS,
         repetition_penalty=_first(sampling.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=_first(sampling.presence_penalty, 0.0),
         frequency_penalty=_first(sampling.frequency_penalty, 0.0),

@@ -11,7 +11,6 @@ from tests.system.triton.published import table
 from tests.system.triton.tokenizer import write_tokenizer
 
 CODE = Path(__file__).parent / "models"
-TEXT_MODELS = ("preprocessing", "postprocessing", "ensemble", "tensorrt_llm_bls")
 
 _THROUGH = {
     "top_k": "runtime_top_k", "top_p": "runtime_top_p", "stream": "streaming",
