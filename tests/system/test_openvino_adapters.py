@@ -204,7 +204,8 @@ async def test_penalised_prompts_do_not_share_either(loaded: Loaded) -> None:
     assert cleared_by(loaded.heard) == cleared + 1
 
 
-async def test_an_adapter_behind_the_last_keys_shares_the_bases_prefix(loaded: Loaded) -> None:
+async def test_an_adapter_behind_the_last_keys_has_its_own_prefix_all_the_same(loaded: Loaded) -> None:
+    """It could share the base's, and says so rightly; but the engine computes nonsense then (check.own_salt)."""
     source = make_adapter(
         loaded.folder / "last", loaded.model.facts.places, 9, modules=("o_proj", "up_proj", "down_proj"),
         layers=[29], strength=2 * STRENGTH,
@@ -214,8 +215,11 @@ async def test_an_adapter_behind_the_last_keys_shares_the_bases_prefix(loaded: L
     prompt = [7000 + n * 13 % 3000 for n in range(200)]
     await loaded.ask("", prompt, max_tokens=1)
     work = await loaded.ask(adapter, prompt, {"salt": ""})
-    assert loaded.heard.started[work] == 192
+    assert loaded.heard.started[work] == 0
     loaded.check(adapter, prompt, work)
+    again = await loaded.ask(adapter, prompt, {"salt": ""})
+    assert loaded.heard.started[again] == 192
+    loaded.check(adapter, prompt, again)
     assert loaded.distance("", prompt, work) > 2 * loaded.distance(adapter, prompt, work)
     del loaded.merged[adapter]
     await loaded.runner.unload_adapter(adapter)

@@ -37,10 +37,13 @@ def to_submit(work_id: int, work: Work, limits: Limits) -> Submit:
     if found := faults(work, limits.context_tokens, facts.vocabulary):
         raise RequestInvalid.of(found)
     temperature = _first(sampling.temperature, facts.temperature, 1.0)
+    salt = own_salt(work)
     hashes: list[int] | None = None
     if work.block_tokens:
         usable = work.block_tokens == limits.block_tokens
         hashes = list(work.block_hashes[: len(work.prompt) // limits.block_tokens]) if usable else []
+    if salt != work.salt:
+        hashes = None  # the mesh's names are those of another prefix
     return Submit(
         work_id=work_id,
         prompt=list(work.prompt),
@@ -60,8 +63,18 @@ def to_submit(work_id: int, work: Work, limits: Limits) -> Submit:
         grammar_text=work.grammar.text if work.grammar else "",
         hashes=hashes,
         adapter=work.adapter,
-        salt=work.salt,
+        salt=salt,
     )
+
+
+def own_salt(work: Work) -> str:
+    """What keeps a work's prefix apart here: its salt, and always its adapter.
+
+    An adapter that shares the base's prefixes has the base's salt. But OpenVINO 2026.4 computes nonsense when the
+    first that such an adapter computes is a few tokens behind a prefix that the base has computed; behind its own it
+    does not. So it gets no prefix but its own.
+    """
+    return work.salt if work.adapter in ("", work.salt) else f"{work.salt} {work.adapter}"
 
 
 def _first(asked: Any, models: Any, otherwise: Any) -> Any:
