@@ -164,8 +164,9 @@ class Mesh:
         if "--state-dir" not in arguments:
             words += ["--state-dir", str(self.state_dir)]
         return subprocess.Popen(
-            words, cwd=parts.ROOT, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            words, cwd=parts.ROOT, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=_hear_interrupts,
+        )  # fmt: skip
 
     def _options(self) -> Options:
         return Options(
@@ -182,6 +183,11 @@ class Mesh:
 
     def _remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _hear_interrupts() -> None:
+    """Tests that run in the background of a script inherit an ignored SIGINT, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_base(options: Options) -> int:
