@@ -31,6 +31,11 @@ from services.console.mesh.snapshot import MeshSnapshot
 BASES = range(10_000, 32_000, 200)
 """Below the ports that the kernel gives to outgoing connections: one of those could take ours while its owner
 restarts."""
+HEADRACE = (
+    "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from services.console.main import main; main()"
+)
+"""The command, which hears interrupts: tests that run in the background of a script inherit that they are ignored."""
 UP_TIMEOUT_S = 110.0
 TRIES = 3
 
@@ -160,13 +165,12 @@ class Mesh:
 
     def begin(self, *arguments: str) -> subprocess.Popen[str]:
         """The same, without waiting for its end."""
-        words = [sys.executable, "-m", "services.console.main", *arguments]
+        words = [sys.executable, "-c", HEADRACE, *arguments]
         if "--state-dir" not in arguments:
             words += ["--state-dir", str(self.state_dir)]
         return subprocess.Popen(
-            words, cwd=parts.ROOT, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=_hear_interrupts,
-        )  # fmt: skip
+            words, cwd=parts.ROOT, env=self._env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
 
     def _options(self) -> Options:
         return Options(
@@ -183,11 +187,6 @@ class Mesh:
 
     def _remove(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
-
-
-def _hear_interrupts() -> None:
-    """Tests that run in the background of a script inherit an ignored SIGINT, and so would what they start."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_base(options: Options) -> int:
