@@ -46,6 +46,7 @@ NAMED_SHELLS = {
     "services/executor/child/inbox.py": "the child's end of the socket",
     "services/executor/child/loop.py": "the child of an asynchronous engine: its socket, its works, its end",
     "services/executor/child/process.py": "a child process, and its socket",
+    "services/executor/child/start.py": "starts a child, waits for its word",
     "services/executor/child/runner.py": "hears a child on the event loop",
     "services/executor/openvino/child.py": "the engine's process: its loop, its clock, its end",
     "services/executor/openvino/engine.py": "starts a process for each model",

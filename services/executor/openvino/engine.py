@@ -8,8 +8,8 @@ import structlog
 from libs.catalogue import ModelSpec
 from libs.models.prepared import PreparedModel, PrepareFailed, prepare
 from libs.models.source import SourceInvalid
-from services.executor.child.process import ChildProcess
-from services.executor.child.wire import LoadRefused, Ready, decode_down, encode
+from services.executor.child.start import start_loaded
+from services.executor.child.wire import Ready
 from services.executor.engine import Listener, LoadFailed
 from services.executor.openvino.check import Limits
 from services.executor.openvino.grammar import GrammarGate
@@ -54,12 +54,10 @@ class OpenVinoEngine:
         if model.openvino.prompt_lookup_tokens and model.openvino.prompt_lookup_ngram < 1:
             raise LoadFailed("prompt_lookup_ngram must be at least 1 where prompt_lookup_tokens is set")
         prepared = await self._prepare(model)
-        child = await ChildProcess.start("services.executor.openvino.child")
-        try:
-            ready = await self._handshake(child, model, prepared)
-        except BaseException:
-            await child.close(kill=True)
-            raise
+        load = self._message(model, prepared)
+        child, ready = await start_loaded(
+            "services.executor.openvino.child", load, LOAD_S, accept=lambda ready: _check_blocks(model, ready)
+        )
         block_tokens = ready.capacity.block_tokens
         known = [model.blocks * block_tokens, model.context_tokens, prepared.facts.context_tokens]
         limits = Limits(min(tokens for tokens in known if tokens), block_tokens, prepared.facts)
@@ -86,9 +84,9 @@ class OpenVinoEngine:
         except (SourceInvalid, PrepareFailed) as error:
             raise LoadFailed(str(error)) from error
 
-    async def _handshake(self, child: ChildProcess, model: ModelSpec, prepared: PreparedModel) -> Ready:
-        """Has the child load the model."""
-        load = Load(
+    def _message(self, model: ModelSpec, prepared: PreparedModel) -> Load:
+        """What the child is told."""
+        return Load(
             path=str(prepared.path),
             model=model.name,
             vocabulary=prepared.facts.vocabulary,
@@ -103,19 +101,9 @@ class OpenVinoEngine:
             lookup_ngram=model.openvino.prompt_lookup_ngram,
             places=prepared.facts.places,
         )
-        child.send(encode(load))
-        try:
-            async with asyncio.timeout(LOAD_S):
-                data = await child.receive()
-        except TimeoutError:
-            raise LoadFailed(f"the engine did not answer within {LOAD_S:.0f} s") from None
-        if data is None:
-            raise LoadFailed(f"the engine's process ended with status {await child.close()} while it loaded")
-        answer = decode_down(data)
-        if isinstance(answer, LoadRefused):
-            raise LoadFailed(answer.reason)
-        assert isinstance(answer, Ready)
-        if model.block_tokens not in (0, answer.capacity.block_tokens):
-            measured = answer.capacity.block_tokens
-            raise LoadFailed(f"the engine's blocks have {measured} tokens, the catalogue says {model.block_tokens}")
-        return answer
+
+
+def _check_blocks(model: ModelSpec, ready: Ready) -> None:
+    measured = ready.capacity.block_tokens
+    if model.block_tokens not in (0, measured):
+        raise LoadFailed(f"the engine's blocks have {measured} tokens, the catalogue says {model.block_tokens}")

@@ -11,7 +11,7 @@ import structlog
 from libs.catalogue import ModelSpec
 from libs.clock import Clock
 from services.executor.child.process import ChildProcess
-from services.executor.child.wire import LoadRefused, Ready, decode_down, encode
+from services.executor.child.start import start_loaded
 from services.executor.engine import EngineUnavailable, Listener, LoadFailed
 from services.executor.trtllm.runner import TrtLlmRunner
 from services.executor.trtllm.wire import Found, Load, Missing, decode_probe
@@ -89,12 +89,9 @@ class TrtLlmEngine:
         started = self._clock.monotonic()
         if shutil.which(self._python) is None:
             raise LoadFailed(f"{self._python} is no program any more")
-        child = await ChildProcess.start("services.executor.trtllm.child", python=self._python, environment=environment)
-        try:
-            ready = await self._handshake(child, _load(model))
-        except BaseException:
-            await child.close(kill=True)
-            raise
+        child, ready = await start_loaded(
+            "services.executor.trtllm.child", _load(model), LOAD_S, python=self._python, environment=environment
+        )
         log.info("model loaded", model=model.name, seconds=round(self._clock.monotonic() - started, 1))
         runner = TrtLlmRunner(child, ready, listener, model.context_tokens)
         self._runners = [*(other for other in self._runners if not other.closed), runner]
@@ -104,21 +101,6 @@ class TrtLlmEngine:
         """Closes every runner."""
         runners, self._runners = self._runners, []
         await asyncio.gather(*(runner.close() for runner in runners))
-
-    async def _handshake(self, child: ChildProcess, load: Load) -> Ready:
-        child.send(encode(load))
-        try:
-            async with asyncio.timeout(LOAD_S):
-                data = await child.receive()
-        except TimeoutError:
-            raise LoadFailed(f"the engine did not answer within {LOAD_S:.0f} s") from None
-        if data is None:
-            raise LoadFailed(f"the engine's process ended with status {await child.close()} while it loaded")
-        answer = decode_down(data)
-        if isinstance(answer, LoadRefused):
-            raise LoadFailed(answer.reason)
-        assert isinstance(answer, Ready)
-        return answer
 
 
 def _load(model: ModelSpec) -> Load:

@@ -16,8 +16,8 @@ from libs.models.huggingface import huggingface_folder
 from libs.models.prepared import PrepareFailed
 from libs.models.source import SourceInvalid
 from libs.tokens.tokenizer import Tokenizer
-from services.executor.child.process import ChildProcess
-from services.executor.child.wire import LoadRefused, Ready, decode_down, encode
+from services.executor.child.start import start_loaded
+from services.executor.child.wire import Ready
 from services.executor.engine import EngineUnavailable, Listener, LoadFailed
 from services.executor.vllm.facts import Facts, facts_of
 from services.executor.vllm.runner import Limits, VllmRunner
@@ -126,12 +126,14 @@ class VllmEngine:
         environment = ENVIRONMENT | {"OMP_NUM_THREADS": str(self._threads)}
         if self._preload:
             environment["LD_PRELOAD"] = self._preload
-        child = await ChildProcess.start("services.executor.vllm.child", python=self._python, environment=environment)
-        try:
-            ready = await _handshake(child, load)
-        except BaseException:
-            await child.close(kill=True)
-            raise
+        child, ready = await start_loaded(
+            "services.executor.vllm.child",
+            load,
+            LOAD_S,
+            python=self._python,
+            environment=environment,
+            accept=lambda ready: _check_blocks(load, ready),
+        )
         runner = VllmRunner(child, ready, Limits(context, facts.vocabulary), listener)
         self._runners = [*(other for other in self._runners if not other.closed), runner]
         return runner
@@ -148,25 +150,11 @@ class VllmEngine:
             raise LoadFailed(str(error)) from error
 
 
-async def _handshake(child: ChildProcess, load: Load) -> Ready:
-    """Has the child load the model. Raises LoadFailed."""
-    child.send(encode(load))
-    try:
-        async with asyncio.timeout(LOAD_S):
-            data = await child.receive()
-    except TimeoutError:
-        raise LoadFailed(f"vLLM did not answer within {LOAD_S:.0f} s") from None
-    if data is None:
-        raise LoadFailed(f"vLLM's process ended with status {await child.close()} while it loaded")
-    answer = decode_down(data)
-    if isinstance(answer, LoadRefused):
-        raise LoadFailed(answer.reason)
-    assert isinstance(answer, Ready)
-    if answer.capacity.block_tokens != load.block_tokens:
+def _check_blocks(load: Load, ready: Ready) -> None:
+    if ready.capacity.block_tokens != load.block_tokens:
         raise LoadFailed(
-            f"vLLM's blocks have {answer.capacity.block_tokens} tokens for this model: say so in its block_tokens"
+            f"vLLM's blocks have {ready.capacity.block_tokens} tokens for this model: say so in its block_tokens"
         )
-    return answer
 
 
 def _read(folder: Path, model: ModelSpec) -> tuple[Facts, Tokenizer]:
