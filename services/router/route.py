@@ -50,6 +50,14 @@ class Catalogue:
     """Of these, those that no executor could ever hold."""
     placed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Base models, and for each of their copies where it lies and why."""
+    versions: Mapping[str, Mapping[str, PoolState]] = field(init=False)
+    """Of each base model its entries of `pools`, in order: sorted out once, not for every work."""
+
+    def __post_init__(self) -> None:
+        versions: dict[str, dict[str, PoolState]] = {}
+        for pool, state in sorted(self.pools.items()):
+            versions.setdefault(model_of(pool), {})[pool] = state
+        object.__setattr__(self, "versions", versions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +128,7 @@ def _resumed(work: Work, spec: ModelSpec, catalogue: Catalogue, named: str, now:
 
 def _new(work: Work, spec: ModelSpec, catalogue: Catalogue, named: str, now: float) -> Route:
     base = spec.base or spec.name
-    versions = {pool: state for pool, state in catalogue.pools.items() if model_of(pool) == base}
+    versions = catalogue.versions.get(base, {})
     ready = {pool: state.ready for pool, state in sorted(versions.items()) if state.ready}
     if ready:
         pool = _share(work.request_id, ready)
