@@ -15,6 +15,10 @@ SOURCE_ENGINES = {"simulated:": "simulated", "triton:": "triton", "remote:": "re
 """Sources that name no weights, with the one engine that knows what they mean."""
 MOST_WAIT_S = 3600.0
 
+_SIMULATED = (
+    "step_base_us", "prefill_token_us", "sequence_us", "load_us", "weights_us", "prefill_context_us",
+    "decode_context_us", "host_block_us",
+)  # fmt: skip
 _OPTIONS = ("simulation", "openvino", "trtllm", "triton", "vllm", "remote")
 _ENDPOINT = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -57,7 +61,7 @@ def options(model: registry_pb2.Model) -> Iterator[Fault]:
     if model.HasField("vllm"):
         yield from _vllm(model.vllm)
     if model.HasField("simulation"):
-        for name in ("step_base_us", "prefill_token_us", "sequence_us", "load_us"):
+        for name in _SIMULATED:
             if not 0 <= getattr(model.simulation, name) < 1e12:
                 yield Fault(f"simulation.{name}", f"{getattr(model.simulation, name):g}: at least 0")
 

@@ -1,7 +1,7 @@
 """What engines are told of a model beyond what all of them need; field meanings: registry.proto."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, cast
 
 from google.protobuf import duration_pb2
@@ -11,13 +11,31 @@ from headrace.registry.v1 import registry_pb2
 
 @dataclass(frozen=True, slots=True)
 class Simulation:
-    """Constants of the simulated engine: step = base + prefill tokens × a + sequences × b."""
+    """Constants of the simulated engine, and of every engine that the simulator plays; see `step_s`."""
 
     step_base_us: float = 0.0
     prefill_token_us: float = 0.0
     sequence_us: float = 0.0
     seed: int = 0
     load_us: float = 0.0
+    weights_us: float = 0.0
+    prefill_context_us: float = 0.0
+    decode_context_us: float = 0.0
+    host_blocks: int = 0
+    host_block_us: float = 0.0
+
+    def step_s(self, prefill: int, prefill_context: float, decode: int, decode_context: float) -> float:
+        """Seconds of one engine step: a roofline over the weights, and attention on top.
+
+        Args:
+            prefill: Prompt tokens computed in it.
+            prefill_context: For each of them the tokens in front of it, added up.
+            decode: Sequences that make a token in it.
+            decode_context: Their contexts in tokens, added up.
+        """
+        dense = prefill * self.prefill_token_us + decode * self.sequence_us
+        attention = (prefill_context * self.prefill_context_us + decode_context * self.decode_context_us) / 1000
+        return (self.step_base_us + max(self.weights_us, dense) + attention) / 1e6
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +121,7 @@ class Remote:
 
 def simulation(message: registry_pb2.Simulation) -> Simulation:
     """Reads the message."""
-    return Simulation(
-        message.step_base_us, message.prefill_token_us, message.sequence_us, message.seed, message.load_us
-    )
+    return Simulation(*(getattr(message, field.name) for field in fields(Simulation)))
 
 
 def openvino(message: registry_pb2.OpenVinoOptions) -> OpenVino:

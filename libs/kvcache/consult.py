@@ -129,7 +129,7 @@ class Consultation:
                 break
             request.questions.append(question_to_proto(question))
             del self._unsent[question.id]
-        request.releases.extend(self._releases)
+        request.releases.extend(pb.Release(id=number) for number in self._releases)
         self._releases.clear()
         return request
 

@@ -9,6 +9,14 @@ Hashes = Sequence[int]
 """Chained block hashes (libs.tokens.blocks), first block first: unsigned 64-bit integers."""
 
 
+class CacheTier(IntEnum):
+    """Where an engine keeps a block; the numbers are those of headrace.kvcache.v1.CacheTier."""
+
+    DEVICE = 1
+    HOST = 2
+    DISK = 3
+
+
 class Exactness(IntEnum):
     """How true block events are; the numbers are those of headrace.kvcache.v1.Exactness."""
 
@@ -22,6 +30,8 @@ class BlockEvent:
 
     kind: Literal["stored", "removed", "cleared"]
     hashes: Hashes = ()
+    tier: CacheTier = CacheTier.DEVICE
+    """Where they were stored, or removed from; `cleared` means every tier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +51,9 @@ class CacheState:
 
     info: CacheInfo
     hashes: Hashes
-    """Blocks that are stored, in any order."""
+    """Blocks that are stored on the device, in any order."""
+    host_hashes: Hashes = ()
+    disk_hashes: Hashes = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +61,8 @@ class Question:
     """Where does this prefix lie, and does the work fit on this executor?"""
 
     id: int
-    """Numbers question and reservation; unique within the batcher's process."""
+    """Numbers question and reservation; unique within the batcher's process. Asked again for what is reserved
+    already, it changes the number of blocks; refused, it leaves what was."""
     pool: str
     block_hashes: Hashes = ()
     executor: str = ""
@@ -65,7 +78,11 @@ class PrefixMatch:
 
     executor: str
     blocks: int
-    """Leading blocks."""
+    """Leading blocks, in whatever tier."""
+    host_blocks: int = 0
+    """Of these, blocks that lie on the host at best."""
+    disk_blocks: int = 0
+    """Of these, blocks that lie on disk only."""
 
 
 @dataclass(frozen=True, slots=True)

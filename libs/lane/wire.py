@@ -43,6 +43,7 @@ def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
         adapter=work.adapter,
         salt=work.salt,
         chat=chat_to_proto(work.chat) if work.chat else None,
+        weight=work.weight,
     )
 
 
@@ -67,6 +68,7 @@ def work_from_proto(message: lane_pb2.Work) -> Work:
         adapter=message.adapter,
         salt=message.salt,
         chat=tuple((ROLES.get(turn.role, ""), turn.content) for turn in message.chat.messages),
+        weight=message.weight or 1.0,
     )
 
 

@@ -81,6 +81,8 @@ class Work:
     """Keeps its keys and values apart from those of other salts; part of `block_hashes`."""
     chat: Sequence[tuple[str, str]] = ()
     """Role and content of each turn; only for models whose engine takes chats."""
+    weight: float = 1.0
+    """The tenant's share of what is scarce, against those of other tenants."""
 
 
 @dataclass(frozen=True, slots=True)

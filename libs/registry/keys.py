@@ -13,6 +13,8 @@
 │   ├── tenants/{name}                Tenant
 │   ├── tiers/{interactive|async}     TierPolicy
 │   ├── routes/{alias}                Route
+│   ├── scheduling/{model|default}    Scheduling
+│   ├── pins/{name}                   Pin
 │   └── switches/{kind}/{name}        Switch
 └── leaders/{role}                    Leader, leased
 
@@ -33,6 +35,8 @@ POLICIES = ROOT + "policies/"
 TENANTS = POLICIES + "tenants/"
 TIERS = POLICIES + "tiers/"
 ROUTES = POLICIES + "routes/"
+SCHEDULING = POLICIES + "scheduling/"
+PINS = POLICIES + "pins/"
 SWITCHES = POLICIES + "switches/"
 LEADERS = ROOT + "leaders/"
 
@@ -100,6 +104,16 @@ def tier(name: str) -> str:
 def route(alias: str) -> str:
     """The key of a model's second name."""
     return ROUTES + _path(alias)
+
+
+def scheduling(name: str) -> str:
+    """The key of how works of a model are dispatched; "default" for all that have none of their own."""
+    return SCHEDULING + _path(name)
+
+
+def pin(name: str) -> str:
+    """The key of a prefix that is kept."""
+    return PINS + _path(name)
 
 
 def switch(kind: str, name: str) -> str:

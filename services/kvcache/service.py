@@ -111,8 +111,8 @@ class _Consulting:
             self._batcher = request.batcher
         elif not self._memory.batcher_owns(self._batcher, self):
             raise StageUnavailable(f"{self._batcher} has a newer stream")
-        for number in request.releases:
-            self._memory.ledger.release(self._batcher, number)
+        for release in request.releases:
+            self._memory.ledger.release(self._batcher, release.id)
         for question in request.questions:
             answer = self._answer(wire.question_from_proto(question))
             self._answers.append(wire.answer_to_proto(question.id, answer))

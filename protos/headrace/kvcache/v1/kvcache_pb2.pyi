@@ -43,6 +43,34 @@ EXACTNESS_MODELLED: Exactness.ValueType  # 2
 """The executor models what the engine does."""
 Global___Exactness: _TypeAlias = Exactness  # noqa: Y015
 
+class _CacheTier:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CacheTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CacheTier.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CACHE_TIER_UNSPECIFIED: _CacheTier.ValueType  # 0
+    """Counts as the device."""
+    CACHE_TIER_DEVICE: _CacheTier.ValueType  # 1
+    """In the memory that the engine computes in."""
+    CACHE_TIER_HOST: _CacheTier.ValueType  # 2
+    """In the host's memory: it has to be copied first."""
+    CACHE_TIER_DISK: _CacheTier.ValueType  # 3
+    """On disk."""
+
+class CacheTier(_CacheTier, metaclass=_CacheTierEnumTypeWrapper):
+    """Where an engine keeps a block. The order is that of the cost of using it."""
+
+CACHE_TIER_UNSPECIFIED: CacheTier.ValueType  # 0
+"""Counts as the device."""
+CACHE_TIER_DEVICE: CacheTier.ValueType  # 1
+"""In the memory that the engine computes in."""
+CACHE_TIER_HOST: CacheTier.ValueType  # 2
+"""In the host's memory: it has to be copied first."""
+CACHE_TIER_DISK: CacheTier.ValueType  # 3
+"""On disk."""
+Global___CacheTier: _TypeAlias = CacheTier  # noqa: Y015
+
 @_typing.final
 class ConsultRequest(_message.Message):
     """From a batcher: claims, questions and releases that accumulated."""
@@ -64,8 +92,8 @@ class ConsultRequest(_message.Message):
         """Questions."""
 
     @_builtins.property
-    def releases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Ids of reservations that ended."""
+    def releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___Release]:
+        """Reservations that ended."""
 
     def __init__(
         self,
@@ -73,7 +101,7 @@ class ConsultRequest(_message.Message):
         batcher: _builtins.str = ...,
         claims: _abc.Iterable[Global___Reservation] | None = ...,
         questions: _abc.Iterable[Global___Question] | None = ...,
-        releases: _abc.Iterable[_builtins.int] | None = ...,
+        releases: _abc.Iterable[Global___Release] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -82,6 +110,36 @@ class ConsultRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConsultRequest: _TypeAlias = ConsultRequest  # noqa: Y015
+
+@_typing.final
+class Release(_message.Message):
+    """The end of a reservation, or of a question whose answer is not wanted any more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    FOUND_BLOCKS_FIELD_NUMBER: _builtins.int
+    id: _builtins.int
+    """The question's id."""
+    found_blocks: _builtins.int
+    """Leading blocks of the prefix that the engine said it had found; absent when it ran nothing, or does not
+    say. The manager compares it with what it had promised.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.int = ...,
+        found_blocks: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_found_blocks", b"_found_blocks", "found_blocks", b"found_blocks"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_found_blocks", b"_found_blocks", "found_blocks", b"found_blocks", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__found_blocks: _TypeAlias = _typing.Literal["found_blocks"]  # noqa: Y015
+    _WhichOneofArgType__found_blocks: _TypeAlias = _typing.Literal["_found_blocks", b"_found_blocks"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__found_blocks) -> _WhichOneofReturnType__found_blocks | None: ...
+
+Global___Release: _TypeAlias = Release  # noqa: Y015
 
 @_typing.final
 class Question(_message.Message):
@@ -96,7 +154,9 @@ class Question(_message.Message):
     BLOCKS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
-    """Numbers question and reservation; unique within the batcher's process."""
+    """Numbers question and reservation; unique within the batcher's process. Asked again for what is reserved
+    already, it changes the number of blocks; refused, it leaves what was.
+    """
     pool: _builtins.str
     """The pool whose executors are asked about."""
     executor: _builtins.str
@@ -229,19 +289,27 @@ class PrefixMatch(_message.Message):
 
     EXECUTOR_FIELD_NUMBER: _builtins.int
     BLOCKS_FIELD_NUMBER: _builtins.int
+    HOST_BLOCKS_FIELD_NUMBER: _builtins.int
+    DISK_BLOCKS_FIELD_NUMBER: _builtins.int
     executor: _builtins.str
     """Where."""
     blocks: _builtins.int
-    """Leading blocks held."""
+    """Leading blocks held, in whatever tier."""
+    host_blocks: _builtins.int
+    """Of these, blocks that lie on the host at best."""
+    disk_blocks: _builtins.int
+    """Of these, blocks that lie on disk only."""
     def __init__(
         self,
         *,
         executor: _builtins.str = ...,
         blocks: _builtins.int = ...,
+        host_blocks: _builtins.int = ...,
+        disk_blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "executor", b"executor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "disk_blocks", b"disk_blocks", "executor", b"executor", "host_blocks", b"host_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -322,6 +390,8 @@ class PoolBlocks(_message.Message):
     BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
     EXACTNESS_FIELD_NUMBER: _builtins.int
     BLOCK_HASHES_FIELD_NUMBER: _builtins.int
+    HOST_HASHES_FIELD_NUMBER: _builtins.int
+    DISK_HASHES_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     """The pool."""
     capacity: _builtins.int
@@ -332,7 +402,15 @@ class PoolBlocks(_message.Message):
     """How true the events are."""
     @_builtins.property
     def block_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Hashes of the blocks that are stored."""
+        """Hashes of the blocks that are stored on the device."""
+
+    @_builtins.property
+    def host_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of those on the host."""
+
+    @_builtins.property
+    def disk_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of those on disk."""
 
     def __init__(
         self,
@@ -342,10 +420,12 @@ class PoolBlocks(_message.Message):
         block_tokens: _builtins.int = ...,
         exactness: Global___Exactness.ValueType = ...,
         block_hashes: _abc.Iterable[_builtins.int] | None = ...,
+        host_hashes: _abc.Iterable[_builtins.int] | None = ...,
+        disk_hashes: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "block_tokens", b"block_tokens", "capacity", b"capacity", "exactness", b"exactness", "pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "block_tokens", b"block_tokens", "capacity", b"capacity", "disk_hashes", b"disk_hashes", "exactness", b"exactness", "host_hashes", b"host_hashes", "pool", b"pool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,10 +469,13 @@ class BlockEvent(_message.Message):
     STORED_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     CLEARED_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     """The pool."""
     cleared: _builtins.bool
-    """The whole cache was dropped."""
+    """The whole cache was dropped, in every tier."""
+    tier: Global___CacheTier.ValueType
+    """Where they were filled, or evicted from."""
     @_builtins.property
     def stored(self) -> Global___BlockHashes:
         """Blocks were filled."""
@@ -408,10 +491,11 @@ class BlockEvent(_message.Message):
         stored: Global___BlockHashes | None = ...,
         removed: Global___BlockHashes | None = ...,
         cleared: _builtins.bool = ...,
+        tier: Global___CacheTier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "kind", b"kind", "removed", b"removed", "stored", b"stored"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "kind", b"kind", "pool", b"pool", "removed", b"removed", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cleared", b"cleared", "kind", b"kind", "pool", b"pool", "removed", b"removed", "stored", b"stored", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["stored", "removed", "cleared"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
@@ -537,6 +621,8 @@ class Cache(_message.Message):
     BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
     EXACTNESS_FIELD_NUMBER: _builtins.int
     LIVE_FIELD_NUMBER: _builtins.int
+    TRUSTED_FIELD_NUMBER: _builtins.int
+    ACCURACY_FIELD_NUMBER: _builtins.int
     executor: _builtins.str
     """The executor."""
     pool: _builtins.str
@@ -553,6 +639,12 @@ class Cache(_message.Message):
     """How true the index is."""
     live: _builtins.bool
     """Whether the executor's report stream is up."""
+    trusted: _builtins.bool
+    """Whether what is known of it is used: false once the blocks it found were not those that the index
+    promised, too often.
+    """
+    accuracy: _builtins.float
+    """Share of promised blocks that were found lately, 0 to 1; 1 before anything was compared."""
     def __init__(
         self,
         *,
@@ -564,10 +656,12 @@ class Cache(_message.Message):
         block_tokens: _builtins.int = ...,
         exactness: Global___Exactness.ValueType = ...,
         live: _builtins.bool = ...,
+        trusted: _builtins.bool = ...,
+        accuracy: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "capacity", b"capacity", "exactness", b"exactness", "executor", b"executor", "indexed", b"indexed", "live", b"live", "pool", b"pool", "reserved", b"reserved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accuracy", b"accuracy", "block_tokens", b"block_tokens", "capacity", b"capacity", "exactness", b"exactness", "executor", b"executor", "indexed", b"indexed", "live", b"live", "pool", b"pool", "reserved", b"reserved", "trusted", b"trusted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

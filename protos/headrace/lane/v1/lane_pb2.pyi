@@ -110,6 +110,7 @@ class Work(_message.Message):
     ADAPTER_FIELD_NUMBER: _builtins.int
     SALT_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     work_id: _builtins.int
     """Numbers the work on this lane only; chosen by the stage in front."""
     request_id: _builtins.str
@@ -134,6 +135,8 @@ class Work(_message.Message):
     """"name@version" of the LoRA adapter; empty for the base model. Set by the router."""
     salt: _builtins.str
     """Keeps this work's keys and values apart from those of other salts; part of `block_hashes`."""
+    weight: _builtins.float
+    """The tenant's share of what is scarce, against those of other tenants; 0 counts as 1."""
     @_builtins.property
     def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt."""
@@ -185,10 +188,11 @@ class Work(_message.Message):
         adapter: _builtins.str = ...,
         salt: _builtins.str = ...,
         chat: _inference_pb2.Chat | None = ...,
+        weight: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "deadline", b"deadline", "grammar", b"grammar", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hashes", b"block_hashes", "block_tokens", b"block_tokens", "chat", b"chat", "deadline", b"deadline", "grammar", b"grammar", "log_probs", b"log_probs", "model", b"model", "pool", b"pool", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_token_ids", b"resumed_token_ids", "salt", b"salt", "sampling", b"sampling", "tenant", b"tenant", "tier", b"tier", "traceparent", b"traceparent", "work_id", b"work_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hashes", b"block_hashes", "block_tokens", b"block_tokens", "chat", b"chat", "deadline", b"deadline", "grammar", b"grammar", "log_probs", b"log_probs", "model", b"model", "pool", b"pool", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_token_ids", b"resumed_token_ids", "salt", b"salt", "sampling", b"sampling", "tenant", b"tenant", "tier", b"tier", "traceparent", b"traceparent", "weight", b"weight", "work_id", b"work_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

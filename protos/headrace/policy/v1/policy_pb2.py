@@ -26,21 +26,29 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headrace.inference.v1 import inference_pb2 as headrace_dot_inference_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/policy/v1/policy.proto\x12\x12headrace.policy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a%headrace/inference/v1/inference.proto\"\xce\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nkey_sha256\x18\x02 \x03(\t\x12\x10\n\x08operator\x18\x03 \x01(\x08\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x19\n\x11max_prompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x06 \x01(\r\x12\x17\n\x0fmax_concurrency\x18\x07 \x01(\r\x12\x31\n\x0c\x64\x65\x66\x61ult_tier\x18\x08 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\"\xcc\x01\n\nTierPolicy\x12)\n\x04tier\x18\x01 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x32\n\x0f\x64\x65\x66\x61ult_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bmax_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12max_waiting_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bmax_waiting\x18\x05 \x01(\r\"%\n\x05Route\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"d\n\x06Switch\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.headrace.policy.v1.SwitchKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06set_by\x18\x04 \x01(\t*X\n\nSwitchKind\x12\x1b\n\x17SWITCH_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SWITCH_KIND_MODEL\x10\x01\x12\x16\n\x12SWITCH_KIND_TENANT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/policy/v1/policy.proto\x12\x12headrace.policy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a%headrace/inference/v1/inference.proto\"\xf0\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nkey_sha256\x18\x02 \x03(\t\x12\x10\n\x08operator\x18\x03 \x01(\x08\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x19\n\x11max_prompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x06 \x01(\r\x12\x17\n\x0fmax_concurrency\x18\x07 \x01(\r\x12\x31\n\x0c\x64\x65\x66\x61ult_tier\x18\x08 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x0e\n\x06weight\x18\t \x01(\x01\x12\x10\n\x08isolated\x18\n \x01(\x08\"\xc3\x02\n\nTierPolicy\x12)\n\x04tier\x18\x01 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x32\n\x0f\x64\x65\x66\x61ult_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bmax_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12max_waiting_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bmax_waiting\x18\x05 \x01(\r\x12\x35\n\x12target_first_token\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0etarget_stretch\x18\x07 \x01(\x01\x12&\n\x03\x61ge\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa8\x02\n\nScheduling\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x08\x64ispatch\x18\x02 \x01(\x0e\x32\".headrace.policy.v1.DispatchPolicy\x12\x32\n\x07reserve\x18\x03 \x01(\x0e\x32!.headrace.policy.v1.ReservePolicy\x12\x12\n\novercommit\x18\x04 \x01(\x01\x12\x10\n\x08quantile\x18\x05 \x01(\x01\x12\x17\n\x0fprefill_ahead_s\x18\x06 \x01(\x01\x12\x12\n\nmax_hold_s\x18\x07 \x01(\x01\x12\x12\n\nmax_pushes\x18\x08 \x01(\r\x12\x10\n\x08headroom\x18\t \x01(\x01\x12\x15\n\rwarm_prefixes\x18\n \x01(\r\x12\x12\n\ncold_start\x18\x0b \x01(\x08\"U\n\x03Pin\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x0e\n\x06\x63opies\x18\x05 \x01(\r\"%\n\x05Route\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"d\n\x06Switch\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.headrace.policy.v1.SwitchKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06set_by\x18\x04 \x01(\t*\x9b\x02\n\x0e\x44ispatchPolicy\x12\x1f\n\x1b\x44ISPATCH_POLICY_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44ISPATCH_POLICY_PROMISE\x10\x01\x12\x1f\n\x1b\x44ISPATCH_POLICY_ROUND_ROBIN\x10\x02\x12\"\n\x1e\x44ISPATCH_POLICY_LEAST_REQUESTS\x10\x03\x12 \n\x1c\x44ISPATCH_POLICY_POWER_OF_TWO\x10\x04\x12\x1f\n\x1b\x44ISPATCH_POLICY_CACHE_AWARE\x10\x05\x12\x1e\n\x1a\x44ISPATCH_POLICY_BLOCK_COST\x10\x06\x12#\n\x1f\x44ISPATCH_POLICY_WEIGHTED_SCORES\x10\x07*f\n\rReservePolicy\x12\x1e\n\x1aRESERVE_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14RESERVE_POLICY_WHOLE\x10\x01\x12\x1b\n\x17RESERVE_POLICY_ESTIMATE\x10\x02*X\n\nSwitchKind\x12\x1b\n\x17SWITCH_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SWITCH_KIND_MODEL\x10\x01\x12\x16\n\x12SWITCH_KIND_TENANT\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.policy.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SWITCHKIND']._serialized_start=683
-  _globals['_SWITCHKIND']._serialized_end=771
+  _globals['_DISPATCHPOLICY']._serialized_start=1223
+  _globals['_DISPATCHPOLICY']._serialized_end=1506
+  _globals['_RESERVEPOLICY']._serialized_start=1508
+  _globals['_RESERVEPOLICY']._serialized_end=1610
+  _globals['_SWITCHKIND']._serialized_start=1612
+  _globals['_SWITCHKIND']._serialized_end=1700
   _globals['_TENANT']._serialized_start=127
-  _globals['_TENANT']._serialized_end=333
-  _globals['_TIERPOLICY']._serialized_start=336
-  _globals['_TIERPOLICY']._serialized_end=540
-  _globals['_ROUTE']._serialized_start=542
-  _globals['_ROUTE']._serialized_end=579
-  _globals['_SWITCH']._serialized_start=581
-  _globals['_SWITCH']._serialized_end=681
+  _globals['_TENANT']._serialized_end=367
+  _globals['_TIERPOLICY']._serialized_start=370
+  _globals['_TIERPOLICY']._serialized_end=693
+  _globals['_SCHEDULING']._serialized_start=696
+  _globals['_SCHEDULING']._serialized_end=992
+  _globals['_PIN']._serialized_start=994
+  _globals['_PIN']._serialized_end=1079
+  _globals['_ROUTE']._serialized_start=1081
+  _globals['_ROUTE']._serialized_end=1118
+  _globals['_SWITCH']._serialized_start=1120
+  _globals['_SWITCH']._serialized_end=1220
 # @@protoc_insertion_point(module_scope)

@@ -21,6 +21,78 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _DispatchPolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DispatchPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DispatchPolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISPATCH_POLICY_UNSPECIFIED: _DispatchPolicy.ValueType  # 0
+    """Counts as PROMISE."""
+    DISPATCH_POLICY_PROMISE: _DispatchPolicy.ValueType  # 1
+    """Headrace's own: when a slot is free, where the first token comes soonest for the least work."""
+    DISPATCH_POLICY_ROUND_ROBIN: _DispatchPolicy.ValueType  # 2
+    """On arrival, each executor in turn."""
+    DISPATCH_POLICY_LEAST_REQUESTS: _DispatchPolicy.ValueType  # 3
+    """On arrival, the one with the fewest works."""
+    DISPATCH_POLICY_POWER_OF_TWO: _DispatchPolicy.ValueType  # 4
+    """On arrival, the better of two random ones."""
+    DISPATCH_POLICY_CACHE_AWARE: _DispatchPolicy.ValueType  # 5
+    """On arrival, the best match unless loads are uneven: the rule of SGLang's router."""
+    DISPATCH_POLICY_BLOCK_COST: _DispatchPolicy.ValueType  # 6
+    """On arrival, blocks to prefill and blocks that decode, added: the cost function of NVIDIA Dynamo."""
+    DISPATCH_POLICY_WEIGHTED_SCORES: _DispatchPolicy.ValueType  # 7
+    """On arrival, weighted scores of queue, memory and prefix: the scorers of llm-d."""
+
+class DispatchPolicy(_DispatchPolicy, metaclass=_DispatchPolicyEnumTypeWrapper):
+    """How a batcher chooses the executor of a work."""
+
+DISPATCH_POLICY_UNSPECIFIED: DispatchPolicy.ValueType  # 0
+"""Counts as PROMISE."""
+DISPATCH_POLICY_PROMISE: DispatchPolicy.ValueType  # 1
+"""Headrace's own: when a slot is free, where the first token comes soonest for the least work."""
+DISPATCH_POLICY_ROUND_ROBIN: DispatchPolicy.ValueType  # 2
+"""On arrival, each executor in turn."""
+DISPATCH_POLICY_LEAST_REQUESTS: DispatchPolicy.ValueType  # 3
+"""On arrival, the one with the fewest works."""
+DISPATCH_POLICY_POWER_OF_TWO: DispatchPolicy.ValueType  # 4
+"""On arrival, the better of two random ones."""
+DISPATCH_POLICY_CACHE_AWARE: DispatchPolicy.ValueType  # 5
+"""On arrival, the best match unless loads are uneven: the rule of SGLang's router."""
+DISPATCH_POLICY_BLOCK_COST: DispatchPolicy.ValueType  # 6
+"""On arrival, blocks to prefill and blocks that decode, added: the cost function of NVIDIA Dynamo."""
+DISPATCH_POLICY_WEIGHTED_SCORES: DispatchPolicy.ValueType  # 7
+"""On arrival, weighted scores of queue, memory and prefix: the scorers of llm-d."""
+Global___DispatchPolicy: _TypeAlias = DispatchPolicy  # noqa: Y015
+
+class _ReservePolicy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReservePolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReservePolicy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RESERVE_POLICY_UNSPECIFIED: _ReservePolicy.ValueType  # 0
+    """Counts as WHOLE."""
+    RESERVE_POLICY_WHOLE: _ReservePolicy.ValueType  # 1
+    """As many as prompt and max_tokens can come to: nothing is ever pushed out for want of memory."""
+    RESERVE_POLICY_ESTIMATE: _ReservePolicy.ValueType  # 2
+    """As many as answers of its tenant usually need, and more as it grows; when there are no more, the batcher
+    pushes works out before the engine would.
+    """
+
+class ReservePolicy(_ReservePolicy, metaclass=_ReservePolicyEnumTypeWrapper):
+    """How many blocks a work is given before it runs."""
+
+RESERVE_POLICY_UNSPECIFIED: ReservePolicy.ValueType  # 0
+"""Counts as WHOLE."""
+RESERVE_POLICY_WHOLE: ReservePolicy.ValueType  # 1
+"""As many as prompt and max_tokens can come to: nothing is ever pushed out for want of memory."""
+RESERVE_POLICY_ESTIMATE: ReservePolicy.ValueType  # 2
+"""As many as answers of its tenant usually need, and more as it grows; when there are no more, the batcher
+pushes works out before the engine would.
+"""
+Global___ReservePolicy: _TypeAlias = ReservePolicy  # noqa: Y015
+
 class _SwitchKind:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -59,6 +131,8 @@ class Tenant(_message.Message):
     MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENCY_FIELD_NUMBER: _builtins.int
     DEFAULT_TIER_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    ISOLATED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: [a-z0-9][a-z0-9._-]*, at most 63 characters."""
     operator: _builtins.bool
@@ -71,6 +145,10 @@ class Tenant(_message.Message):
     """Most requests in flight in one admission process; 0 means no limit of its own."""
     default_tier: _inference_pb2.Tier.ValueType
     """The tier of requests that name none."""
+    weight: _builtins.float
+    """Its share of what is scarce, against those of other tenants; 0 counts as 1."""
+    isolated: _builtins.bool
+    """Its prompts share no cache with those of other tenants, not even to be noticed by timing."""
     @_builtins.property
     def key_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SHA-256 of each API key, in hexadecimal. Keys themselves are never stored."""
@@ -90,10 +168,12 @@ class Tenant(_message.Message):
         max_output_tokens: _builtins.int = ...,
         max_concurrency: _builtins.int = ...,
         default_tier: _inference_pb2.Tier.ValueType = ...,
+        weight: _builtins.float = ...,
+        isolated: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_tier", b"default_tier", "key_sha256", b"key_sha256", "max_concurrency", b"max_concurrency", "max_output_tokens", b"max_output_tokens", "max_prompt_tokens", b"max_prompt_tokens", "models", b"models", "name", b"name", "operator", b"operator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_tier", b"default_tier", "isolated", b"isolated", "key_sha256", b"key_sha256", "max_concurrency", b"max_concurrency", "max_output_tokens", b"max_output_tokens", "max_prompt_tokens", b"max_prompt_tokens", "models", b"models", "name", b"name", "operator", b"operator", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -110,12 +190,17 @@ class TierPolicy(_message.Message):
     MAX_TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_WAITING_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_WAITING_FIELD_NUMBER: _builtins.int
+    TARGET_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
+    TARGET_STRETCH_FIELD_NUMBER: _builtins.int
+    AGE_FIELD_NUMBER: _builtins.int
     tier: _inference_pb2.Tier.ValueType
     """Which tier."""
     max_waiting_tokens: _builtins.int
     """Most prompt tokens waiting in one pool's queue of one batcher; more is refused."""
     max_waiting: _builtins.int
     """Most works waiting in one pool's queue of one batcher."""
+    target_stretch: _builtins.float
+    """See target_first_token; 0 means 5."""
     @_builtins.property
     def default_timeout(self) -> _duration_pb2.Duration:
         """The deadline of requests that bring none."""
@@ -123,6 +208,16 @@ class TierPolicy(_message.Message):
     @_builtins.property
     def max_timeout(self) -> _duration_pb2.Duration:
         """The longest deadline that counts."""
+
+    @_builtins.property
+    def target_first_token(self) -> _duration_pb2.Duration:
+        """The first token is to come within this time, or within `target_stretch` times what it would take on an
+        idle executor, whichever is longer. Bounds the queue: what could not be prefilled within it is refused.
+        """
+
+    @_builtins.property
+    def age(self) -> _duration_pb2.Duration:
+        """After this long in the queue a work counts as interactive, so that it never starves."""
 
     def __init__(
         self,
@@ -132,14 +227,123 @@ class TierPolicy(_message.Message):
         max_timeout: _duration_pb2.Duration | None = ...,
         max_waiting_tokens: _builtins.int = ...,
         max_waiting: _builtins.int = ...,
+        target_first_token: _duration_pb2.Duration | None = ...,
+        target_stretch: _builtins.float = ...,
+        age: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "max_timeout", b"max_timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "target_first_token", b"target_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "max_waiting_tokens", b"max_waiting_tokens", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "max_waiting_tokens", b"max_waiting_tokens", "target_first_token", b"target_first_token", "target_stretch", b"target_stretch", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TierPolicy: _TypeAlias = TierPolicy  # noqa: Y015
+
+@_typing.final
+class Scheduling(_message.Message):
+    """How works of a model are dispatched. Key: policies/scheduling/{model}, or "default" for all that have none."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DISPATCH_FIELD_NUMBER: _builtins.int
+    RESERVE_FIELD_NUMBER: _builtins.int
+    OVERCOMMIT_FIELD_NUMBER: _builtins.int
+    QUANTILE_FIELD_NUMBER: _builtins.int
+    PREFILL_AHEAD_S_FIELD_NUMBER: _builtins.int
+    MAX_HOLD_S_FIELD_NUMBER: _builtins.int
+    MAX_PUSHES_FIELD_NUMBER: _builtins.int
+    HEADROOM_FIELD_NUMBER: _builtins.int
+    WARM_PREFIXES_FIELD_NUMBER: _builtins.int
+    COLD_START_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model, or "default"."""
+    dispatch: Global___DispatchPolicy.ValueType
+    """Where a work runs."""
+    reserve: Global___ReservePolicy.ValueType
+    """What it is given."""
+    overcommit: _builtins.float
+    """The sum of reservations may reach an executor's blocks times this; 0 means 1. More than 1 only with
+    ESTIMATE.
+    """
+    quantile: _builtins.float
+    """The quantile of answers' lengths that ESTIMATE goes by; 0 means 0.9."""
+    prefill_ahead_s: _builtins.float
+    """Prompts that an executor is given ahead of what it computes, in seconds of prefill; 0 means 0.1."""
+    max_hold_s: _builtins.float
+    """The longest that a work waits for the executor that holds its prefix, or for another work to compute it;
+    0 means 1.
+    """
+    max_pushes: _builtins.int
+    """How often a work may be pushed out; 0 means 2."""
+    headroom: _builtins.float
+    """Share of an executor's slots that tenants beyond their fair share leave to those below it; 0 means 0.1."""
+    warm_prefixes: _builtins.int
+    """Hot prefixes that a new executor is warmed with, at most; 0 means 8."""
+    cold_start: _builtins.bool
+    """Nothing is warmed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        dispatch: Global___DispatchPolicy.ValueType = ...,
+        reserve: Global___ReservePolicy.ValueType = ...,
+        overcommit: _builtins.float = ...,
+        quantile: _builtins.float = ...,
+        prefill_ahead_s: _builtins.float = ...,
+        max_hold_s: _builtins.float = ...,
+        max_pushes: _builtins.int = ...,
+        headroom: _builtins.float = ...,
+        warm_prefixes: _builtins.int = ...,
+        cold_start: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cold_start", b"cold_start", "dispatch", b"dispatch", "headroom", b"headroom", "max_hold_s", b"max_hold_s", "max_pushes", b"max_pushes", "name", b"name", "overcommit", b"overcommit", "prefill_ahead_s", b"prefill_ahead_s", "quantile", b"quantile", "reserve", b"reserve", "warm_prefixes", b"warm_prefixes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scheduling: _TypeAlias = Scheduling  # noqa: Y015
+
+@_typing.final
+class Pin(_message.Message):
+    """A prefix that is kept in the caches of executors: a system prompt. Key: policies/pins/{name}."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    COPIES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    model: _builtins.str
+    """The model, an adapter or a base."""
+    tenant: _builtins.str
+    """The tenant whose cache it is for, if that one is isolated; else empty."""
+    copies: _builtins.int
+    """Executors that are to have it; 0 means all."""
+    @_builtins.property
+    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The tokens; only whole blocks of them are kept."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
+        tenant: _builtins.str = ...,
+        token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        copies: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "model", b"model", "name", b"name", "tenant", b"tenant", "token_ids", b"token_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pin: _TypeAlias = Pin  # noqa: Y015
 
 @_typing.final
 class Route(_message.Message):

@@ -268,6 +268,7 @@ class ExecutorModel(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
     ADAPTER_SLOTS_FIELD_NUMBER: _builtins.int
+    STEP_TOKENS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The catalogue's name."""
     state: Global___ModelState.ValueType
@@ -292,6 +293,8 @@ class ExecutorModel(_message.Message):
     """Loads that failed in a row."""
     adapter_slots: _builtins.int
     """Adapters that can run in one batch; 0 means that it takes none."""
+    step_tokens: _builtins.int
+    """Tokens that one step computes at most; 0 when the engine does not say."""
     @_builtins.property
     def adapters(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResidentAdapter]:
         """Adapters that lie in its memory."""
@@ -312,10 +315,11 @@ class ExecutorModel(_message.Message):
         memory_bytes: _builtins.int = ...,
         attempts: _builtins.int = ...,
         adapter_slots: _builtins.int = ...,
+        step_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_slots", b"adapter_slots", "adapters", b"adapters", "attempts", b"attempts", "block_tokens", b"block_tokens", "blocks", b"blocks", "memory_bytes", b"memory_bytes", "model", b"model", "pool", b"pool", "reason", b"reason", "since", b"since", "slots", b"slots", "state", b"state", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_slots", b"adapter_slots", "adapters", b"adapters", "attempts", b"attempts", "block_tokens", b"block_tokens", "blocks", b"blocks", "memory_bytes", b"memory_bytes", "model", b"model", "pool", b"pool", "reason", b"reason", "since", b"since", "slots", b"slots", "state", b"state", "step_tokens", b"step_tokens", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -932,6 +936,11 @@ class Simulation(_message.Message):
     SEQUENCE_US_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
     LOAD_US_FIELD_NUMBER: _builtins.int
+    WEIGHTS_US_FIELD_NUMBER: _builtins.int
+    PREFILL_CONTEXT_US_FIELD_NUMBER: _builtins.int
+    DECODE_CONTEXT_US_FIELD_NUMBER: _builtins.int
+    HOST_BLOCKS_FIELD_NUMBER: _builtins.int
+    HOST_BLOCK_US_FIELD_NUMBER: _builtins.int
     step_base_us: _builtins.float
     """Microseconds of every step."""
     prefill_token_us: _builtins.float
@@ -942,6 +951,16 @@ class Simulation(_message.Message):
     """Changes the tokens that are made."""
     load_us: _builtins.float
     """How long loading takes, in microseconds."""
+    weights_us: _builtins.float
+    """Microseconds to read the weights: tokens of prompts and sequences cost nothing until they cost more."""
+    prefill_context_us: _builtins.float
+    """Microseconds per prompt token computed in the step and 1,000 tokens in front of it."""
+    decode_context_us: _builtins.float
+    """Microseconds per 1,000 tokens of context of the sequences that decode in the step."""
+    host_blocks: _builtins.int
+    """Blocks of a second tier in the host's memory, where evicted blocks go; 0 means none."""
+    host_block_us: _builtins.float
+    """Microseconds to bring a block back from there."""
     def __init__(
         self,
         *,
@@ -950,10 +969,15 @@ class Simulation(_message.Message):
         sequence_us: _builtins.float = ...,
         seed: _builtins.int = ...,
         load_us: _builtins.float = ...,
+        weights_us: _builtins.float = ...,
+        prefill_context_us: _builtins.float = ...,
+        decode_context_us: _builtins.float = ...,
+        host_blocks: _builtins.int = ...,
+        host_block_us: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load_us", b"load_us", "prefill_token_us", b"prefill_token_us", "seed", b"seed", "sequence_us", b"sequence_us", "step_base_us", b"step_base_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_context_us", b"decode_context_us", "host_block_us", b"host_block_us", "host_blocks", b"host_blocks", "load_us", b"load_us", "prefill_context_us", b"prefill_context_us", "prefill_token_us", b"prefill_token_us", "seed", b"seed", "sequence_us", b"sequence_us", "step_base_us", b"step_base_us", "weights_us", b"weights_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

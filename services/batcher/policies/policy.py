@@ -1,0 +1,70 @@
+"""What a dispatch policy is asked, and what it answers. Pure."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.batcher.seat import Seat
+
+Pick = Callable[[int], int]
+"""`pick(n)` gives a random index below n."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How much of a prompt an executor remembers, in tokens."""
+
+    device: int
+    host: int = 0
+    """Beyond what lies on the device."""
+    disk: int = 0
+    """Beyond those."""
+
+    @property
+    def tokens(self) -> int:
+        """In all."""
+        return self.device + self.host + self.disk
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A work that is to be placed."""
+
+    prompt_tokens: int
+    """Prompt and resumed tokens: what the engine computes, or remembers."""
+    reserve_tokens: int
+    """Tokens that it is to have blocks for."""
+    matches: Mapping[str, Match]
+    """By executor; who is not in it remembers nothing."""
+    adapter: str = ""
+    waited_s: float = 0.0
+    """How long it has been in the queue."""
+    slack_s: float = 0.0
+    """Until its first token is due; negative when that has passed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Where a work goes, or what it waits for, and why."""
+
+    seat: Seat | None
+    reason: str
+    """For an operator: the figures by which it was decided."""
+    hold_for: str = ""
+    """Without a seat: the executor that is worth waiting for. Others may pass meanwhile."""
+    hold_s: float = 0.0
+    """At most this long."""
+
+
+class Policy(Protocol):
+    """Chooses the executor of a work."""
+
+    name: str
+    late: bool
+    """Late binding: asked when a slot is free, and takes only a seat with a free slot and room for the blocks.
+    Else it is asked once, on arrival, chooses among all seats whatever is on them, and the engine queues; no
+    blocks are reserved, as the peers do it."""
+
+    def choose(self, asked: Asked, seats: Sequence[Seat], pick: Pick) -> Choice:
+        """Chooses among the seats that are open. Changes nothing but its own memory."""
+        ...

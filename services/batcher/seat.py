@@ -1,0 +1,94 @@
+"""One executor's copy of a pool, as the batcher's decisions see it: what it has, and what is on it. Pure."""
+
+from collections import Counter
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class Affinity(IntEnum):
+    """How well a work's adapter goes with what an executor does; higher is better (the order of llm-d's LoRA
+    score)."""
+
+    TAKEN = 0
+    """Others run, as many as there can be: it waits there, or is swapped in."""
+    ROOM = 1
+    """It has to be loaded."""
+    LIES = 2
+    """It is in memory."""
+    RUNS = 3
+    """It runs there, or nothing has to be changed for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCapacity:
+    """A copy that is ready on an executor."""
+
+    slots: int
+    blocks: int
+    block_tokens: int
+    adapter_slots: int = 0
+    """Adapters in one batch."""
+    adapters: frozenset[str] = frozenset()
+    """In its memory."""
+    step_tokens: int = 0
+    """Tokens that one step computes at most; 0 when the engine does not say."""
+
+
+class Seat:
+    """A copy and its load. Only the batcher writes here, a policy reads.
+
+    Works count from the moment they are placed to the moment their slot is free.
+    """
+
+    __slots__ = (
+        "adapters", "capacity", "context_tokens", "executor", "open", "prefill_rate", "prefill_tokens", "prefilling",
+        "reserved", "token_s", "works",
+    )  # fmt: skip
+
+    def __init__(self, executor: str, capacity: ModelCapacity) -> None:
+        self.executor = executor
+        self.capacity = capacity
+        self.open = True
+        """Whether it takes works now: its lane is up and it has refused none a moment ago."""
+        self.works = 0
+        self.adapters: Counter[str] = Counter()
+        """Of these, by adapter, "" for the base."""
+        self.reserved = 0
+        """Blocks reserved for these."""
+        self.prefilling = 0
+        """Works that have no token yet."""
+        self.prefill_tokens = 0
+        """Tokens that these have to compute, less what was found in the cache."""
+        self.context_tokens = 0
+        """Prompt and answer tokens, as of their first token, of the works that decode."""
+        self.prefill_rate = 0.0
+        """Tokens per second, measured; 0 when nothing is known."""
+        self.token_s = 0.0
+        """Seconds from one token of a work to its next, measured; 0 when nothing is known."""
+
+    @property
+    def free_slots(self) -> int:
+        """Slots for further works; negative where more were placed than it has."""
+        return self.capacity.slots - self.works
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that are not reserved."""
+        return self.capacity.blocks - self.reserved
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that hold so many tokens."""
+        return -(-tokens // self.capacity.block_tokens)
+
+    def affinity(self, adapter: str) -> Affinity:
+        """How a work's adapter, "" for none, goes with it."""
+        capacity, running = self.capacity, self.adapters
+        if not capacity.adapter_slots or adapter in running:
+            return Affinity.RUNS
+        if not adapter and capacity.adapter_slots > 1:
+            return Affinity.RUNS  # the base runs beside any adapters, where several run at once
+        # Where several run at once, the base takes none of their places.
+        others = len(running) - ("" in running and capacity.adapter_slots > 1)
+        if others >= capacity.adapter_slots:
+            return Affinity.TAKEN
+        return Affinity.LIES if not adapter or adapter in capacity.adapters else Affinity.ROOM
