@@ -1,13 +1,14 @@
 """The batcher's side of the KV-cache manager: questions, reservations, and going on without it."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 
 from headrace.kvcache.v1 import kvcache_pb2 as pb
 from headrace.kvcache.v1 import kvcache_pb2_grpc
 from libs.kvcache.stream import Connect, Endpoint, StandingStream
 from libs.kvcache.values import Answer, Question, Reservation
-from libs.kvcache.wire import answer_from_proto, question_to_proto, reservation_to_proto
+from libs.kvcache.wire import answer_from_proto, question_to_proto, release_to_proto, reservation_to_proto
 
 BUDGET_S = 0.05
 """What a dispatch waits for an answer before it goes on by load alone."""
@@ -32,8 +33,8 @@ class Consultation:
     """A standing conversation with one KV-cache manager; holds what it has reserved, and claims it again on
     each new stream. Start it on a running event loop.
 
-    Bounded: past MAX_PENDING a question is answered None at once. Past as many releases that cannot be sent,
-    the stream is opened anew: its claims say the same.
+    Bounded: past MAX_PENDING questions without an answer, late ones included, a question is answered None at
+    once. Past as many releases that cannot be sent, the stream is opened anew: its claims say the same.
 
     Args:
         batcher: This batcher's instance id.
@@ -48,12 +49,14 @@ class Consultation:
         self._greeted = False
         self._asked: dict[int, _Asked] = {}
         self._unsent: dict[int, Question] = {}
-        self._releases: list[int] = []
+        self._releases: list[tuple[int, int | None]] = []
         self._held: dict[int, Reservation] = {}
+        # Answers on their way that nobody waits for, by question: they come before those asked for later.
+        self._ignored: Counter[int] = Counter()
         self._stream: StandingStream[pb.ConsultRequest, pb.ConsultResponse] = StandingStream(
             "consult",
             self,
-            lambda channel: kvcache_pb2_grpc.KvCacheServiceStub(channel).Consult(),
+            lambda channel: kvcache_pb2_grpc.KvCacheServiceStub(channel).Consult(wait_for_ready=True),
             connect,
             endpoint,
         )
@@ -69,11 +72,12 @@ class Consultation:
         return len(self._held)
 
     def ask(self, question: Question, done: Done) -> None:
-        """Asks, and calls `done` once: with the answer, or with None when the manager is away or late (then
-        nothing is reserved). That may be before `ask` returns. After `release(question.id)` it is not called. It
-        must not raise.
+        """Asks, and calls `done` once: with the answer, or with None when the manager is away or late. Then
+        nothing is reserved, and what was reserved under the same number before stays as it was. That may be
+        before `ask` returns. After `release(question.id)` it is not called. It must not raise.
         """
-        if not self._up or len(self._asked) >= MAX_PENDING or question.id in self._asked:
+        pending = question.id in self._asked or question.id in self._unsent
+        if not self._up or pending or len(self._asked) + len(self._ignored) >= MAX_PENDING:
             done(None)
             return
         timer = self._loop.call_later(self._budget_s, self._late, question.id)
@@ -82,7 +86,7 @@ class Consultation:
         self._stream.wake()
 
     async def answer(self, question: Question) -> Answer | None:
-        """`ask` for coroutines. Cancelled, it releases what it asked for."""
+        """`ask` for coroutines. Cancelled, it releases the number, with whatever was reserved under it."""
         future: asyncio.Future[Answer | None] = self._loop.create_future()
         self.ask(question, lambda answer: None if future.done() else future.set_result(answer))
         try:
@@ -91,19 +95,23 @@ class Consultation:
             self.release(question.id)
             raise
 
-    def release(self, question_id: int) -> None:
-        """Ends a reservation, or takes a question back. Unknown ids are ignored."""
+    def release(self, question_id: int, found_blocks: int | None = None) -> None:
+        """Ends a reservation, or takes a question back. Unknown ids are ignored.
+
+        Args:
+            found_blocks: Leading blocks of the prompt that the engine said it had found; None when it ran
+                nothing, or does not say.
+        """
         asked = self._asked.pop(question_id, None)
         if asked is not None:
             asked.timer.cancel()
-        held = self._held.pop(question_id, None) is not None
+        reserved = self._held.pop(question_id, None) is not None
         unsent = self._unsent.pop(question_id, None) is not None
-        if self._up and (held or (asked is not None and not unsent and asked.question.executor)):
-            if len(self._releases) >= MAX_PENDING:
-                self._stream.restart()
-                return
-            self._releases.append(question_id)
-            self._stream.wake()
+        if asked is not None and not unsent:
+            self._ignored[question_id] += 1
+            reserved = reserved or bool(asked.question.executor)
+        if reserved:
+            self._end(question_id, found_blocks)
 
     async def close(self) -> None:
         """Ends the conversation: the manager keeps the reservations for its grace period. Open questions are
@@ -129,31 +137,65 @@ class Consultation:
                 break
             request.questions.append(question_to_proto(question))
             del self._unsent[question.id]
-        request.releases.extend(pb.Release(id=number) for number in self._releases)
+            if question.id not in self._asked:
+                self._ignored[question.id] += 1
+        request.releases.extend(release_to_proto(number, found) for number, found in self._releases)
         self._releases.clear()
         return request
 
     def on_message(self, message: pb.ConsultResponse) -> None:
         for answer in message.answers:
+            if ignored := self._ignored.pop(answer.id, 0):
+                if ignored > 1:
+                    self._ignored[answer.id] = ignored - 1
+                continue
             asked = self._asked.pop(answer.id, None)
             if asked is None:
-                continue  # late or taken back: its release is on the way
+                continue
             asked.timer.cancel()
             if answer.reserved:
-                question = asked.question
-                self._held[question.id] = Reservation(question.id, question.executor, question.pool, question.blocks)
+                self._hold(asked.question)
             asked.done(answer_from_proto(answer))
 
     def on_down(self) -> None:
         self._up = False
         self._unsent.clear()
         self._releases.clear()
+        self._ignored.clear()
         asked, self._asked = list(self._asked.values()), {}
         for one in asked:
             one.timer.cancel()
             one.done(None)
 
     def _late(self, question_id: int) -> None:
-        asked = self._asked[question_id]
-        self.release(question_id)
+        asked = self._asked.pop(question_id)
+        if self._unsent.pop(question_id, None) is None:
+            self._ignored[question_id] += 1
+            self._undo(asked.question)
         asked.done(None)
+
+    def _undo(self, question: Question) -> None:
+        """Makes what the manager may have reserved for a question that was late what it was before."""
+        held = self._held.get(question.id)
+        if not question.executor:
+            return
+        if held is None:
+            self._end(question.id, None)
+        elif (question.executor, question.pool) == (held.executor, held.pool) and question.blocks <= held.blocks:
+            self._hold(question)  # less is always granted, but its undoing might not be
+        else:
+            self._unsent[question.id] = Question(held.id, held.pool, (), held.executor, held.blocks)
+            self._stream.wake()
+
+    def _hold(self, question: Question) -> None:
+        self._held[question.id] = Reservation(question.id, question.executor, question.pool, question.blocks)
+
+    def _end(self, question_id: int, found_blocks: int | None) -> None:
+        """Tells the manager that a reservation ended; without a stream there is nothing to tell."""
+        if not self._up:
+            return
+        if len(self._releases) >= MAX_PENDING:
+            self._stream.restart()
+            return
+        self._releases.append((question_id, found_blocks))
+        self._stream.wake()

@@ -9,10 +9,15 @@ from libs.kvcache.stream import Connect, Endpoint, StandingStream
 from libs.kvcache.values import BlockEvent, CacheState, Hashes
 from libs.kvcache.wire import cache_to_proto, event_to_proto
 
-MESSAGE_HASHES = 200_000
-"""Block hashes in one message: below 2 MB. What a snapshot has beyond follows as events."""
-MAX_PENDING = 200_000
-"""Hashes and events that wait; beyond it all of them are dropped, and a snapshot goes out instead."""
+MESSAGE_HASHES = 125_000
+"""Block hashes in one message: 1 MB. What a snapshot has beyond follows as events."""
+EVENT_HASHES = 16
+"""What an event counts for beside its hashes, for its pool's name and the rest of it."""
+MAX_PENDING = 250_000
+"""Hashes that wait; beyond it all of them are dropped, and a snapshot goes out instead."""
+
+_Change = tuple[str, BlockEvent]
+"""A pool, and what changed there; never more hashes than a message takes."""
 
 
 class Reporter:
@@ -32,13 +37,13 @@ class Reporter:
         self._up = False
         self._sequence = 0
         self._snapshot_due = False
-        self._rest: deque[pb.BlockEvent] = deque()  # of the snapshot; bounded by it
-        self._pending: deque[pb.BlockEvent] = deque()
+        self._rest: deque[_Change] = deque()  # of the snapshot; bounded by it
+        self._pending: deque[_Change] = deque()
         self._pending_size = 0
         self._stream: StandingStream[pb.ReportRequest, pb.ReportResponse] = StandingStream(
             "report",
             self,
-            lambda channel: kvcache_pb2_grpc.KvCacheServiceStub(channel).Report(),
+            lambda channel: kvcache_pb2_grpc.KvCacheServiceStub(channel).Report(wait_for_ready=True),
             connect,
             endpoint,
         )
@@ -55,8 +60,8 @@ class Reporter:
             return
         for event in events:
             for part in _split(event):
-                self._pending.append(event_to_proto(pool, part))
-                self._pending_size += 1 + len(part.hashes)
+                self._pending.append((pool, part))
+                self._pending_size += _size(part)
         if self._pending_size > MAX_PENDING:
             self.refresh()
         elif events:
@@ -82,15 +87,15 @@ class Reporter:
             self._snapshot_due = False
             return self._take_snapshot()
         if self._rest:
-            events, _size = _take(self._rest)
+            changes, _ = _take(self._rest)
         elif self._pending:
-            events, size = _take(self._pending)
+            changes, size = _take(self._pending)
             self._pending_size -= size
         else:
             return None
         self._sequence += 1
-        batch = pb.BlockEvents(sequence=self._sequence, events=events)
-        return pb.ReportRequest(executor=self._executor, events=batch)
+        events = [event_to_proto(pool, event) for pool, event in changes]
+        return pb.ReportRequest(executor=self._executor, events=pb.BlockEvents(sequence=self._sequence, events=events))
 
     def on_message(self, message: pb.ReportResponse) -> None:
         if message.snapshot_wanted:
@@ -106,11 +111,14 @@ class Reporter:
         snapshot = pb.Snapshot(sequence=self._sequence)
         room = MESSAGE_HASHES
         for state in self._snapshot():
-            snapshot.pools.append(cache_to_proto(state.info, state.hashes[:room]))
-            for part in _split(BlockEvent("stored", state.hashes[room:])):
-                if part.hashes:
-                    self._rest.append(event_to_proto(state.info.pool, part))
-            room -= min(room, len(state.hashes))
+            first: list[Hashes] = []
+            for tier, hashes in state.tiers():
+                first.append(hashes[:room])
+                if len(hashes) > room:
+                    rest = _split(BlockEvent("stored", hashes[room:], tier))
+                    self._rest.extend((state.info.pool, part) for part in rest)
+                room -= len(first[-1])
+            snapshot.pools.append(cache_to_proto(CacheState(state.info, *first)))
         return pb.ReportRequest(executor=self._executor, snapshot=snapshot)
 
     def _drop(self) -> None:
@@ -119,21 +127,28 @@ class Reporter:
         self._pending_size = 0
 
 
-def _take(events: deque[pb.BlockEvent]) -> tuple[list[pb.BlockEvent], int]:
-    """The oldest events that fit into a message, at least one, and their size."""
-    taken: list[pb.BlockEvent] = []
+def _take(changes: deque[_Change]) -> tuple[list[_Change], int]:
+    """The oldest changes that fit into a message, at least one, and their size."""
+    taken: list[_Change] = []
     size = 0
-    while events:
-        more = 1 + len(events[0].stored.hashes) + len(events[0].removed.hashes)
+    while changes:
+        more = _size(changes[0][1])
         if taken and size + more > MESSAGE_HASHES:
             break
         size += more
-        taken.append(events.popleft())
+        taken.append(changes.popleft())
     return taken, size
+
+
+def _size(event: BlockEvent) -> int:
+    return EVENT_HASHES + len(event.hashes)
 
 
 def _split(event: BlockEvent) -> Iterator[BlockEvent]:
     """Events that fit into a message each."""
-    hashes: Hashes = event.hashes
-    for start in range(0, max(len(hashes), 1), MESSAGE_HASHES):
-        yield BlockEvent(event.kind, hashes[start : start + MESSAGE_HASHES])
+    hashes = event.hashes
+    if len(hashes) <= MESSAGE_HASHES:
+        yield event
+        return
+    for start in range(0, len(hashes), MESSAGE_HASHES):
+        yield BlockEvent(event.kind, hashes[start : start + MESSAGE_HASHES], event.tier)

@@ -55,6 +55,10 @@ class StandingStream(Generic[Request, Response]):
     """Keeps one stream up and writes to it whatever `talk` has to say.
 
     While one write is in flight, what `talk` has to say accumulates there. Start it on a running event loop.
+
+    Args:
+        open_call: Begins a call that waits for its channel to be ready: then the stream stands as soon as the
+            manager is back, instead of when somebody looks again.
     """
 
     def __init__(
@@ -104,13 +108,13 @@ class StandingStream(Generic[Request, Response]):
     async def _converse(self, endpoint: str) -> bool:
         """One stream, from its start to its end; whether it stood at all."""
         call: Call[Request, Response] = self._open_call(self._connect(endpoint))
+        self._call, self._connected_to = call, endpoint
         writer: asyncio.Task[None] | None = None
         try:
             # Sent by the manager as soon as it has the stream: a channel that connects nowhere sends none.
             await call.initial_metadata()
             if call.done():
                 return False
-            self._call, self._connected_to = call, endpoint
             log.info("stream up", stream=self._name, endpoint=endpoint)
             self._talk.on_up()
             writer = asyncio.create_task(self._write(call), name=f"{self._name} writer")
@@ -124,11 +128,11 @@ class StandingStream(Generic[Request, Response]):
                 raise
             # else `restart` cancelled the call
         finally:
+            self._call = None
             call.cancel()
             if writer is not None:
                 writer.cancel()
                 await asyncio.gather(writer, return_exceptions=True)
-                self._call = None
                 log.info("stream down", stream=self._name, endpoint=endpoint)
                 self._talk.on_down()
         return writer is not None

@@ -1,6 +1,6 @@
 """What is said to the KV-cache manager and by it, as plain values; the messages are headrace.kvcache.v1."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
@@ -55,6 +55,12 @@ class CacheState:
     host_hashes: Hashes = ()
     disk_hashes: Hashes = ()
 
+    def tiers(self) -> Iterator[tuple[CacheTier, Hashes]]:
+        """What lies in each tier, the cheapest to use first."""
+        yield CacheTier.DEVICE, self.hashes
+        yield CacheTier.HOST, self.host_hashes
+        yield CacheTier.DISK, self.disk_hashes
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -84,6 +90,11 @@ class PrefixMatch:
     disk_blocks: int = 0
     """Of these, blocks that lie on disk only."""
 
+    @property
+    def device_blocks(self) -> int:
+        """Of these, blocks that lie on the device."""
+        return self.blocks - self.host_blocks - self.disk_blocks
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -97,7 +108,7 @@ class Answer:
     """Blocks that are free on the executor asked about, after this reservation."""
 
     def matched(self, executor: str) -> int:
-        """Leading blocks of the prefix that an executor holds."""
+        """Leading blocks of the prefix that an executor holds, in whatever tier."""
         return next((match.blocks for match in self.matches if match.executor == executor), 0)
 
 

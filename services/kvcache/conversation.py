@@ -1,7 +1,7 @@
 """A standing stream, seen from the server: reads go on while a write is in flight, and answers accumulate."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 import structlog
@@ -15,11 +15,35 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 
+class Turns:
+    """Lets many streams share the event loop with those who are in a hurry.
+
+    Whoever has a large piece of work cuts it into parts and asks for a turn before each. Turns come in the order
+    of asking, and each time as much as `size` has been done, everything else that is ready goes first.
+
+    Args:
+        size: In whatever unit parts are measured; a part of more than that has a turn of its own.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._done = 0
+        self._lock = asyncio.Lock()
+
+    async def turn(self, part: int) -> None:
+        """Waits until a part of this size may be done; then do it without an await."""
+        async with self._lock:
+            if self._done + part > self.size:
+                await asyncio.sleep(0)
+                self._done = 0
+            self._done += part
+
+
 class Conversation(Generic[Request, Response]):
     """One call of a stream-stream method.
 
-    Bounded: while `take` says that too much waits to be written, nothing more is read, and gRPC's flow control
-    holds the client.
+    Bounded: while `take` says that too much waits to be written, or lasts, nothing more is read, and gRPC's flow
+    control holds the client.
 
     Args:
         take: Takes a message in; returns whether there is room for the answers to another.
@@ -29,7 +53,7 @@ class Conversation(Generic[Request, Response]):
     def __init__(
         self,
         context: aio.ServicerContext[Any, Any],
-        take: Callable[[Request], bool],
+        take: Callable[[Request], Awaitable[bool]],
         flush: Callable[[], Response | None],
     ) -> None:
         self._context = context
@@ -60,6 +84,10 @@ class Conversation(Generic[Request, Response]):
         if self._error is not None:
             raise self._error
 
+    def wake(self) -> None:
+        """There is something to write that no message from the client has brought about."""
+        self._wake.set()
+
     def end(self) -> None:
         """Ends the call from this side, once what has accumulated is written."""
         self._ended = True
@@ -68,8 +96,8 @@ class Conversation(Generic[Request, Response]):
     async def _read(self) -> None:
         try:
             while not self._ended and (request := await self._context.read()) is not aio.EOF:
+                room = await self._take(request)
                 self._room.clear()
-                room = self._take(request)
                 self._wake.set()
                 if not room:
                     await self._room.wait()

@@ -2,156 +2,86 @@
 
 Flat, after the kind of index that NVIDIA Dynamo's router keeps over a tree: because a block's hash chains
 over all blocks in front of it, the hash alone names the prefix, and a lookup is a walk along the prompt's
-hashes that stops where nobody holds the next one. Per pool one table, hash → executors as a bit mask.
+hashes that stops where nobody holds the next one. Per pool one table, hash → number of a holder set
+(index_table.py), and the sets (holders.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable
+from itertools import groupby
+from operator import attrgetter
 
-from libs.kvcache.values import BlockEvent, Hashes, PrefixMatch
+from libs.kvcache.values import BlockEvent, CacheState, Hashes, PrefixMatch
+from services.kvcache.index_pool import PoolIndex
 
 MAX_BLOCKS = 1 << 20
 """Blocks that one executor may have in one pool; what comes beyond is not taken in. (65 million tokens in
 blocks of 64.)"""
 
-_NOTHING: AbstractSet[int] = frozenset()
-
-
-class _Pool:
-    __slots__ = ("bits", "names", "stored", "table")
-
-    def __init__(self) -> None:
-        self.table: dict[int, int] = {}
-        self.stored: dict[str, set[int]] = {}
-        self.bits: dict[str, int] = {}
-        self.names: dict[int, str] = {}
+_KIND = attrgetter("kind", "tier")
 
 
 class PrefixIndex:
     """What is remembered where. Everything is soft: forgotten, it comes back with the next snapshot.
 
-    Measured on CPython 3.11: 180 bytes for a block that one executor holds, and 80 for each further one; a
-    lookup takes 0.3 µs that finds nothing, and 5 µs + 0.07 µs for each block that ten executors hold. A
-    snapshot or `forget` takes 0.6 µs for each block that changes.
-    Bounded by MAX_BLOCKS per executor and pool; whoever calls bounds the number of executors.
+    Bounded by MAX_BLOCKS per executor and pool; whoever calls bounds the number of executors and pools.
     """
 
     def __init__(self) -> None:
-        self._pools: dict[str, _Pool] = {}
+        self._pools: dict[str, PoolIndex] = {}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory taken, about. Takes time in proportion to the holder sets."""
+        return sum(pool.memory_bytes for pool in self._pools.values())
 
     def apply(self, executor: str, pool: str, events: Iterable[BlockEvent]) -> int:
         """Takes changes in, in order; returns how many blocks there was no room for. Storing what is stored
-        and removing what is not there change nothing."""
+        and removing what is not there change nothing. Events of one kind in a row cost less than each alone."""
         refused = 0
-        for event in events:
-            if event.kind == "stored":
-                refused += self._store(executor, pool, event.hashes)
-            elif event.kind == "removed":
-                self._remove(executor, pool, event.hashes)
-            else:
-                self._clear(executor, pool)
+        for (kind, tier), group in groupby(events, _KIND):
+            first, *others = group
+            hashes = [block for event in (first, *others) for block in event.hashes] if others else first.hashes
+            if kind == "stored":
+                entry = self._pools.get(pool) or self._pools.setdefault(pool, PoolIndex())
+                refused += entry.store(executor, tier - 1, hashes, MAX_BLOCKS)
+            elif known := self._pools.get(pool):
+                if kind == "removed":
+                    known.remove(executor, tier - 1, hashes)
+                else:
+                    known.forget(executor)
+        self._drop_if_empty(pool)
         return refused
 
-    def snapshot(self, executor: str, pool: str, hashes: Hashes) -> int:
-        """Replaces what was known of an executor's blocks; returns how many there was no room for."""
-        known = self._stored(executor, pool)
-        new = set(hashes)
-        self._remove(executor, pool, known - new)
-        return self._store(executor, pool, list(new - known))
+    def snapshot(self, executor: str, pool: str, state: CacheState) -> int:
+        """Replaces what was known of an executor's blocks, in all tiers; returns how many there was no room for."""
+        entry = self._pools.get(pool) or self._pools.setdefault(pool, PoolIndex())
+        refused = entry.snapshot(executor, (state.hashes, state.host_hashes, state.disk_hashes), MAX_BLOCKS)
+        self._drop_if_empty(pool)
+        return refused
 
     def forget(self, executor: str, pool: str | None = None) -> None:
-        """Drops an executor, or what it holds of one pool. Takes time in proportion to its blocks."""
+        """Drops an executor, or what it holds of one pool."""
         for name in list(self._pools) if pool is None else [pool]:
-            self._clear(executor, name)
+            if entry := self._pools.get(name):
+                entry.forget(executor)
+                self._drop_if_empty(name)
 
     def match(self, pool: str, hashes: Hashes) -> list[PrefixMatch]:
         """Executors that hold leading blocks, most blocks first, equals by name. Does not modify the index."""
         entry = self._pools.get(pool)
-        if entry is None:
-            return []
-        table = entry.table
-        matches: list[PrefixMatch] = []
-        holders = -1
-        for depth, block in enumerate(hashes):
-            still = holders & table.get(block, 0)
-            if still != holders:
-                if depth:
-                    matches += _matches(entry.names, holders & ~still, depth)
-                holders = still
-                if not still:
-                    break
-        else:
-            if hashes:
-                matches += _matches(entry.names, holders, len(hashes))
-        matches.reverse()
-        return matches
+        return entry.match(hashes) if entry else []
 
     def size(self, executor: str, pool: str) -> int:
-        """Blocks of an executor in a pool."""
-        return len(self._stored(executor, pool))
+        """Blocks of an executor in a pool, each counted once."""
+        entry = self._pools.get(pool)
+        return entry.size(executor) if entry else 0
 
     def check_integrity(self) -> None:
-        """Raises AssertionError if tables and sets disagree. Looks at everything: for tests."""
-        for pool, entry in self._pools.items():
-            table: dict[int, int] = {}
-            for executor, stored in entry.stored.items():
-                for block in stored:
-                    table[block] = table.get(block, 0) | entry.bits[executor]
-            names = {bit: executor for executor, bit in entry.bits.items()}
-            if table != entry.table or names != entry.names or entry.bits.keys() != entry.stored.keys():
-                raise AssertionError(f"the index of {pool} does not add up")
-            if not all(entry.stored.values()):
-                raise AssertionError(f"an executor without blocks is left in {pool}")
+        """Raises AssertionError if anything does not add up. Looks at everything: for tests."""
+        for pool in self._pools.values():
+            pool.check_integrity()
 
-    def _store(self, executor: str, pool: str, hashes: Hashes) -> int:
-        if not hashes:
-            return 0
-        entry = self._pools.setdefault(pool, _Pool())
-        stored = entry.stored.get(executor)
-        if stored is None:
-            stored = entry.stored[executor] = set()
-            bit = 1 << next(number for number in range(len(entry.bits) + 1) if 1 << number not in entry.names)
-            entry.bits[executor], entry.names[bit] = bit, executor
-        bit, table = entry.bits[executor], entry.table
-        room = MAX_BLOCKS - len(stored)
-        refused = max(len(hashes) - room, 0)
-        for block in hashes[:room] if refused else hashes:
-            stored.add(block)
-            table[block] = table.get(block, 0) | bit
-        return refused
-
-    def _remove(self, executor: str, pool: str, hashes: Iterable[int]) -> None:
+    def _drop_if_empty(self, pool: str) -> None:
         entry = self._pools.get(pool)
-        stored = entry.stored.get(executor) if entry else None
-        if entry is None or stored is None:
-            return
-        bit, table = entry.bits[executor], entry.table
-        for block in hashes:
-            if block in stored:
-                stored.discard(block)
-                if rest := table[block] & ~bit:
-                    table[block] = rest
-                else:
-                    del table[block]
-        if not stored:
-            del entry.stored[executor], entry.bits[executor], entry.names[bit]
-            if not entry.stored:
-                del self._pools[pool]
-
-    def _clear(self, executor: str, pool: str) -> None:
-        self._remove(executor, pool, list(self._stored(executor, pool)))
-
-    def _stored(self, executor: str, pool: str) -> AbstractSet[int]:
-        entry = self._pools.get(pool)
-        return entry.stored.get(executor, _NOTHING) if entry else _NOTHING
-
-
-def _matches(names: Mapping[int, str], holders: int, depth: int) -> Sequence[PrefixMatch]:
-    """The executors of a mask, by name backwards: the whole list is turned round at the end."""
-    found = []
-    while holders:
-        bit = holders & -holders
-        holders ^= bit
-        found.append(names[bit])
-    found.sort(reverse=True)
-    return [PrefixMatch(name, depth) for name in found]
+        if entry and entry.empty:
+            del self._pools[pool]

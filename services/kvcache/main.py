@@ -1,8 +1,12 @@
 """The KV-cache manager's process."""
 
+from collections.abc import Mapping
+
 from headrace.kvcache.v1 import kvcache_pb2_grpc
+from headrace.policy.v1 import policy_pb2
 from libs import process
 from libs.process import MeshProcess
+from libs.registry import keys
 from libs.rpc.server import Service
 from services.kvcache.config import Settings
 from services.kvcache.index import PrefixIndex
@@ -12,8 +16,10 @@ from services.kvcache.observe import MetricsObserver
 from services.kvcache.reports import Reports
 from services.kvcache.service import KvCacheServicer
 
-MEASURE_S = 1.0
-"""Between two readings of the gauges, in seconds."""
+TICK_S = 1.0
+"""Between two turns of the upkeep, in seconds."""
+MEASURE_S = 5.0
+"""Between two readings of the gauges, in seconds: 10 µs for each cache."""
 
 
 async def run(settings: Settings) -> None:
@@ -22,16 +28,31 @@ async def run(settings: Settings) -> None:
         memory = Memory(PrefixIndex(), Ledger(), Reports())
         observer = MetricsObserver(mesh.metrics)
         servicer = KvCacheServicer(memory, mesh.clock, mesh.tracing, observer)
+
+        # Executors and batchers may be there before etcd is: until it is read, nothing is overcommitted.
+        scheduling = mesh.registry.mirror(keys.SCHEDULING, policy_pb2.Scheduling)
+        scheduling.on_change(lambda: memory.set_overcommits(overcommits(scheduling.items)))
+        mesh.owns(scheduling.close)
+        mesh.tasks.spawn(scheduling.start(), "read scheduling")
+
         name = "headrace.kvcache.v1.KvCacheService"
         await mesh.listen([Service(name, kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, servicer)])
 
-        def measure() -> None:
-            servicer.expire()
-            observer.caches(memory)
-
-        mesh.every(MEASURE_S, measure, "measure")
+        mesh.every(TICK_S, servicer.upkeep.turn, "upkeep")
+        mesh.every(MEASURE_S, lambda: observer.caches(memory), "measure")
         await mesh.announce_stage()
         await mesh.serve(servicer.close)
+
+
+def overcommits(policies: Mapping[str, policy_pb2.Scheduling]) -> dict[str, float]:
+    """The factor of each model that has a policy, and the default. Above 1 only where works are given what
+    their answers usually need: those that get all they can need would run out of blocks they were promised."""
+    factors = {}
+    for name, policy in policies.items():
+        factor = policy.overcommit if 0 < policy.overcommit < float("inf") else 1.0
+        estimated = policy.reserve == policy_pb2.RESERVE_POLICY_ESTIMATE
+        factors[name] = factor if estimated else min(factor, 1.0)
+    return factors
 
 
 def main() -> None:

@@ -1,18 +1,23 @@
-"""What the KV-cache manager knows, as one: prefix index, ledger, and the reports that feed both."""
+"""What the KV-cache manager knows, as one: prefix index, ledger, trust, and the reports that feed them."""
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from libs.catalogue import model_of
 from libs.errors import Overloaded
-from libs.kvcache.values import Answer, BlockEvent, CacheInfo, CacheState, Question, Reservation
+from libs.kvcache.values import Answer, BlockEvent, CacheInfo, CacheState, Hashes, PrefixMatch, Question, Reservation
 from services.kvcache.index import PrefixIndex
 from services.kvcache.ledger import Held, Ledger
 from services.kvcache.reports import Reports, Verdict
+from services.kvcache.trust import Drift, Told, Trust
 
 MAX_MATCHES = 16
-"""Executors in one answer."""
+"""Executors in one answer, beside the one asked about."""
 MAX_BATCHERS = 1024
 """Batchers with a stream; one more is refused."""
+DEFAULT = "default"
+"""The name of the overcommit of models that have none of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,9 @@ class CacheView:
     """Blocks."""
     live: bool
     """Whether the executor's report stream is up."""
+    trusted: bool = True
+    accuracy: float = 1.0
+    """See Trust."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +53,27 @@ class Memory:
         self.index = index
         self.ledger = ledger
         self.reports = reports
+        self.trust = Trust()
         self._batchers: dict[str, object] = {}
+        self._overcommits: Mapping[str, float] = {}
+        self._turn = 0
+
+    def set_overcommits(self, factors: Mapping[str, float]) -> None:
+        """Replaces the factors by which models are overcommitted; under DEFAULT, that of all others."""
+        self._overcommits = dict(factors)
+        for pool in {pool for report in self.reports.executors.values() for pool in report.pools}:
+            self._set_overcommit(pool)
 
     def expire(self, now: float) -> Expired:
         """Ends the leases that are over. Cheap when there are none: call it before whatever could notice."""
         batchers = self.ledger.expire(now)
+        for batcher in batchers:
+            self.trust.batcher_holds(batcher, ())
         executors = self.reports.expire(now)
         for executor, report in executors:
-            self.index.forget(executor)
             for pool in report.pools:
-                self.ledger.set_capacity(executor, pool, 0)
+                self._forget(executor, pool)
+            self.index.forget(executor)
         return Expired(batchers, [executor for executor, _report in executors])
 
     def batcher_connected(self, batcher: str, stream: object, claims: Sequence[Reservation]) -> None:
@@ -66,6 +85,7 @@ class Memory:
             raise Overloaded(f"{MAX_BATCHERS} batchers have streams", retry_after_s=1.0)
         self._batchers[batcher] = stream
         self.ledger.claim(batcher, ((claim.id, Held(claim.executor, claim.pool, claim.blocks)) for claim in claims))
+        self.trust.batcher_holds(batcher, (claim.id for claim in claims))
 
     def batcher_owns(self, batcher: str, stream: object) -> bool:
         """Whether this is the batcher's newest stream."""
@@ -79,14 +99,21 @@ class Memory:
 
     def ask(self, batcher: str, question: Question) -> Answer:
         """Looks the prefix up, and reserves if an executor is named."""
-        every = self.index.match(question.pool, question.block_hashes)
-        matches = every[:MAX_MATCHES]
-        executor, pool = question.executor, question.pool
+        executor, pool, hashes = question.executor, question.pool, question.block_hashes
+        matches, match = self._matches(pool, hashes, executor)
         if not executor:
             return Answer(matches, reserved=False, free_blocks=0)
-        matches += [match for match in every[MAX_MATCHES:] if match.executor == executor]
+        before = self.ledger.held(batcher, question.id)
         reserved = self.ledger.reserve(batcher, question.id, executor, pool, question.blocks)
+        if reserved and question.blocks and hashes and (before is None or before.executor != executor):
+            self.trust.promise(batcher, question.id, pool, match, len(hashes))
         return Answer(matches, reserved, self.ledger.free(executor, pool))
+
+    def release(self, batcher: str, number: int, found: int | None = None, now: float = 0.0) -> Drift | None:
+        """Ends a reservation whose engine had found so many leading blocks of the prefix, or does not say.
+        Returns what that says about the index, when it changes anything."""
+        self.ledger.release(batcher, number)
+        return self.trust.found(batcher, number, found, now)
 
     def executor_connected(self, executor: str, stream: object) -> None:
         """An executor's stream begins; an older stream of it counts no more.
@@ -101,26 +128,41 @@ class Memory:
         gone = self.reports.snapshot(executor, sequence, {state.info.pool: state.info for state in states})
         for pool in gone:
             self.index.forget(executor, pool)
-            self.ledger.set_capacity(executor, pool, 0)
+            self._forget(executor, pool)
         refused = 0
         for state in states:
-            refused += self.index.snapshot(executor, state.info.pool, state.hashes)
-            self.ledger.set_capacity(executor, state.info.pool, state.info.capacity)
+            pool = state.info.pool
+            refused += self.index.snapshot(executor, pool, state)
+            self._set_overcommit(pool)
+            self.ledger.set_capacity(executor, pool, state.info.capacity)
+            self.trust.renewed(executor, pool)
         return refused
 
     def events(self, executor: str, sequence: int, events: Sequence[tuple[str, BlockEvent]]) -> tuple[Verdict, int]:
         """Takes a batch of (pool, change) in; returns what became of it and how many blocks there was no room
         for. A change of a pool that no snapshot named counts as a gap."""
         verdict = self.reports.events(executor, sequence)
-        if verdict is not Verdict.TAKE:
-            return verdict, 0
+        return self.more(executor, events) if verdict is Verdict.TAKE else (verdict, 0)
+
+    def more(self, executor: str, events: Sequence[tuple[str, BlockEvent]]) -> tuple[Verdict, int]:
+        """Takes in what belongs to the snapshot or the batch before."""
         pools = self.reports.executors[executor].pools
         refused = 0
         for pool, event in events:
             if pool not in pools:
                 return self.reports.missed(executor), refused
             refused += self.index.apply(executor, pool, (event,))
-        return verdict, refused
+        return Verdict.TAKE, refused
+
+    @property
+    def indexed(self) -> int:
+        """Blocks in the index, each counted as often as it is held."""
+        executors = self.reports.executors.items()
+        return sum(self.index.size(executor, pool) for executor, report in executors for pool in report.pools)
+
+    def forget_index(self) -> None:
+        """Drops what is remembered of all caches: snapshots bring it back."""
+        self.index = PrefixIndex()
 
     def caches(self) -> list[CacheView]:
         """By executor, then pool."""
@@ -131,7 +173,50 @@ class Memory:
                 reserved=self.ledger.reserved(executor, pool),
                 indexed=self.index.size(executor, pool),
                 live=report.stream is not None,
+                trusted=self.trust.told(executor, pool) is not Told.NOTHING,
+                accuracy=self.trust.accuracy(executor, pool),
             )
             for executor, report in sorted(self.reports.executors.items())
             for pool, info in sorted(report.pools.items())
         ]
+
+    def _matches(self, pool: str, hashes: Hashes, executor: str) -> tuple[list[PrefixMatch], PrefixMatch]:
+        """What is told: the best MAX_MATCHES, and the executor asked about; and what is known of that one.
+
+        Where the cut goes through equals, each answer tells others of them: a prefix that everybody holds must
+        not make the first names the only ones that are known to hold it.
+        """
+        every = self.index.match(pool, hashes)
+        asked = _of(executor, every) if executor else None
+        told = self.trust.tell(pool, every)
+        best = self._best(told) if len(told) > MAX_MATCHES else told
+        if asked is not None and len(told) > len(best) and _of(executor, best) is None:
+            best += [match for match in told if match.executor == executor]
+        return best, asked or PrefixMatch(executor, 0)
+
+    def _best(self, matches: list[PrefixMatch]) -> list[PrefixMatch]:
+        edge = matches[MAX_MATCHES - 1].blocks
+        if matches[MAX_MATCHES].blocks < edge:
+            return matches[:MAX_MATCHES]
+        first = bisect_left(matches, -edge, key=lambda match: -match.blocks)
+        equals = bisect_left(matches, 1 - edge, key=lambda match: -match.blocks) - first
+        start, self._turn = self._turn, self._turn + MAX_MATCHES - first
+        return matches[:first] + [matches[first + turn % equals] for turn in range(start, self._turn)]
+
+    def _forget(self, executor: str, pool: str) -> None:
+        """A cache is gone, but for its place in the index."""
+        self.ledger.set_capacity(executor, pool, 0)
+        self.trust.forget(executor, pool)
+        if not any(pool in report.pools for report in self.reports.executors.values()):
+            self.ledger.set_overcommit(pool, None)
+
+    def _set_overcommit(self, pool: str) -> None:
+        factor = self._overcommits.get(model_of(pool), self._overcommits.get(DEFAULT))
+        self.ledger.set_overcommit(pool, factor)
+
+
+def _of(executor: str, matches: Sequence[PrefixMatch]) -> PrefixMatch | None:
+    for match in matches:
+        if match.executor == executor:
+            return match
+    return None

@@ -31,8 +31,6 @@ class ExecutorReport:
     """Whether a snapshot has been asked for on this stream."""
     stream: object | None = None
     """The newest stream; None when it ended."""
-    lapse: float = 0.0
-    """When it is forgotten, if no stream comes; monotonic seconds."""
 
 
 class Reports:
@@ -47,6 +45,7 @@ class Reports:
         self._grace_s = grace_s
         self._max_executors = max_executors
         self._executors: dict[str, ExecutorReport] = {}
+        self._lapses: dict[str, float] = {}  # of those without a stream: when they are forgotten
 
     @property
     def executors(self) -> Mapping[str, ExecutorReport]:
@@ -58,6 +57,7 @@ class Reports:
         if executor not in self._executors and len(self._executors) >= self._max_executors:
             return False
         report = self._executors.setdefault(executor, ExecutorReport())
+        self._lapses.pop(executor, None)
         report.stream, report.whole, report.asked = stream, False, False
         return True
 
@@ -69,8 +69,8 @@ class Reports:
     def disconnect(self, executor: str, stream: object, now: float) -> None:
         """A stream ended. Only the newest one counts."""
         if self.owns(executor, stream):
-            report = self._executors[executor]
-            report.stream, report.lapse = None, now + self._grace_s
+            self._executors[executor].stream = None
+            self._lapses[executor] = now + self._grace_s
 
     def snapshot(self, executor: str, sequence: int, pools: Mapping[str, CacheInfo]) -> set[str]:
         """Takes in that everything is known; returns the pools that are gone since the last time."""
@@ -97,5 +97,7 @@ class Reports:
 
     def expire(self, now: float) -> list[tuple[str, ExecutorReport]]:
         """Forgets the executors whose grace period is over, and returns them."""
-        gone = [name for name, report in self._executors.items() if report.stream is None and report.lapse <= now]
+        gone = [name for name, lapse in self._lapses.items() if lapse <= now]
+        for name in gone:
+            del self._lapses[name]
         return [(name, self._executors.pop(name)) for name in gone]

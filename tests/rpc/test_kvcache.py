@@ -16,7 +16,7 @@ from libs.kvcache import consult, report
 from libs.kvcache.consult import Consultation
 from libs.kvcache.mirror import CacheMirror
 from libs.kvcache.report import Reporter
-from libs.kvcache.values import Answer, BlockEvent, CacheInfo, Exactness, PrefixMatch, Question
+from libs.kvcache.values import Answer, BlockEvent, CacheInfo, CacheTier, Exactness, PrefixMatch, Question
 from libs.rpc import interceptors
 from libs.rpc.channels import Channels
 from libs.rpc.server import RpcServer, Service
@@ -26,19 +26,29 @@ from services.kvcache.index import PrefixIndex
 from services.kvcache.ledger import Ledger
 from services.kvcache.memory import Memory
 from services.kvcache.reports import Reports
-from services.kvcache.service import KvCacheServicer, Observer
+from services.kvcache.service import KvCacheServicer
+from services.kvcache.trust import COMPARISONS, Told
+from services.kvcache.upkeep import IDLE_S, INDEX_S, RENEW_S, Observer
 
 GRACE_S = 10.0
 PATIENT_S = 5.0
 """A budget for questions whose answer a test waits for, however busy the machine is."""
 
 
-class Gaps(Observer):
+class Heard(Observer):
     def __init__(self) -> None:
-        self.count = 0
+        self.gaps = 0
+        self.faults = 0
+        self.distrusts: list[str] = []
 
     def gap(self, executor: str) -> None:
-        self.count += 1
+        self.gaps += 1
+
+    def distrusted(self, executor: str) -> None:
+        self.distrusts.append(executor)
+
+    def fault(self) -> None:
+        self.faults += 1
 
 
 class Manager:
@@ -49,13 +59,13 @@ class Manager:
         self.spans: list[SpanRecord] = []
         self.channels = Channels()
         self.endpoint: str | None = None
-        self.gaps = Gaps()
+        self.heard = Heard()
         self._server: RpcServer | None = None
 
     async def start(self) -> None:
         self.memory = Memory(PrefixIndex(), Ledger(grace_s=GRACE_S), Reports(grace_s=GRACE_S))
         tracing = Tracing("kvcache", "kvcache-0", 1.0, self.spans.append)
-        self.servicer = KvCacheServicer(self.memory, self.clock, tracing, self.gaps)
+        self.servicer = KvCacheServicer(self.memory, self.clock, tracing, self.heard)
         name = pb.DESCRIPTOR.services_by_name["KvCacheService"].full_name
         service = Service(name, kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, self.servicer)
         self._server = RpcServer("127.0.0.1:0", [service], [interceptors.errors], None)
@@ -152,7 +162,7 @@ async def test_what_is_stored_is_found_and_reserved(
     (cache,) = await manager.caches()
     assert cache == pb.Cache(
         executor="e", pool="p", capacity=100, reserved=30, indexed=3, block_tokens=16,
-        exactness=pb.EXACTNESS_EXACT, live=True,
+        exactness=pb.EXACTNESS_EXACT, live=True, trusted=True, accuracy=1.0,
     )  # fmt: skip
     refused = await batcher.answer(Question(2, "p", [1], "e", 71))
     assert refused == Answer([PrefixMatch("e", 1)], reserved=False, free_blocks=70)
@@ -173,7 +183,7 @@ async def test_a_gap_makes_a_snapshot(manager: Manager, executor: Executor) -> N
     executor.store(2)
     executor.store(3)
     await until(indexed(manager, 3))
-    assert manager.gaps.count == 1
+    assert manager.heard.gaps == 1
     assert executor.snapshots == 2
 
 
@@ -238,6 +248,157 @@ async def test_without_an_answer_in_time_it_goes_on_and_nothing_leaks(
     await batcher.close()
 
 
+async def test_a_reservation_grows_and_shrinks_and_a_refusal_leaves_it(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    assert await batcher.answer(Question(1, "p", [], "e", 60)) == Answer([], True, 40)
+    assert await batcher.answer(Question(1, "p", [], "e", 101)) == Answer([], False, 40)
+    assert await batcher.answer(Question(1, "p", [], "e", 90)) == Answer([], True, 10)
+    assert await batcher.answer(Question(1, "p", [], "e", 20)) == Answer([], True, 80)
+    batcher._stream.restart()
+    await until(lambda: not batcher.up)
+    await until(lambda: batcher.up)
+    assert (await manager.caches())[0].reserved == 20
+    batcher.release(1)
+    await until(reserved(manager, 0))
+
+
+async def test_growth_that_is_granted_too_late_is_undone(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    await batcher.answer(Question(1, "p", [], "e", 20))
+    batcher._budget_s = 0.0
+    assert await batcher.answer(Question(1, "p", [], "e", 60)) is None
+    assert await batcher.answer(Question(1, "p", [], "e", 80)) is None
+    batcher._budget_s = PATIENT_S
+    assert await batcher.answer(Question(2, "p", [], "e", 80)) == Answer([], True, 0)
+    batcher._stream.restart()
+    await until(lambda: not batcher.up)
+    await until(lambda: batcher.up)
+    assert (await manager.caches())[0].reserved == 100
+    batcher.release(1)
+    batcher.release(2)
+    await until(reserved(manager, 0))
+
+
+async def test_answers_that_come_too_late_are_not_taken_for_later_ones(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    first: list[Answer | None] = []
+    batcher.ask(Question(1, "p", [], "e", 200), first.append)
+    while batcher._unsent:
+        await asyncio.sleep(0)
+    batcher.release(1)
+    assert await batcher.answer(Question(1, "p", [], "e", 20)) == Answer([], True, 80)
+    assert first == []
+    assert not batcher._ignored
+
+
+async def test_tiers_go_all_the_way(manager: Manager, executor: Executor, batcher: Consultation) -> None:
+    executor.store(1, 2)
+    executor.change(BlockEvent("stored", (2, 3), CacheTier.HOST), BlockEvent("stored", (4,), CacheTier.DISK))
+    await until(indexed(manager, 4))
+    assert (await batcher.answer(Question(1, "p", [1, 2, 3, 4]))) == Answer([PrefixMatch("e", 4, 1, 1)], False, 0)
+    executor.change(BlockEvent("removed", (2,)), BlockEvent("removed", (4,), CacheTier.DISK))
+    await until(indexed(manager, 3))
+    expected = Answer([PrefixMatch("e", 3, 2, 0)], False, 0)
+    assert (await batcher.answer(Question(2, "p", [1, 2, 3, 4]))) == expected
+    executor.reporter.refresh()
+    await until(lambda: executor.snapshots == 2 and not executor.reporter._snapshot_due)
+    executor.store(9)
+    await until(indexed(manager, 4))
+    assert (await batcher.answer(Question(3, "p", [1, 2, 3, 4]))) == expected
+
+
+async def test_an_engine_that_finds_less_than_promised_is_distrusted_and_asked_for_a_snapshot(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    executor.store(1, 2)
+    await until(indexed(manager, 2))
+    for number in range(COMPARISONS):
+        await batcher.answer(Question(number, "p", [1, 2, 3], "e", 1))
+        batcher.release(number, found_blocks=0)
+    await until(lambda: executor.snapshots == 2)
+    assert manager.heard.distrusts == ["e"]
+    answer = await batcher.answer(Question(100, "p", [1, 2, 3], "e", 1))
+    assert answer == Answer([], reserved=True, free_blocks=99)
+    (cache,) = await manager.caches()
+    assert not cache.trusted
+    executor.store(3)
+    await until(indexed(manager, 3))  # the snapshot is in
+    for number in range(200, 200 + COMPARISONS):
+        await batcher.answer(Question(number, "p", [1, 2, 3], "e", 1))
+        batcher.release(number, found_blocks=2)
+    await until(lambda: manager.memory.trust.told("e", "p") is Told.ALL)
+    answer = await batcher.answer(Question(300, "p", [1, 2, 3], "e", 1))
+    assert answer is not None
+    assert answer.matched("e") == 3
+
+
+async def test_a_sum_that_is_wrong_is_found_and_healed_once_nothing_is_asked(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    await batcher.answer(Question(1, "p", [], "e", 60))
+    manager.memory.ledger._sums["e", "p"] = 95
+    manager.servicer.upkeep.turn()
+    assert (await batcher.answer(Question(2, "p", [], "e", 30))) == Answer([], False, 5)
+    manager.clock.advance(IDLE_S)
+    manager.servicer.upkeep.turn()
+    assert manager.heard.faults == 1
+    manager.memory.ledger.check_integrity()
+    assert (await batcher.answer(Question(3, "p", [], "e", 30))) == Answer([], True, 10)
+
+
+async def test_an_index_that_does_not_add_up_is_built_anew(manager: Manager, executor: Executor) -> None:
+    executor.store(1, 2, 3)
+    await until(indexed(manager, 3))
+    manager.memory.index._pools["p"]._sizes[0] += 1
+    manager.clock.advance(INDEX_S)
+    manager.servicer.upkeep.turn()
+    assert manager.heard.faults == 1
+    await until(indexed(manager, 3))
+    manager.memory.index.check_integrity()
+    assert executor.snapshots == 2
+
+
+async def test_caches_are_told_again_from_time_to_time_and_compared(manager: Manager, executor: Executor) -> None:
+    executor.store(1, 2, 3)
+    await until(indexed(manager, 3))
+    manager.clock.advance(RENEW_S)
+    manager.servicer.upkeep.turn()
+    executor.store(4)
+    await until(lambda: executor.snapshots == 2)
+    executor.store(5)
+    await until(indexed(manager, 5))
+    assert manager.heard.faults == 0
+    manager.memory.index.apply("e", "p", [BlockEvent("removed", (1,))])
+    manager.clock.advance(RENEW_S)
+    manager.servicer.upkeep.turn()
+    await until(indexed(manager, 5))
+    assert (manager.heard.faults, manager.heard.gaps, executor.snapshots) == (1, 0, 3)
+
+
+async def test_many_executors_come_back_at_once_and_questions_are_answered_meanwhile(manager: Manager) -> None:
+    executors = [Executor(manager, f"e{number}", capacity=5_000) for number in range(20)]
+    for number, one in enumerate(executors):
+        one.mirror.apply([BlockEvent("stored", range(number * 5_000, (number + 1) * 5_000))])
+    batcher = Consultation("b", manager.channels.connect, lambda: manager.endpoint, budget_s=PATIENT_S)
+    await until(lambda: batcher.up and all(one.reporter.up for one in executors))
+    await manager.kill()
+    await until(lambda: not batcher.up and not any(one.reporter.up for one in executors))
+    await manager.start()
+    await until(lambda: batcher.up)
+    asked, prompt = 0, list(range(95_000, 95_512))
+    while manager.memory.indexed < 100_000:
+        assert await batcher.answer(Question(asked, "p", prompt)) is not None
+        asked += 1
+    manager.memory.index.check_integrity()
+    assert await batcher.answer(Question(asked, "p", prompt)) == Answer([PrefixMatch("e19", 512)], False, 0)
+    await batcher.close()
+    for one in executors:
+        await one.reporter.close()
+
+
 async def test_a_question_that_is_cancelled_reserves_nothing(
     manager: Manager, executor: Executor, batcher: Consultation
 ) -> None:
@@ -264,7 +425,7 @@ async def test_too_many_events_become_a_snapshot(
     executor.change(BlockEvent("removed", (0,)))
     await until(indexed(manager, 79))
     assert executor.snapshots == 2
-    assert manager.gaps.count == 0
+    assert manager.heard.gaps == 0
 
 
 async def test_a_large_snapshot_comes_in_parts(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,7 +486,7 @@ async def test_a_sampled_question_leaves_a_span(manager: Manager, executor: Exec
 
 async def test_streams_that_begin_wrong_are_refused(manager: Manager) -> None:
     consulting = manager.stub.Consult()
-    await consulting.write(pb.ConsultRequest(releases=[1]))
+    await consulting.write(pb.ConsultRequest(releases=[pb.Release(id=1)]))
     await refused(consulting)
     for wrong in (
         pb.ReportRequest(),

@@ -5,6 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from services.kvcache import ledger as module
 from services.kvcache.ledger import Held, Ledger
 
 GRACE_S = 10.0
@@ -39,13 +40,79 @@ def test_overcommit_stretches_the_capacity() -> None:
     assert not one.reserve("b", 2, "e", "p", 1)
 
 
-def test_the_same_number_again_replaces() -> None:
+def test_the_same_number_again_resizes_and_a_refusal_leaves_what_was() -> None:
     one = ledger()
     assert one.reserve("b", 1, "e", "p", 80)
     assert one.reserve("b", 1, "e", "p", 90)
     assert one.reserved("e", "p") == 90
     assert not one.reserve("b", 1, "e", "p", 101)
-    assert one.reserved("e", "p") == 0
+    assert one.held("b", 1) == Held("e", "p", 90)
+    assert one.reserve("b", 1, "e", "p", 30)
+    assert one.free("e", "p") == 70
+    assert one.reserve("b", 1, "e", "p", 0)
+    assert one.held("b", 1) is None
+
+
+def test_it_can_move_and_a_refusal_leaves_it_where_it_was() -> None:
+    one = ledger()
+    one.set_capacity("f", "p", 50)
+    assert one.reserve("b", 1, "e", "p", 60)
+    assert not one.reserve("b", 1, "f", "p", 60)
+    assert (one.reserved("e", "p"), one.reserved("f", "p")) == (60, 0)
+    assert one.reserve("b", 1, "f", "p", 50)
+    assert (one.reserved("e", "p"), one.reserved("f", "p")) == (0, 50)
+
+
+def test_to_become_smaller_is_granted_even_where_too_much_is_reserved() -> None:
+    one = ledger()
+    one.reserve("b", 1, "e", "p", 60)
+    one.set_capacity("e", "p", 10)
+    assert not one.reserve("b", 1, "e", "p", 61)
+    assert one.reserve("b", 1, "e", "p", 40)
+    one.set_capacity("e", "p", 0)
+    assert one.reserve("b", 1, "e", "p", 40)
+    assert one.reserved("e", "p") == 40
+
+
+def test_a_resize_takes_no_place_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_HELD", 1)
+    one = ledger()
+    assert one.reserve("b", 1, "e", "p", 10)
+    assert not one.reserve("b", 2, "e", "p", 10)
+    assert one.reserve("b", 1, "e", "p", 20)
+
+
+def test_pools_are_overcommitted_each_by_its_own_factor() -> None:
+    one = ledger()
+    one.set_capacity("e", "q", 100)
+    one.set_overcommit("q", 1.25)
+    assert (one.free("e", "p"), one.free("e", "q")) == (100, 125)
+    assert one.reserve("b", 1, "e", "q", 120)
+    one.set_overcommit("q", 0.5)
+    assert (one.free("e", "q"), one.reserved("e", "q")) == (0, 120)
+    one.set_overcommit("q", None)
+    assert one.limit("e", "q") == 100
+    with pytest.raises(ValueError, match="above 0"):
+        one.set_overcommit("q", 0.0)
+
+
+def test_sums_that_do_not_add_up_are_healed() -> None:
+    one = ledger()
+    one.reserve("b", 1, "e", "p", 30)
+    one.reserve("b", 2, "e", "p", 20)
+    assert one.heal() == []
+    one._sums["e", "p"] = 10
+    one._sums["f", "p"] = 5
+    with pytest.raises(AssertionError, match="sums"):
+        one.check_integrity()
+    assert one.heal() == [
+        "e had 10 blocks of p reserved, its works hold 50",
+        "f had 5 blocks of p reserved, its works hold 0",
+    ]
+    one.check_integrity()
+    one._sums.clear()
+    one.release("b", 1)
+    assert one.heal() == ["e had 0 blocks of p reserved, its works hold 20"]
 
 
 def test_a_lease_lapses_after_its_grace() -> None:
@@ -111,12 +178,18 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(overcommit=st.sampled_from((1.0, 1.5)))
     def open(self, overcommit: float) -> None:
-        self.overcommit = overcommit
+        self.default = overcommit
+        self.overcommits: dict[str, float] = {}
         self.ledger = Ledger(overcommit, GRACE_S)
         self.now = 0.0
         self.capacities: dict[tuple[str, str], int] = {}
         self.held: dict[tuple[str, int], tuple[tuple[str, str], int]] = {}
         self.lapse: dict[str, float] = {}
+        # Where all that is reserved was granted within the limit of now: no claim, nothing that shrank.
+        self.granted: set[tuple[str, str]] = set(PLACES)
+
+    def limit(self, place: tuple[str, str]) -> int:
+        return int(self.capacities.get(place, 0) * self.overcommits.get(place[1], self.default))
 
     def total(self, place: tuple[str, str]) -> int:
         return sum(blocks for where, blocks in self.held.values() if where == place)
@@ -125,16 +198,33 @@ class Machine(RuleBasedStateMachine):
     def set_capacity(self, place: tuple[str, str], blocks: int) -> None:
         self.ledger.set_capacity(*place, blocks)
         self.capacities[place] = blocks
+        self.facts_have_changed()
+
+    @rule(pool=st.sampled_from(("p", "q")), factor=st.sampled_from((None, 0.5, 1.0, 2.0)))
+    def set_overcommit(self, pool: str, factor: float | None) -> None:
+        self.ledger.set_overcommit(pool, factor)
+        if factor is None:
+            self.overcommits.pop(pool, None)
+        else:
+            self.overcommits[pool] = factor
+        self.facts_have_changed()
 
     @rule(batcher=batchers, number=numbers, place=places, blocks=sizes)
     def reserve(self, batcher: str, number: int, place: tuple[str, str], blocks: int) -> None:
-        self.held.pop((batcher, number), None)
-        limit = int(self.capacities.get(place, 0) * self.overcommit)
-        fits = blocks <= max(limit - self.total(place), 0)
+        before = self.held.get((batcher, number))
+        there = before[1] if before is not None and before[0] == place else 0
+        fits = blocks <= there or self.total(place) - there + blocks <= self.limit(place)
         assert self.ledger.reserve(batcher, number, *place, blocks) == fits
-        if fits and blocks:
-            self.held[batcher, number] = (place, blocks)
-            assert self.ledger.reserved(*place) <= limit
+        if fits:
+            self.held.pop((batcher, number), None)
+            if blocks:
+                self.held[batcher, number] = (place, blocks)
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), blocks=sizes)
+    def resize(self, data: st.DataObject, blocks: int) -> None:
+        batcher, number = data.draw(st.sampled_from(sorted(self.held)))
+        self.reserve(batcher, number, self.held[batcher, number][0], blocks)
 
     @rule(batcher=batchers, number=numbers)
     def release(self, batcher: str, number: int) -> None:
@@ -149,6 +239,21 @@ class Machine(RuleBasedStateMachine):
             if blocks:
                 self.held[batcher, number] = (place, blocks)
         self.lapse.pop(batcher, None)
+        self.facts_have_changed()
+
+    @rule()
+    def restart(self) -> None:
+        """A new manager: executors report again, and each batcher that is there claims what it holds."""
+        self.ledger = Ledger(self.default, GRACE_S)
+        for pool, factor in self.overcommits.items():
+            self.ledger.set_overcommit(pool, factor)
+        self.held = {key: value for key, value in self.held.items() if key[0] not in self.lapse}
+        self.lapse.clear()
+        for batcher in BATCHERS:
+            mine = [(number, value) for (owner, number), value in self.held.items() if owner == batcher]
+            self.ledger.claim(batcher, [(number, Held(*place, blocks)) for number, (place, blocks) in mine])
+        for place, blocks in self.capacities.items():
+            self.ledger.set_capacity(*place, blocks)
 
     @rule(batcher=batchers)
     def gone(self, batcher: str) -> None:
@@ -170,12 +275,32 @@ class Machine(RuleBasedStateMachine):
         self.held = {key: value for key, value in self.held.items() if key[0] not in gone}
         self.lapse = {batcher: lapse for batcher, lapse in self.lapse.items() if batcher not in gone}
 
+    @rule(place=places, wrong=st.sampled_from((-3, -1, 1, 3)))
+    def a_sum_is_wrong(self, place: tuple[str, str], wrong: int) -> None:
+        self.ledger._sums[place] = self.ledger.reserved(*place) + wrong
+        assert len(self.ledger.heal()) == 1
+
+    def facts_have_changed(self) -> None:
+        """What is reserved is a fact also where there is no room for it any more."""
+        self.granted = {place for place in PLACES if self.total(place) <= self.limit(place)}
+
     @invariant()
     def adds_up(self) -> None:
         self.ledger.check_integrity()
         for place in PLACES:
             assert self.ledger.reserved(*place) == self.total(place)
-            assert self.ledger.free(*place) >= 0
+            assert self.ledger.free(*place) == max(self.limit(place) - self.total(place), 0)
+            if place in self.granted:
+                assert self.ledger.reserved(*place) <= self.limit(place)
+
+    def teardown(self) -> None:
+        """Nothing leaks: once all batchers are gone and their time is over, there is nothing."""
+        if hasattr(self, "ledger"):
+            for batcher in BATCHERS:
+                self.ledger.batcher_gone(batcher, self.now)
+            self.ledger.expire(self.now + GRACE_S)
+            assert not any(self.ledger.reserved(*place) for place in PLACES)
+            assert (self.ledger._held, self.ledger._sums, self.ledger._lapses) == ({}, {}, {})
 
 
 TestMachine = Machine.TestCase

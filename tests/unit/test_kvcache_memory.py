@@ -1,15 +1,30 @@
 """Reports and memory: gaps, snapshots, streams that supersede each other, leases."""
 
+from collections import Counter
+
 import pytest
 
+from headrace.policy.v1 import policy_pb2
 from libs.errors import Overloaded
 from libs.kvcache.mirror import CacheMirror
-from libs.kvcache.values import BlockEvent, CacheInfo, CacheState, Exactness, PrefixMatch, Question, Reservation
+from libs.kvcache.values import (
+    Answer,
+    BlockEvent,
+    CacheInfo,
+    CacheState,
+    CacheTier,
+    Exactness,
+    PrefixMatch,
+    Question,
+    Reservation,
+)
 from services.kvcache import memory as module
 from services.kvcache.index import PrefixIndex
 from services.kvcache.ledger import Ledger
+from services.kvcache.main import overcommits
 from services.kvcache.memory import CacheView, Expired, Memory
 from services.kvcache.reports import Reports, Verdict
+from services.kvcache.trust import COMPARISONS, Drift, Told
 
 P = CacheInfo("p", 100, 16, Exactness.EXACT)
 Q = CacheInfo("q", 50, 32, Exactness.MODELLED)
@@ -122,9 +137,114 @@ def test_streams_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         one.batcher_connected("c", object(), [])
 
 
-def test_the_mirror_follows_events() -> None:
+def test_among_equals_each_answer_tells_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MATCHES", 3)
+    one, _stream = reporting()
+    one.index.apply("best", "p", [BlockEvent("stored", (1, 2, 3))])
+    for number in range(6):
+        one.index.apply(f"e{number}", "p", [BlockEvent("stored", (1, 2))])
+    one.index.apply("short", "p", [BlockEvent("stored", (1,))])
+    told: Counter[str] = Counter()
+    for _ in range(7):
+        first, *others = one.ask("b", Question(1, "p", [1, 2, 3])).matches
+        assert first == PrefixMatch("best", 3)
+        assert [match.blocks for match in others] == [2, 2]
+        told.update(match.executor for match in others)
+    assert told == {"e": 2, "e0": 2, "e1": 2, "e2": 2, "e3": 2, "e4": 2, "e5": 2}
+    answer = one.ask("b", Question(2, "p", [1, 2, 3], "short", 1))
+    assert len(answer.matches) == 4
+    assert answer.matched("short") == 1
+
+
+def test_a_resize_that_is_refused_leaves_what_was() -> None:
+    one, _stream = reporting()
+    assert one.ask("b", Question(1, "p", [1], "e", 60)).reserved
+    assert one.ask("b", Question(1, "p", [], "e", 101)) == Answer([], reserved=False, free_blocks=40)
+    assert one.ask("b", Question(1, "p", [], "e", 90)) == Answer([], reserved=True, free_blocks=10)
+    assert one.trust.promised("b") == 1
+
+
+def test_tiers_are_told_apart() -> None:
+    one, _stream = reporting(CacheState(P, [1], [2, 3], [4]))
+    assert one.ask("b", Question(1, "p", [1, 2, 3, 4, 5])).matches == [PrefixMatch("e", 4, 2, 1)]
+    one.events("e", 2, [("p", BlockEvent("stored", (2,))), ("p", BlockEvent("removed", (4,), CacheTier.DISK))])
+    assert one.ask("b", Question(1, "p", [1, 2, 3, 4, 5])).matches == [PrefixMatch("e", 3, 1, 0)]
+
+
+def test_an_executor_that_does_not_hold_what_was_promised_is_left_out_until_it_does_again() -> None:
+    one, _stream = reporting()
+    one.index.apply("f", "p", [BlockEvent("stored", (1,))])
+    question = Question(1, "p", [1, 2, 3], "e", 10)
+
+    def work(found: int | None) -> Drift | None:
+        assert one.ask("b", question).reserved
+        return one.release("b", 1, found, 0.0)
+
+    assert one.ask("b", question).matched("e") == 2
+    one.release("b", 1)
+    drifts = [drift for drift in (work(0) for _ in range(COMPARISONS)) if drift is not None]
+    assert [(drift.told, drift.snapshot_wanted) for drift in drifts] == [(Told.NOTHING, True)]
+    assert one.ask("b", question).matches == [PrefixMatch("f", 1)]
+    one.release("b", 1)
+    (view,) = one.caches()
+    assert (view.trusted, view.accuracy) == (False, 0.0)
+    one.snapshot("e", 2, [CacheState(P, [1, 2])])
+    drifts = [drift for drift in (work(2) for _ in range(COMPARISONS)) if drift is not None]
+    assert [drift.told for drift in drifts] == [Told.ALL]
+    assert one.ask("b", question).matches == [PrefixMatch("e", 2), PrefixMatch("f", 1)]
+
+
+def test_promises_go_with_lapsed_and_unclaimed_reservations_and_with_the_executor() -> None:
+    one, stream = reporting()
+    batcher = object()
+    one.batcher_connected("b", batcher, [])
+    for number in range(3):
+        one.ask("b", Question(number, "p", [1, 2, 3], "e", 10))
+    assert one.trust.promised("b") == 3
+    one.batcher_connected("b", batcher, [Reservation(2, "e", "p", 10)])
+    assert one.trust.promised("b") == 1
+    one.batcher_disconnected("b", batcher, now=0.0)
+    one.expire(10.0)
+    assert one.trust.promised("b") == 0
+    one.ask("b", Question(9, "p", [1, 2, 3], "e", 10))
+    one.reports.disconnect("e", stream, now=10.0)
+    one.expire(20.0)
+    assert one.release("b", 9, 0, 20.0) is None
+    assert one.trust._accounts == {}
+
+
+def test_models_are_overcommitted_by_their_policies_and_others_by_the_default() -> None:
+    one, _stream = reporting(CacheState(CacheInfo("m@1", 100, 16, Exactness.EXACT), []), CacheState(P, []))
+    one.set_overcommits({"m": 1.5})
+    assert (one.ledger.limit("e", "m@1"), one.ledger.limit("e", "p")) == (150, 100)
+    one.set_overcommits({"m": 1.5, "default": 1.2})
+    assert (one.ledger.limit("e", "m@1"), one.ledger.limit("e", "p")) == (150, 120)
+    one.snapshot("e", 2, [CacheState(CacheInfo("m@2", 100, 16, Exactness.EXACT), [])])
+    assert one.ledger.limit("e", "m@2") == 150
+    assert set(one.ledger._overcommits) == {"m@2"}
+    one.set_overcommits({})
+    assert one.ledger.limit("e", "m@2") == 100
+
+
+def test_a_policy_without_estimates_overcommits_nothing() -> None:
+    estimate, whole = policy_pb2.RESERVE_POLICY_ESTIMATE, policy_pb2.RESERVE_POLICY_WHOLE
+    policies = {
+        "default": policy_pb2.Scheduling(reserve=estimate),
+        "a": policy_pb2.Scheduling(reserve=estimate, overcommit=1.5),
+        "b": policy_pb2.Scheduling(reserve=whole, overcommit=1.5),
+        "c": policy_pb2.Scheduling(overcommit=0.8),
+        "d": policy_pb2.Scheduling(reserve=estimate, overcommit=-1.0),
+        "e": policy_pb2.Scheduling(reserve=estimate, overcommit=float("nan")),
+    }
+    assert overcommits(policies) == {"default": 1.0, "a": 1.5, "b": 1.0, "c": 0.8, "d": 1.0, "e": 1.0}
+
+
+def test_the_mirror_follows_events_in_each_tier() -> None:
     mirror = CacheMirror(P)
     mirror.apply([BlockEvent("stored", (1, 2, 3)), BlockEvent("removed", (2,))])
-    assert sorted(mirror.state().hashes) == [1, 3]
+    mirror.apply([BlockEvent("stored", (2, 3), CacheTier.HOST), BlockEvent("stored", (4,), CacheTier.DISK)])
+    mirror.apply([BlockEvent("removed", (3, 4), CacheTier.HOST)])
+    state = mirror.state()
+    assert (sorted(state.hashes), state.host_hashes, state.disk_hashes) == ([1, 3], [2], [4])
     mirror.apply([BlockEvent("cleared"), BlockEvent("stored", (4,))])
-    assert mirror.state() == CacheState(P, [4])
+    assert mirror.state() == CacheState(P, [4], [], [])

@@ -163,7 +163,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_SWITCH_UNKNOWN: _ErrorReason.ValueType  # 14
     """NOT_FOUND: OperationsService was asked to take off a kill switch that is not on."""
     ERROR_REASON_CATALOGUE_CHANGED: _ErrorReason.ValueType  # 15
-    """ABORTED: somebody else changed the catalogue meanwhile; look again and decide anew."""
+    """ABORTED: somebody else changed the catalogue, or a pin, meanwhile; look again and decide anew."""
+    ERROR_REASON_PIN_UNKNOWN: _ErrorReason.ValueType  # 16
+    """NOT_FOUND: OperationsService was asked to unpin a prefix that is not pinned."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons in google.rpc.ErrorInfo.reason (the name of the value, in domain "headrace")."""
@@ -199,7 +201,9 @@ ERROR_REASON_NOT_SUPPORTED: ErrorReason.ValueType  # 13
 ERROR_REASON_SWITCH_UNKNOWN: ErrorReason.ValueType  # 14
 """NOT_FOUND: OperationsService was asked to take off a kill switch that is not on."""
 ERROR_REASON_CATALOGUE_CHANGED: ErrorReason.ValueType  # 15
-"""ABORTED: somebody else changed the catalogue meanwhile; look again and decide anew."""
+"""ABORTED: somebody else changed the catalogue, or a pin, meanwhile; look again and decide anew."""
+ERROR_REASON_PIN_UNKNOWN: ErrorReason.ValueType  # 16
+"""NOT_FOUND: OperationsService was asked to unpin a prefix that is not pinned."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final

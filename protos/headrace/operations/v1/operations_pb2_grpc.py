@@ -98,6 +98,21 @@ class OperationsServiceStub:
                 request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteSwitchRequest.SerializeToString,
                 response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteSwitchResponse.FromString,
                 _registered_method=True)
+        self.PinPrefix = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/PinPrefix',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.PinPrefixRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.PinPrefixResponse.FromString,
+                _registered_method=True)
+        self.UnpinPrefix = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/UnpinPrefix',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.UnpinPrefixRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.UnpinPrefixResponse.FromString,
+                _registered_method=True)
+        self.ListPins = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/ListPins',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPinsRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPinsResponse.FromString,
+                _registered_method=True)
         self.ListQueues = channel.unary_unary(
                 '/headrace.operations.v1.OperationsService/ListQueues',
                 request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListQueuesRequest.SerializeToString,
@@ -208,6 +223,29 @@ class OperationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PinPrefix(self, request, context):
+        """Keeps a prefix, a system prompt above all, in the caches of executors, as the model's tokenizer and template
+        make it; replaces the pin of that name. INVALID_ARGUMENT with every violation; ABORTED when the pin is not
+        at the revision that was expected, or the model changed meanwhile.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnpinPrefix(self, request, context):
+        """Keeps a prefix no longer than any other. NOT_FOUND if it is not pinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPins(self, request, context):
+        """Lists what is pinned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListQueues(self, request, context):
         """Lists what waits and runs at each batcher.
         """
@@ -291,6 +329,21 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.DeleteSwitch,
                     request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteSwitchRequest.FromString,
                     response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteSwitchResponse.SerializeToString,
+            ),
+            'PinPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.PinPrefix,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.PinPrefixRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.PinPrefixResponse.SerializeToString,
+            ),
+            'UnpinPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnpinPrefix,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.UnpinPrefixRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.UnpinPrefixResponse.SerializeToString,
+            ),
+            'ListPins': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPins,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPinsRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPinsResponse.SerializeToString,
             ),
             'ListQueues': grpc.unary_unary_rpc_method_handler(
                     servicer.ListQueues,
@@ -636,6 +689,87 @@ class OperationsService:
             '/headrace.operations.v1.OperationsService/DeleteSwitch',
             headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteSwitchRequest.SerializeToString,
             headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteSwitchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PinPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/PinPrefix',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.PinPrefixRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.PinPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnpinPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/UnpinPrefix',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.UnpinPrefixRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.UnpinPrefixResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPins(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/ListPins',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListPinsRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListPinsResponse.FromString,
             options,
             channel_credentials,
             insecure,

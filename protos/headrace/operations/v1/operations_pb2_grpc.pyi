@@ -65,6 +65,15 @@ class OperationsServiceStub:
     """Puts a kill switch on, or changes its reason. In force everywhere within a second."""
     DeleteSwitch: _grpc.UnaryUnaryMultiCallable[_operations_pb2.DeleteSwitchRequest, _operations_pb2.DeleteSwitchResponse]
     """Takes a kill switch off. NOT_FOUND if it is not on."""
+    PinPrefix: _grpc.UnaryUnaryMultiCallable[_operations_pb2.PinPrefixRequest, _operations_pb2.PinPrefixResponse]
+    """Keeps a prefix, a system prompt above all, in the caches of executors, as the model's tokenizer and template
+    make it; replaces the pin of that name. INVALID_ARGUMENT with every violation; ABORTED when the pin is not
+    at the revision that was expected, or the model changed meanwhile.
+    """
+    UnpinPrefix: _grpc.UnaryUnaryMultiCallable[_operations_pb2.UnpinPrefixRequest, _operations_pb2.UnpinPrefixResponse]
+    """Keeps a prefix no longer than any other. NOT_FOUND if it is not pinned."""
+    ListPins: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListPinsRequest, _operations_pb2.ListPinsResponse]
+    """Lists what is pinned."""
     ListQueues: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListQueuesRequest, _operations_pb2.ListQueuesResponse]
     """Lists what waits and runs at each batcher."""
     ListCaches: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListCachesRequest, _operations_pb2.ListCachesResponse]
@@ -109,6 +118,15 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """Puts a kill switch on, or changes its reason. In force everywhere within a second."""
     DeleteSwitch: _aio.UnaryUnaryMultiCallable[_operations_pb2.DeleteSwitchRequest, _operations_pb2.DeleteSwitchResponse]  # type: ignore[assignment]
     """Takes a kill switch off. NOT_FOUND if it is not on."""
+    PinPrefix: _aio.UnaryUnaryMultiCallable[_operations_pb2.PinPrefixRequest, _operations_pb2.PinPrefixResponse]  # type: ignore[assignment]
+    """Keeps a prefix, a system prompt above all, in the caches of executors, as the model's tokenizer and template
+    make it; replaces the pin of that name. INVALID_ARGUMENT with every violation; ABORTED when the pin is not
+    at the revision that was expected, or the model changed meanwhile.
+    """
+    UnpinPrefix: _aio.UnaryUnaryMultiCallable[_operations_pb2.UnpinPrefixRequest, _operations_pb2.UnpinPrefixResponse]  # type: ignore[assignment]
+    """Keeps a prefix no longer than any other. NOT_FOUND if it is not pinned."""
+    ListPins: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListPinsRequest, _operations_pb2.ListPinsResponse]  # type: ignore[assignment]
+    """Lists what is pinned."""
     ListQueues: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListQueuesRequest, _operations_pb2.ListQueuesResponse]  # type: ignore[assignment]
     """Lists what waits and runs at each batcher."""
     ListCaches: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListCachesRequest, _operations_pb2.ListCachesResponse]  # type: ignore[assignment]
@@ -222,6 +240,33 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.DeleteSwitchResponse, _abc.Awaitable[_operations_pb2.DeleteSwitchResponse]]:
         """Takes a kill switch off. NOT_FOUND if it is not on."""
+
+    @_abc_1.abstractmethod
+    def PinPrefix(
+        self,
+        request: _operations_pb2.PinPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.PinPrefixResponse, _abc.Awaitable[_operations_pb2.PinPrefixResponse]]:
+        """Keeps a prefix, a system prompt above all, in the caches of executors, as the model's tokenizer and template
+        make it; replaces the pin of that name. INVALID_ARGUMENT with every violation; ABORTED when the pin is not
+        at the revision that was expected, or the model changed meanwhile.
+        """
+
+    @_abc_1.abstractmethod
+    def UnpinPrefix(
+        self,
+        request: _operations_pb2.UnpinPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.UnpinPrefixResponse, _abc.Awaitable[_operations_pb2.UnpinPrefixResponse]]:
+        """Keeps a prefix no longer than any other. NOT_FOUND if it is not pinned."""
+
+    @_abc_1.abstractmethod
+    def ListPins(
+        self,
+        request: _operations_pb2.ListPinsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ListPinsResponse, _abc.Awaitable[_operations_pb2.ListPinsResponse]]:
+        """Lists what is pinned."""
 
     @_abc_1.abstractmethod
     def ListQueues(

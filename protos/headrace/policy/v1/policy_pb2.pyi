@@ -269,10 +269,10 @@ class Scheduling(_message.Message):
     quantile: _builtins.float
     """The quantile of answers' lengths that ESTIMATE goes by; 0 means 0.9."""
     prefill_ahead_s: _builtins.float
-    """Prompts that an executor is given ahead of what it computes, in seconds of prefill; 0 means 0.1."""
+    """Prompts that an executor is given ahead of what it computes, in seconds of prefill; 0 means 0.05."""
     max_hold_s: _builtins.float
     """The longest that a work waits for the executor that holds its prefix, or for another work to compute it;
-    0 means 1.
+    0 means 5. Never so long that its first token would come too late elsewhere.
     """
     max_pushes: _builtins.int
     """How often a work may be pushed out; 0 means 2."""
