@@ -7,6 +7,7 @@ HeadraceError
 │   ├── RequestInvalid        INVALID_ARGUMENT, with every violation at once
 │   ├── ModelUnknown          NOT_FOUND
 │   ├── SwitchUnknown         NOT_FOUND
+│   ├── PinUnknown            NOT_FOUND
 │   ├── SwitchedOff           FAILED_PRECONDITION
 │   ├── CatalogueChanged      ABORTED
 │   └── NotSupported          UNIMPLEMENTED
@@ -113,6 +114,13 @@ class SwitchUnknown(CallerError):
     reason = "SWITCH_UNKNOWN"
 
 
+class PinUnknown(CallerError):
+    """The prefix that is to be unpinned is not pinned."""
+
+    code = 5
+    reason = "PIN_UNKNOWN"
+
+
 class SwitchedOff(CallerError):
     """A kill switch covers the request; `violations` names it."""
 
@@ -121,7 +129,7 @@ class SwitchedOff(CallerError):
 
 
 class CatalogueChanged(CallerError):
-    """Somebody else changed the catalogue meanwhile; `violations` names what."""
+    """Somebody else changed the catalogue, or a pin, meanwhile; `violations` names what."""
 
     code = 10
     reason = "CATALOGUE_CHANGED"
@@ -190,9 +198,9 @@ class InternalError(HeadraceError):
 BY_REASON: Mapping[str, type[HeadraceError]] = {
     error.reason: error
     for error in (
-        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, SwitchedOff, CatalogueChanged,
-        NotSupported, QuotaExceeded, Overloaded, NoExecutor, StageUnavailable, DeadlinePassed, Cancelled,
-        InternalError,
+        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, PinUnknown, SwitchedOff,
+        CatalogueChanged, NotSupported, QuotaExceeded, Overloaded, NoExecutor, StageUnavailable, DeadlinePassed,
+        Cancelled, InternalError,
     )
 }  # fmt: skip
 """The class of each reason, to rebuild an error that came over a lane."""

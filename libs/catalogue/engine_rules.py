@@ -14,6 +14,8 @@ ENGINES = ("openvino", "simulated", "triton", "remote", "trtllm", "vllm")
 SOURCE_ENGINES = {"simulated:": "simulated", "triton:": "triton", "remote:": "remote"}
 """Sources that name no weights, with the one engine that knows what they mean."""
 MOST_WAIT_S = 3600.0
+MOST_HOST_BLOCKS = 10_000_000
+"""The simulated engine really keeps their names: about 100 bytes each."""
 
 _SIMULATED = (
     "step_base_us", "prefill_token_us", "sequence_us", "load_us", "weights_us", "prefill_context_us",
@@ -64,6 +66,10 @@ def options(model: registry_pb2.Model) -> Iterator[Fault]:
         for name in _SIMULATED:
             if not 0 <= getattr(model.simulation, name) < 1e12:
                 yield Fault(f"simulation.{name}", f"{getattr(model.simulation, name):g}: at least 0")
+        if model.simulation.host_blocks > MOST_HOST_BLOCKS:
+            yield Fault("simulation.host_blocks", f"{model.simulation.host_blocks}: at most {MOST_HOST_BLOCKS}")
+        elif model.simulation.host_block_us and not model.simulation.host_blocks:
+            yield Fault("simulation.host_block_us", "there is no host tier without host_blocks: set both or neither")
 
 
 def _remote(remote: registry_pb2.RemoteOptions) -> Iterator[Fault]:

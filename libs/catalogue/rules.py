@@ -5,7 +5,7 @@ the first. Admission and the console share these rules; those of the engines' op
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from google.protobuf.duration_pb2 import Duration
@@ -44,6 +44,10 @@ class Referrers:
     """Models by alias."""
     tenants: Mapping[str, Sequence[str]]
     """Models that a tenant may use, by tenant."""
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Models by pinned prefix."""
+    scheduling: frozenset[str] = frozenset()
+    """Models that have rules of scheduling of their own."""
 
 
 def entry(model: registry_pb2.Model) -> Iterator[Fault]:
@@ -84,7 +88,7 @@ def across(models: Mapping[str, registry_pb2.Model], routes: Iterable[str] = ())
 
 
 def why_kept(name: str, after: Mapping[str, registry_pb2.Model], referrers: Referrers, *, force: bool) -> Iterator[str]:
-    """What stands against taking a model out; `force` overrules routes and tenants, not adapters.
+    """What stands against taking a model out; `force` overrules all but adapters.
 
     Args:
         after: The catalogue without it.
@@ -98,6 +102,10 @@ def why_kept(name: str, after: Mapping[str, registry_pb2.Model], referrers: Refe
         yield f"the route {_some(routes)} leads to it: change the route first, or force it"
     if tenants := sorted(tenant for tenant, models in referrers.tenants.items() if name in models):
         yield f"the tenant {_some(tenants)} names it: change the tenant first, or force it"
+    if pins := sorted(pin for pin, model in referrers.pins.items() if model == name):
+        yield f"the prefix {_some(pins)} is pinned for it: unpin it first, or force it"
+    if name in referrers.scheduling:
+        yield "rules of scheduling are made for it: remove them first, or force it"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -137,9 +145,9 @@ def _adapter(model: registry_pb2.Model) -> Iterator[Fault]:
     if model.base == model.name:
         yield Fault("base", "an adapter is not its own base")
     yield from positive(model, ("memory_bytes",))
-    for field, _ in model.ListFields():
-        if field.name not in _OF_ADAPTERS:
-            yield Fault(field.name, f"an adapter has that of its base, {model.base!r}: remove it here")
+    for given, _ in model.ListFields():
+        if given.name not in _OF_ADAPTERS:
+            yield Fault(given.name, f"an adapter has that of its base, {model.base!r}: remove it here")
 
 
 def _base(model: registry_pb2.Model) -> Iterator[Fault]:

@@ -201,3 +201,15 @@ def unpin(pinned: str) -> tuple[str, str]:
     """The pool, and the adapter or "", of a pin. A caller may have written it: it can name anything."""
     pool, _, adapter = pinned.partition("+")
     return pool, adapter
+
+
+def salted(salt: str, tenant: str) -> str:
+    """The salt of a work: that of its model (ModelSpec.salt), and behind it the tenant if that one is isolated, else
+    "". Neither can have a "/" in it, so no two pairs make the same salt."""
+    return f"{salt}/{tenant}" if tenant else salt
+
+
+def unsalted(salt: str) -> tuple[str, str]:
+    """Both parts of what `salted` made: the model's, and the isolated tenant or ""."""
+    own, _, tenant = salt.partition("/")
+    return own, tenant

@@ -107,6 +107,8 @@ QUEUE_WAITING = "headrace.queue.waiting"
 """Works that waited in front of this one when it arrived."""
 BLOCKS_MATCHED = "headrace.blocks.matched"
 BLOCKS_RESERVED = "headrace.blocks.reserved"
+HELD_FOR = "headrace.queue.held_for"
+"""What a work was held back for, last."""
 BATCH_WORKS = "headrace.batch.works"
 """Works in the engine's batch when this one joined."""
 
@@ -213,8 +215,22 @@ BATCHER_WAIT = _histogram(
 )
 BATCHER_REQUEUES = _counter(
     "headrace_batcher_requeues_total",
-    "Works that went back to the queue, by cause: broken or refused.",
+    "Works that went back to the queue, by cause: broken, refused or pushed.",
     "cause",
+)
+BATCHER_HOLDS = _counter(
+    "headrace_batcher_holds_total",
+    "Times that a work was held back for the executor, or the work, that has its prefix.",
+    "model",
+)
+BATCHER_PUSHES = _counter(
+    "headrace_batcher_pushes_total",
+    "Works that were pushed out of an executor, by cause: interactive or memory.",
+    "model",
+    "cause",
+)
+BATCHER_WARM_UPS = _counter(
+    "headrace_batcher_warm_ups_total", "Prefixes that were brought to an executor before they were asked for.", "model"
 )
 BATCHER_EXPIRED = _counter("headrace_batcher_expired_works_total", "Works answered because of their deadline.", "model")
 
@@ -228,6 +244,18 @@ KVCACHE_LOOKUP = _histogram(
 KVCACHE_INDEXED = _gauge("headrace_kvcache_indexed_blocks", "Blocks in the prefix index.", "model", "executor")
 KVCACHE_RESERVED = _gauge("headrace_kvcache_reserved_blocks", "Blocks reserved in the ledger.", "model", "executor")
 KVCACHE_GAPS = _counter("headrace_kvcache_event_gaps_total", "Gaps in block events that made a snapshot.", "executor")
+KVCACHE_TRUSTED = _gauge(
+    "headrace_kvcache_trusted", "1 while what the index says of an executor is used.", "model", "executor"
+)
+KVCACHE_ACCURACY = _gauge(
+    "headrace_kvcache_accuracy", "Share of promised blocks that the engine found lately.", "model", "executor"
+)
+KVCACHE_DISTRUSTS = _counter(
+    "headrace_kvcache_distrusts_total", "Times that the index was no longer believed, or less of it.", "executor"
+)
+KVCACHE_FAULTS = _counter(
+    "headrace_kvcache_faults_total", "Faults in the books that were found and put right; each is a bug."
+)
 
 EXECUTOR_WORKS = _counter(
     "headrace_executor_works_total", "Works that ended, by result (OK, or the reason).", "model", "result"

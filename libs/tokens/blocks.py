@@ -17,7 +17,8 @@ TOKEN_BYTES = 4
 def salt(model: str, adapter: str = "", tenant: str = "") -> bytes:
     """What keeps prefixes apart: the same tokens under another model or adapter are other keys and values.
 
-    Give `tenant` where a tenant's prompts must not be found, not even by timing, by another tenant.
+    The salt of a work (libs.catalogue.salted), which goes in place of `adapter`, has its tenant in it already if that
+    one is isolated. Give `tenant` where a tenant's prompts must not be found, not even by timing, and no such salt is.
     """
     # Lengths in front, so that no two triples run together into the same bytes.
     parts = (part.encode() for part in (model, adapter, tenant))

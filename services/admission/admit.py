@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from libs import errors
-from libs.catalogue import ModelSpec, model_of, unpin
+from libs.catalogue import ModelSpec, model_of, salted, unpin
 from libs.errors import Violation
 from libs.lane.work import Sampling, Tier, Work
 from libs.tokens.blocks import chain, salt
@@ -106,6 +106,7 @@ def admit(checked: Checked, prompt: Sequence[int], vocabulary: int, request_id: 
     if faults:
         raise errors.RequestInvalid.of(faults)
     sampling = request.sampling
+    own_salt = salted(spec.salt, tenant.name if tenant.isolated else "")
     work = Work(
         request_id=request_id,
         tenant=tenant.name,
@@ -113,10 +114,10 @@ def admit(checked: Checked, prompt: Sequence[int], vocabulary: int, request_id: 
         model=request.model,
         prompt=prompt,
         resumed=request.resumed,
-        block_hashes=chain(prompt, spec.block_tokens, salt(spec.base or spec.name, spec.salt)),
+        block_hashes=chain(prompt, spec.block_tokens, salt(spec.base or spec.name, own_salt)),
         block_tokens=spec.block_tokens,
         pool=request.resumed_version if request.resumed else "",
-        salt=spec.salt,
+        salt=own_salt,
         chat=_chat(request, spec),
         sampling=Sampling(
             max_tokens, sampling.temperature, sampling.top_p, sampling.top_k, sampling.seed,
@@ -126,6 +127,7 @@ def admit(checked: Checked, prompt: Sequence[int], vocabulary: int, request_id: 
         log_probs=request.log_probs,
         deadline=checked.deadline,
         traceparent=request.traceparent,
+        weight=tenant.weight,
     )  # fmt: skip
     return Admitted(
         work, f"{len(prompt)} prompt tokens, at most {max_tokens} answer tokens, {checked.tier.name.lower()}"

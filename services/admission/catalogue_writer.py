@@ -86,12 +86,16 @@ class CatalogueWriter:
                 models[name] = registry_pb2.Model(name=name)
         routes = await self._registry.get_messages(keys.ROUTES, policy_pb2.Route)
         tenants = await self._registry.get_messages(keys.TENANTS, policy_pb2.Tenant)
+        pins = await self._registry.get_messages(keys.PINS, policy_pb2.Pin)
+        scheduling = await self._registry.get_messages(keys.SCHEDULING, policy_pb2.Scheduling)
         return _Catalogue(
             models,
             {entry.key.removeprefix(keys.MODELS): entry.mod_revision for entry in entries},
             Referrers(
                 {alias: route.model for alias, route in routes.items()},
                 {name: tuple(tenant.models) for name, tenant in tenants.items()},
+                {name: pin.model for name, pin in pins.items()},
+                frozenset(scheduling),
             ),
         )
 

@@ -34,7 +34,7 @@ def request_from_proto(
     }
     return Request(
         model=message.model,
-        chat=_turns(message.chat) if message.HasField("chat") else None,
+        chat=turns(message.chat) if message.HasField("chat") else None,
         prompt=message.prompt if message.HasField("prompt") else None,
         sampling=SamplingRequest(ignore_end=message.sampling.ignore_end, stop=tuple(message.sampling.stop), **optional),
         grammar=Grammar(form, getattr(message.grammar, form)) if form else None,
@@ -57,7 +57,7 @@ def count_request_from_proto(message: inference_pb2.CountTokensRequest) -> Reque
     """A request that is only to be counted."""
     return Request(
         model=message.model,
-        chat=_turns(message.chat) if message.HasField("chat") else None,
+        chat=turns(message.chat) if message.HasField("chat") else None,
         prompt=message.prompt if message.HasField("prompt") else None,
     )
 
@@ -95,5 +95,6 @@ def finish_to_proto(finish: Finish) -> inference_pb2.Finish:
     return message
 
 
-def _turns(chat: inference_pb2.Chat) -> list[Turn]:
+def turns(chat: inference_pb2.Chat) -> list[Turn]:
+    """The turns of a chat as plain values."""
     return [Turn(ROLES.get(turn.role, ""), turn.content) for turn in chat.messages]

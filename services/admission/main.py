@@ -23,6 +23,7 @@ from services.admission.front import Front
 from services.admission.identity import authenticate
 from services.admission.observe import Observer
 from services.admission.operations import OperationsServicer
+from services.admission.pin_writer import PinWriter
 from services.admission.placement_view import PlacementView
 from services.admission.policy import Policy, Tenant
 from services.admission.policy_source import PolicySource
@@ -59,8 +60,9 @@ async def run(settings: Settings) -> None:
         inference = InferenceServicer(front, source, mesh.tracing, observer)
         view = PlacementView(source.models, source.executors, placements, unplaced, demand)
         writer = CatalogueWriter(mesh.registry, mesh.clock)
+        pins = PinWriter(mesh.registry, lambda: source.policy.aliases, tokenizers.get)
         stages = Stages(services, mesh.channels.connect)
-        operations = OperationsServicer(front, source, mesh.registry, services, view, writer, stages)
+        operations = OperationsServicer(front, source, mesh.registry, services, view, writer, pins, stages)
         mesh.owns(source.close)
         await source.start()
         mesh.owns(routers.close)

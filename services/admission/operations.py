@@ -2,8 +2,7 @@
 `operator: true` get in."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -13,17 +12,18 @@ from grpc import aio
 from headrace.operations.v1 import operations_pb2, operations_pb2_grpc
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-from libs.errors import NotAllowed, RequestInvalid, StageUnavailable, SwitchUnknown, Violation
+from libs.errors import RequestInvalid, StageUnavailable, SwitchUnknown, Violation
 from libs.lane.wire import decision_to_proto
 from libs.registry import keys
-from libs.registry.errors import RegistryError
 from libs.registry.mirror import Mirror
 from libs.registry.registry import Registry
-from libs.rpc.call import CALL
 from libs.rpc.paging import page
+from services.admission.calls import operator, written
 from services.admission.catalogue_writer import CatalogueWriter
 from services.admission.convert import request_from_proto
 from services.admission.front import Front
+from services.admission.pin_operations import PinOperations
+from services.admission.pin_writer import PinWriter
 from services.admission.placement_news import news, snapshot
 from services.admission.placement_view import PlacementView
 from services.admission.policy import Tenant
@@ -44,13 +44,14 @@ Context = aio.ServicerContext[Any, Any]
 _KINDS: Mapping[int, str] = {policy_pb2.SWITCH_KIND_MODEL: "model", policy_pb2.SWITCH_KIND_TENANT: "tenant"}
 
 
-class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
+class OperationsServicer(PinOperations, operations_pb2_grpc.OperationsServiceServicer):
     """Serves headrace.operations.v1.OperationsService.
 
     Args:
         services: Processes of every stage, by "service/instance".
         view: What is known of models and copies.
         writer: Writes the catalogue.
+        pins: Writes the pins.
         stages: Asks the processes of the stages behind.
     """
 
@@ -62,8 +63,10 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         services: Mirror[registry_pb2.ServiceInstance],
         view: PlacementView,
         writer: CatalogueWriter,
+        pins: PinWriter,
         stages: Stages,
     ) -> None:
+        super().__init__(pins)
         self._front = front
         self._source = source
         self._registry = registry
@@ -76,7 +79,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ListModelsRequest, context: object
     ) -> operations_pb2.ListModelsResponse:
         """From the registry."""
-        _operator()
+        operator()
         models, token = page(_ordered(self._source.models.items), request.page_size, request.page_token)
         picture = self._view.picture()
         response = operations_pb2.ListModelsResponse(models=models, next_page_token=token)
@@ -90,24 +93,24 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ApplyModelsRequest, context: object
     ) -> operations_pb2.ApplyModelsResponse:
         """Written as one, if all is as it was read."""
-        operator = _operator()
-        with _written("the models were perhaps not written"):
-            return operations_pb2.ApplyModelsResponse(changes=await self._writer.apply(request, operator.name))
+        caller = operator()
+        with written("the models were perhaps not written"):
+            return operations_pb2.ApplyModelsResponse(changes=await self._writer.apply(request, caller.name))
 
     async def DeleteModel(
         self, request: operations_pb2.DeleteModelRequest, context: object
     ) -> operations_pb2.DeleteModelResponse:
         """Deletes the model; placement withdraws its copies."""
-        operator = _operator()
-        with _written("the model was perhaps not deleted"):
-            change = await self._writer.delete(request.name, operator.name, force=request.force)
+        caller = operator()
+        with written("the model was perhaps not deleted"):
+            change = await self._writer.delete(request.name, caller.name, force=request.force)
         return operations_pb2.DeleteModelResponse(change=change)
 
     async def ListServices(
         self, request: operations_pb2.ListServicesRequest, context: object
     ) -> operations_pb2.ListServicesResponse:
         """From the registry."""
-        _operator()
+        operator()
         services, token = page(_ordered(self._services.items), request.page_size, request.page_token)
         return operations_pb2.ListServicesResponse(services=services, next_page_token=token)
 
@@ -115,7 +118,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ListExecutorsRequest, context: object
     ) -> operations_pb2.ListExecutorsResponse:
         """From the registry."""
-        _operator()
+        operator()
         executors, token = page(_ordered(self._source.executors.items), request.page_size, request.page_token)
         return operations_pb2.ListExecutorsResponse(executors=executors, next_page_token=token)
 
@@ -123,7 +126,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ListPlacementsRequest, context: object
     ) -> operations_pb2.ListPlacementsResponse:
         """From the registry."""
-        _operator()
+        operator()
         picture = self._view.picture()
         found, token = page(list(picture.copies.items()), request.page_size, request.page_token)
         return operations_pb2.ListPlacementsResponse(
@@ -138,7 +141,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.WatchPlacementsRequest, context: Context
     ) -> None:
         """The registry's changes as they come; what the caller is too slow for is merged."""
-        _operator()
+        operator()
         clock, took = asyncio.get_running_loop().time, 0.0
         with self._view.watch() as changed:
             told = self._view.picture(request.models)
@@ -163,7 +166,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ListTenantsRequest, context: object
     ) -> operations_pb2.ListTenantsResponse:
         """From the registry, without the keys' hashes."""
-        _operator()
+        operator()
         tenants, token = page(_ordered(self._source.tenants.items), request.page_size, request.page_token)
         response = operations_pb2.ListTenantsResponse(tenants=tenants, next_page_token=token)
         for tenant in response.tenants:
@@ -174,7 +177,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ListUsageRequest, context: object
     ) -> operations_pb2.ListUsageResponse:
         """From this process's ledger."""
-        _operator()
+        operator()
         usages = [
             operations_pb2.TenantUsage(
                 tenant=name,
@@ -193,7 +196,7 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ListSwitchesRequest, context: object
     ) -> operations_pb2.ListSwitchesResponse:
         """From the registry."""
-        _operator()
+        operator()
         switches, token = page(_ordered(self._source.switches.items), request.page_size, request.page_token)
         return operations_pb2.ListSwitchesResponse(switches=switches, next_page_token=token)
 
@@ -201,37 +204,37 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.PutSwitchRequest, context: object
     ) -> operations_pb2.PutSwitchResponse:
         """Writes the switch; every process follows it in the registry."""
-        operator, switch = _operator(), request.switch
+        caller, switch = operator(), request.switch
         faults = (
             []
             if switch.reason.strip()
             else [Violation("switch.reason", "is required: it is told to whoever is refused")]
         )
         key = _switch_key(switch.kind, switch.name, "switch.", faults)
-        switch.set_by = operator.name
-        with _written("the switch was perhaps not written"):
+        switch.set_by = caller.name
+        with written("the switch was perhaps not written"):
             await self._registry.put_message(key, switch)
-        log.warning("switch on", kind=_KINDS[switch.kind], name=switch.name, set_by=operator.name, reason=switch.reason)
+        log.warning("switch on", kind=_KINDS[switch.kind], name=switch.name, set_by=caller.name, reason=switch.reason)
         return operations_pb2.PutSwitchResponse(switch=switch)
 
     async def DeleteSwitch(
         self, request: operations_pb2.DeleteSwitchRequest, context: object
     ) -> operations_pb2.DeleteSwitchResponse:
         """Deletes the switch."""
-        operator = _operator()
+        caller = operator()
         key = _switch_key(request.kind, request.name, "", [])
-        with _written("the switch is perhaps still on"):
+        with written("the switch is perhaps still on"):
             deleted = await self._registry.delete(key)
         if not deleted:
             raise SwitchUnknown(f"no switch is on for {_KINDS[request.kind]} {request.name}")
-        log.warning("switch off", kind=_KINDS[request.kind], name=request.name, by=operator.name)
+        log.warning("switch off", kind=_KINDS[request.kind], name=request.name, by=caller.name)
         return operations_pb2.DeleteSwitchResponse()
 
     async def ListQueues(
         self, request: operations_pb2.ListQueuesRequest, context: object
     ) -> operations_pb2.ListQueuesResponse:
         """Asks every batcher; one that does not answer is left out."""
-        _operator()
+        operator()
         queues = await self._stages.queues()
         part, token = page(queues, request.page_size, request.page_token)
         return operations_pb2.ListQueuesResponse(queues=part, next_page_token=token)
@@ -240,14 +243,14 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         self, request: operations_pb2.ListCachesRequest, context: object
     ) -> operations_pb2.ListCachesResponse:
         """Asks every KV-cache manager; one that does not answer is left out."""
-        _operator()
+        operator()
         caches = await self._stages.caches()
         part, token = page(caches, request.page_size, request.page_token)
         return operations_pb2.ListCachesResponse(caches=part, next_page_token=token)
 
     async def Explain(self, request: operations_pb2.ExplainRequest, context: object) -> operations_pb2.ExplainResponse:
         """Each stage's own word, in order."""
-        tenant: Tenant | None = _operator()
+        tenant: Tenant | None = operator()
         if request.tenant:
             tenant = next((t for t in self._front.policy().tenants.values() if t.name == request.tenant), None)
             if tenant is None:
@@ -259,23 +262,6 @@ class OperationsServicer(operations_pb2_grpc.OperationsServiceServicer):
         except aio.AioRpcError as error:
             raise StageUnavailable("a stage behind did not answer", retry_after_s=1.0) from error
         return operations_pb2.ExplainResponse(decisions=map(decision_to_proto, decisions))
-
-
-def _operator() -> Tenant:
-    """The caller, if it may operate the mesh."""
-    tenant: Tenant = CALL.get().identity
-    if not tenant.operator:
-        raise NotAllowed(f"tenant {tenant.name} is not an operator")
-    return tenant
-
-
-@contextmanager
-def _written(otherwise: str) -> Iterator[None]:
-    """Around a write: etcd's silence becomes StageUnavailable, with what the caller is to know."""
-    try:
-        yield
-    except RegistryError as error:
-        raise StageUnavailable(f"etcd does not answer; {otherwise}", retry_after_s=1.0) from error
 
 
 def _ordered(items: Mapping[str, M]) -> Sequence[M]:

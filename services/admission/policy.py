@@ -18,6 +18,8 @@ class Tenant:
     max_output_tokens: int = 0
     max_concurrency: int = 0
     default_tier: Tier = Tier.INTERACTIVE
+    weight: float = 1.0
+    isolated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from math import inf
 
 from google.protobuf import struct_pb2
 
@@ -86,6 +87,8 @@ def _tenant(message: policy_pb2.Tenant) -> Tenant:
         max_output_tokens=message.max_output_tokens,
         max_concurrency=message.max_concurrency,
         default_tier=Tier(message.default_tier) if message.default_tier in (1, 2) else Tier.INTERACTIVE,
+        weight=message.weight if 0 < message.weight < inf else 1.0,
+        isolated=message.isolated,
     )
 
 

@@ -14,11 +14,14 @@ import typer
 from libs.settings import SettingsInvalid, parse
 from services.console import terminal
 from services.console.config import Settings
+from services.console.door import STATE_DIR, AsJson, Key, StateDir, Target
+from services.console.door import door as _door
+from services.console.door import read as _read
 from services.console.mesh.parts import POLICY_DIR
 from services.console.mesh.plan import BASE_PORT, Options
+from services.console.pins import app as pins_app
 from services.console.problem import Problem
-
-STATE_DIR = Path(".headrace")
+from services.console.simulate import app as simulate_app
 
 app = typer.Typer(
     help="Headrace: an LLM inference mesh.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -27,13 +30,8 @@ policy_app = typer.Typer(help="The rules and models of a mesh.", no_args_is_help
 keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(policy_app, name="policy")
 app.add_typer(keys_app, name="keys")
-
-Target = Annotated[str | None, typer.Option(help="host:port of another mesh.")]
-Key = Annotated[str | None, typer.Option(envvar="HEADRACE_API_KEY", help="By default the development key.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For programs.")]
-StateDir = Annotated[
-    Path, typer.Option("--state-dir", envvar="HEADRACE_STATE_DIR", help="Where the mesh keeps its state.")
-]
+app.add_typer(simulate_app, name="simulate")
+app.add_typer(pins_app)
 
 
 @app.command()
@@ -234,25 +232,6 @@ def keys_new(tenant: Annotated[str, typer.Argument(help="Who it is for.")]) -> N
     from services.console.commands.policy import new_key
 
     new_key(tenant, terminal.out())
-
-
-def _door(target: str | None, key: str | None, state_dir: Path) -> tuple[str, str]:
-    """host:port and key of the mesh that is meant. Raises Problem."""
-    from services.console.commands.running import running
-
-    if target is None:
-        snapshot = running(state_dir.absolute())
-        target, key = snapshot.target, key or snapshot.key
-    if key is None:
-        raise Problem("an API key is needed", advice="`--key`, or HEADRACE_API_KEY in the environment")
-    return target, key
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise Problem(f"{path} cannot be read", [str(error)]) from error
 
 
 def main() -> None:

@@ -63,6 +63,25 @@ class Operations:
         )
         return list((await self._ask("ApplyModels", request)).changes)
 
+    async def pin(self, request: pb.PinPrefixRequest) -> pb.PinnedPrefix:
+        """The pin as it is stored."""
+        pinned: pb.PinnedPrefix = (await self._ask("PinPrefix", request)).pin
+        return pinned
+
+    async def unpin(self, request: pb.UnpinPrefixRequest) -> None:
+        """Takes a pin away."""
+        await self._ask("UnpinPrefix", request)
+
+    async def pins(self) -> list[pb.PinnedPrefix]:
+        """Every pin, by name."""
+        pins: list[pb.PinnedPrefix] = []
+        token = ""
+        while True:
+            answer = await self._ask("ListPins", pb.ListPinsRequest(page_size=PAGE, page_token=token))
+            pins += answer.pins
+            if not (token := answer.next_page_token):
+                return pins
+
     async def watch(self, models: Sequence[str] = ()) -> AsyncIterator[pb.WatchPlacementsResponse]:
         """A snapshot of the placements, then what changes."""
         call = self._stub.WatchPlacements(pb.WatchPlacementsRequest(models=models), metadata=self._metadata)
@@ -94,7 +113,8 @@ def told(error: HeadraceError, target: str) -> Problem:
             )
         case "CATALOGUE_CHANGED":
             advice = "the same command again shows what it would change now"
-            return Problem("somebody else changed the catalogue meanwhile", violations or [error.message], advice)
+            what = "the catalogue" if violations else "it"
+            return Problem(f"somebody else changed {what} meanwhile", violations or [error.message], advice)
         case "":
             return Problem(
                 f"no mesh answers at {target}", [error.message], "`headrace up` starts one; `--target` names another"

@@ -1,8 +1,8 @@
 """The rules and models of a mesh as files, for people to read, review and keep in version control.
 
-A policy is a folder with `tenants/`, `tiers/`, `routes/` and `models/`; each YAML file in them is one object,
-in the JSON form of its message (policy.proto, registry.proto), and bears its name. Kill switches are not
-files: they are set in a hurry, and outlive a change of the policy.
+A policy is a folder with `tenants/`, `tiers/`, `routes/`, `models/`, `scheduling/` and `pins/`; each YAML file in
+them is one object, in the JSON form of its message (policy.proto, registry.proto), and bears its name. Kill switches
+are not files: they are set in a hurry, and outlive a change of the policy.
 """
 
 import hashlib
@@ -81,9 +81,11 @@ _KINDS: Mapping[str, _Kind] = {
     ),
     "routes": _Kind(policy_pb2.Route, lambda route: route.alias, "alias", keys.route, keys.ROUTES),
     "models": _Kind(registry_pb2.Model, lambda model: model.name, "name", keys.model, keys.MODELS),
+    "scheduling": _Kind(policy_pb2.Scheduling, lambda rules: rules.name, "name", keys.scheduling, keys.SCHEDULING),
+    "pins": _Kind(policy_pb2.Pin, lambda pin: pin.name, "name", keys.pin, keys.PINS),
 }
-PREFIXES = tuple(kind.prefix for kind in _KINDS.values())
-"""Where in etcd a policy rules alone."""
+PREFIXES = (keys.MODELS, keys.TIERS, keys.TENANTS, keys.ROUTES, keys.SCHEDULING, keys.PINS)
+"""Where in etcd a policy rules alone; what is named in front of what names it."""
 
 
 def load(folder: Path) -> Policy:

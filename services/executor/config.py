@@ -26,5 +26,7 @@ class Settings:
     """The interpreter that has TensorRT-LLM, where that is not this one."""
     vllm_python: str = ""
     """The interpreter that has vLLM, where that is not this one."""
+    step_tokens: int = 0
+    """Tokens that one step of any of its models computes at most; 0 leaves that to the catalogue."""
     niceness: int = 0
     """Added to the priority of the OpenVINO engine's process, so that it leaves the rest of a machine usable."""

@@ -36,6 +36,8 @@ class Capacity:
     exactness: Exactness
     adapter_slots: int = 0
     """Adapters in one batch; 0 when it takes none."""
+    step_tokens: int = 0
+    """Tokens that one step computes at most; 0 when the engine does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class Capabilities:
     """One adapter at a time, changed between steps; or several in one batch."""
     salted_cache: bool = False
     """Its prefix cache is keyed by the work's salt."""
+    remembers: bool = True
+    """It finds the prefix of a work again in later ones, as far as anybody knows."""
     cached_tokens: bool = False
     """It tells how many prompt tokens it found in its cache."""
     seeds: bool = False

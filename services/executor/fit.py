@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import jsonschema
 
+from libs.catalogue import unsalted
 from libs.errors import NotSupported, Violation
 from libs.lane.work import Grammar, Sampling, Work
 from services.executor.engine import Capabilities
@@ -34,6 +35,8 @@ def refusal(work: Work, can: Capabilities) -> NotSupported | None:
     """
     sampling = work.sampling
     penalized = bool(sampling.presence_penalty or sampling.frequency_penalty)
+    _, tenant = unsalted(work.salt)
+    mixes = bool(tenant) and can.remembers and not can.salted_cache
     penalized = penalized or sampling.repetition_penalty not in (None, 1.0)  # 1 is how "none" is written
     lacking = [
         what
@@ -44,6 +47,7 @@ def refusal(work: Work, can: Capabilities) -> NotSupported | None:
             ("penalties", penalized and not can.penalties),
             ("ignore_end", sampling.ignore_end and not can.ignore_end),
             ("top_k", bool(sampling.top_k) and not can.top_k),
+            (f"keeping prompts of tenant {tenant} apart from those of others, as its policy asks", mixes),
         )
         if asked
     ]

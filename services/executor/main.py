@@ -1,5 +1,7 @@
 """The executor's process."""
 
+from dataclasses import replace
+
 from headrace.registry.v1 import registry_pb2
 from libs import process
 from libs.catalogue import ModelSpec, with_base
@@ -57,7 +59,9 @@ async def run(settings: Settings) -> None:
         mesh.owns(placements.close)
 
         def reconcile() -> None:
-            reconciler.want({pool: _wanted(placement) for pool, placement in placements.items.items()})
+            reconciler.want(
+                {pool: _wanted(placement, settings.step_tokens) for pool, placement in placements.items.items()}
+            )
 
         async def follow() -> None:
             await report.follow()
@@ -73,8 +77,10 @@ async def run(settings: Settings) -> None:
         await mesh.serve(begin_drain, lambda: host.in_flight)
 
 
-def _wanted(placement: registry_pb2.Placement) -> Wanted:
+def _wanted(placement: registry_pb2.Placement, step_tokens: int) -> Wanted:
+    """What is to be held; with `step_tokens`, 0 for none, in place of the catalogue's."""
     spec = ModelSpec.from_proto(placement.model)
+    spec = replace(spec, step_tokens=step_tokens or spec.step_tokens)
     adapters = (with_base(ModelSpec.from_proto(adapter), spec) for adapter in placement.adapters)
     return Wanted(spec, {adapter.adapter: adapter for adapter in adapters})
 

@@ -52,5 +52,5 @@ def _copy(pool: str, status: CopyStatus) -> registry_pb2.ExecutorModel:
     )
     if (capacity := status.capacity) is not None:
         copy.slots, copy.blocks, copy.block_tokens = capacity.slots, capacity.blocks, capacity.block_tokens
-        copy.adapter_slots = capacity.adapter_slots
+        copy.adapter_slots, copy.step_tokens = capacity.adapter_slots, capacity.step_tokens
     return copy

@@ -3,13 +3,15 @@
 A pool is one version of a base model; adapters run in the pool of their base. While a new version is rolled
 out, new works go to the versions in proportion to the copies that answer for each. A work that has begun
 stays with the version, and the adapter, that it began with: no answer mixes two.
+
+What keeps prefixes apart follows the adapter that is chosen; a tenant that admission isolated stays isolated.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from libs.catalogue import ModelSpec, model_of, pin, unpin
+from libs.catalogue import ModelSpec, model_of, pin, salted, unpin, unsalted
 from libs.errors import ModelUnknown, NoExecutor, SwitchedOff, Violation
 from libs.lane.work import Work
 
@@ -90,9 +92,10 @@ def route(work: Work, catalogue: Catalogue, now: float) -> Route:
             raise SwitchedOff(f"{name} is switched off: {reason}", violations=[Violation(f"model/{name}", reason)])
     if spec.adapter:
         named += f", an adapter of {spec.base}"
-    if work.resumed and work.pool:
-        return _resumed(work, spec, catalogue, named, now)
-    return _new(work, spec, catalogue, named, now)
+    begun = bool(work.resumed and work.pool)
+    chosen = (_resumed if begun else _new)(work, spec, catalogue, named, now)
+    _, tenant = unsalted(work.salt)
+    return replace(chosen, salt=salted(chosen.salt, tenant)) if tenant else chosen
 
 
 def batcher_for(work: Work, batchers: Sequence[str]) -> str:

@@ -192,6 +192,22 @@ def test_prefixes_of_adapters_are_kept_apart_unless_they_are_the_same(model: str
     assert (work.model, work.pool, work.adapter) == (model, "", ""), "the router chooses"
 
 
+@pytest.mark.parametrize(("model", "own"), [("letters", "/t"), ("lora", "lora@1/t"), ("twin", "/t")])
+def test_an_isolated_tenant_shares_prefixes_with_nobody(model: str, own: str) -> None:
+    isolated = replace(TENANT, name="t", isolated=True)
+    work = admitted(Request(model, prompt="x"), prompt=40, policy=ADAPTERS, tenant=isolated).work
+    other = admitted(Request(model, prompt="x"), prompt=40, policy=ADAPTERS, tenant=replace(isolated, name="u")).work
+    shared = admitted(Request(model, prompt="x"), prompt=40, policy=ADAPTERS).work
+    assert work.salt == own
+    assert work.block_hashes == chain(list(range(40)), 16, salt("letters", own))
+    assert len({work.block_hashes[0], other.block_hashes[0], shared.block_hashes[0]}) == 3
+
+
+def test_a_work_bears_the_weight_of_its_tenant() -> None:
+    assert admitted(asking()).work.weight == 1.0
+    assert admitted(asking(), tenant=Tenant("t", weight=2.5)).work.weight == 2.5
+
+
 def test_a_switch_on_a_base_covers_its_adapters() -> None:
     with pytest.raises(SwitchedOff, match="letters is switched off: it lies"):
         check(Request("lora", prompt="x"), TENANT, replace(ADAPTERS, models_off={"letters": "it lies"}), 0, NOW)

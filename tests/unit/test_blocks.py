@@ -7,10 +7,18 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from libs.kvcache.values import CacheTier
 from services.executor.blocks import Allocation, PagedBlocks
 from services.executor.engine import BlockEvent
 
 CAPACITY, BLOCK = 12, 4
+HOST = CacheTier.HOST
+
+
+def run_through(blocks: PagedBlocks, work_id: int, hashes: Sequence[int]) -> None:
+    """A work that fills these blocks, and ends."""
+    blocks.allocate(work_id, hashes, len(hashes) * BLOCK)
+    blocks.free(work_id, hashes)
 
 
 def test_a_published_prefix_is_found_again() -> None:
@@ -84,10 +92,68 @@ def test_clearing_keeps_what_is_in_use() -> None:
     assert blocks.cached == 0
 
 
-@pytest.mark.parametrize(("capacity", "tokens"), [(0, 4), (4, 0)])
-def test_nothing_holds_nothing(capacity: int, tokens: int) -> None:
+@pytest.mark.parametrize(("capacity", "tokens", "host"), [(0, 4, 0), (4, 0, 0), (4, 4, -1)])
+def test_nothing_holds_nothing(capacity: int, tokens: int, host: int) -> None:
     with pytest.raises(ValueError, match="hold nothing"):
-        PagedBlocks(capacity, tokens)
+        PagedBlocks(capacity, tokens, host)
+
+
+def test_what_leaves_the_device_goes_to_the_host_and_comes_back() -> None:
+    blocks = PagedBlocks(3, BLOCK, host_blocks=4)
+    run_through(blocks, 1, [10, 11])
+    run_through(blocks, 2, [20, 21])
+    assert blocks.match([10, 11]) == 2
+    assert (blocks.cached, blocks.on_host) == (3, 1)
+    blocks.drain_events()
+    assert blocks.allocate(3, [10, 11], 9) == Allocation(blocks=3, cached_blocks=2, host_blocks=1)
+    assert blocks.drain_events() == [
+        BlockEvent("removed", (11,), HOST),
+        BlockEvent("removed", (21, 20)),
+        BlockEvent("stored", (21, 20), HOST),
+        BlockEvent("stored", (11,)),
+    ]
+    assert blocks.match([20, 21]) == 2
+
+
+def test_the_host_forgets_what_came_first() -> None:
+    blocks = PagedBlocks(2, BLOCK, host_blocks=3)
+    for work_id, first in enumerate((10, 20, 30)):
+        run_through(blocks, work_id, [first, first + 1])
+    assert [blocks.match([block]) for block in (10, 11, 20, 21, 30, 31)] == [1, 0, 1, 1, 1, 1]
+    assert blocks.on_host == 3
+
+
+def test_of_more_than_the_host_holds_the_last_are_kept() -> None:
+    blocks = PagedBlocks(4, BLOCK, host_blocks=2)
+    run_through(blocks, 1, [10, 11, 12, 13])
+    blocks.drain_events()
+    run_through(blocks, 2, [20, 21, 22, 23])
+    assert blocks.drain_events()[:2] == [BlockEvent("removed", (13, 12, 11, 10)), BlockEvent("stored", (11, 10), HOST)]
+    assert blocks.match([10, 11, 12]) == 2
+
+
+def test_a_block_that_was_computed_again_is_given_up_on_the_host() -> None:
+    blocks = PagedBlocks(2, BLOCK, host_blocks=2)
+    run_through(blocks, 1, [10])
+    blocks.allocate(2, [], 8)
+    assert blocks.on_host == 1
+    blocks.publish(2, [10])
+    assert blocks.on_host == 0
+    assert blocks.drain_events()[-2:] == [BlockEvent("stored", (10,)), BlockEvent("removed", (10,), HOST)]
+
+
+def test_what_is_brought_back_needs_room_too() -> None:
+    blocks = PagedBlocks(2, BLOCK, host_blocks=2)
+    run_through(blocks, 1, [10, 11])
+    blocks.allocate(2, [], 4)
+    blocks.allocate(3, [], 4)
+    assert blocks.on_host == 2
+    blocks.free(3)
+    assert blocks.allocate(4, [10, 11], 8) is None
+    assert blocks.allocate(5, [10], 5) is None
+    assert blocks.on_host == 2
+    blocks.free(2)
+    assert blocks.allocate(6, [10, 11], 8) == Allocation(2, 1, 1)
 
 
 def test_a_work_cannot_publish_more_than_it_has() -> None:
@@ -105,27 +171,35 @@ chains = st.lists(st.integers(0, 1), max_size=5).map(
 )
 
 
+UNIVERSE = range(2, 64)
+"""Every block that a chain can have."""
+
+
 class Machine(RuleBasedStateMachine):
-    """Works come, grow, publish and go; whoever follows the events knows what is in the cache."""
+    """Works come, grow, publish and go; whoever follows the events knows what is in each tier of the cache."""
+
+    host_blocks = 0
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = PagedBlocks(CAPACITY, BLOCK)
+        self.blocks = PagedBlocks(CAPACITY, BLOCK, self.host_blocks)
         self.works: dict[int, tuple[Sequence[int], int]] = {}
-        self.known: set[int] = set()
+        self.known: dict[CacheTier, set[int]] = {CacheTier.DEVICE: set(), HOST: set()}
         self.next_id = 0
 
     @rule(chain=chains, tail=st.integers(0, BLOCK))
     def allocate(self, chain: Sequence[int], tail: int) -> None:
         total = max(len(chain) * BLOCK + tail, 1)
-        before = (self.blocks.used, self.blocks.cached)
+        before = (self.blocks.used, self.blocks.cached, self.blocks.on_host)
         matched = self.blocks.match(chain)
         allocation = self.blocks.allocate(self.next_id, chain, total)
         if allocation is None:
-            assert (self.blocks.used, self.blocks.cached) == before
+            assert (self.blocks.used, self.blocks.cached, self.blocks.on_host) == before
             return
         assert allocation.cached_blocks == min(matched, (total - 1) // BLOCK)
         assert allocation.blocks == -(-total // BLOCK)
+        found = set(chain[: allocation.cached_blocks])
+        assert allocation.host_blocks == len(found & self.known[HOST])
         self.works[self.next_id] = (chain, total)
         self.next_id += 1
 
@@ -155,7 +229,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def clear(self) -> None:
         self.blocks.clear()
-        assert self.blocks.cached == 0
+        assert self.blocks.cached == self.blocks.on_host == 0
 
     @invariant()
     def adds_up(self) -> None:
@@ -166,18 +240,36 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def events_tell_all(self) -> None:
         for event in self.blocks.drain_events():
+            known = self.known[event.tier]
             match event.kind:
                 case "stored":
-                    assert not self.known & set(event.hashes)
-                    self.known |= set(event.hashes)
+                    assert not known & set(event.hashes)
+                    known |= set(event.hashes)
                 case "removed":
-                    assert self.known >= set(event.hashes)
-                    self.known -= set(event.hashes)
+                    assert known >= set(event.hashes)
+                    known -= set(event.hashes)
                 case "cleared":
-                    self.known.clear()
-        assert all(self.blocks.match([block]) == 1 for block in self.known)
-        assert len(self.known) <= CAPACITY
+                    for tier in self.known.values():
+                        tier.clear()
+        device, host = self.known.values()
+        assert {block for block in UNIVERSE if self.blocks.match([block])} == device | host
+        assert not device & host
+        assert len(device) <= CAPACITY
+        assert len(host) == self.blocks.on_host <= self.host_blocks
 
 
-TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+class SmallHostMachine(Machine):
+    """A host that forgets all the time."""
+
+    host_blocks = 3
+
+
+class LargeHostMachine(Machine):
+    """A host that forgets nothing."""
+
+    host_blocks = len(UNIVERSE)
+
+
+often = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestMachine, TestSmallHost, TestLargeHost = Machine.TestCase, SmallHostMachine.TestCase, LargeHostMachine.TestCase
+TestMachine.settings = TestSmallHost.settings = TestLargeHost.settings = often

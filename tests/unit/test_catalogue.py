@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 from headrace.registry.v1 import registry_pb2 as pb
 from libs import catalogue
-from libs.catalogue import ModelSpec, Price, Scaling, model_of, pin, resolve, unpin, version_of, with_base
+from libs.catalogue import (
+    ModelSpec,
+    Price,
+    Scaling,
+    model_of,
+    pin,
+    resolve,
+    salted,
+    unpin,
+    unsalted,
+    version_of,
+    with_base,
+)
 from libs.catalogue.spec import DRAIN_S, IDLE_S
 
 Change = Callable[[pb.Model], object]
@@ -187,6 +199,13 @@ def test_names_of_pools() -> None:
     spec = ModelSpec("m", "s", 1, 1, 1, 1, 1, version="9")
     assert spec.pool == "m@9"
     assert replace(spec, version="8", pool="").pool == "m@8"
+
+
+def test_a_salt_is_that_of_the_model_and_perhaps_a_tenant() -> None:
+    pairs = [("", ""), ("", "acme"), ("lora@1", ""), ("lora@1", "acme")]
+    salts = [salted(*pair) for pair in pairs]
+    assert salts == ["", "/acme", "lora@1", "lora@1/acme"]
+    assert [unsalted(salt) for salt in salts] == pairs
 
 
 def test_a_pin_is_a_pool_and_perhaps_an_adapter() -> None:

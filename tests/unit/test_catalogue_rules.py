@@ -75,6 +75,10 @@ def test_a_plain_entry_has_no_fault(fields: dict[str, Any]) -> None:
         (BASE, {"trtllm": {"backend": "jax"}}, "trtllm.backend: 'jax' is not one of pytorch, tensorrt"),
         (BASE, {"vllm": {"dtype": "int3"}}, "vllm.dtype: 'int3' is not one of auto"),
         (BASE, {"simulation": {"load_us": -1}}, "simulation.load_us: -1: at least 0"),
+        (BASE, {"simulation": {"weights_us": -1}}, "simulation.weights_us: -1: at least 0"),
+        (BASE, {"simulation": {"decode_context_us": "NaN"}}, "simulation.decode_context_us: nan: at least 0"),
+        (BASE, {"simulation": {"host_block_us": 5}}, "simulation.host_block_us: there is no host tier without"),
+        (BASE, {"simulation": {"host_blocks": 10_000_001}}, "simulation.host_blocks: 10000001: at most 10000000"),
         (ADAPTER, {"source": ""}, "source: required"),
         (ADAPTER, {"memory_bytes": 0}, "memory_bytes: must be more than 0"),
         (ADAPTER, {"slots": 2}, "slots: an adapter has that of its base, 'a': remove it here"),
@@ -160,6 +164,16 @@ def test_what_is_referred_to_is_not_pruned_unless_forced() -> None:
     assert violations(stored, [stored["b"]], referrers, prune=True, force=True) == []
     base_alone = violations(stored, [stored["x"], stored["b"]], NOBODY, prune=True, force=True)
     assert any("it is the base of 'x'" in violation.description for violation in base_alone)
+
+
+def test_what_is_pinned_or_scheduled_is_not_pruned_unless_forced() -> None:
+    stored = {"a": model(BASE), "b": model(BASE, name="b")}
+    referrers = Referrers({}, {}, {"desk": "a", "miller": "a", "other": "b"}, frozenset({"a", "default"}))
+    told = [v.description for v in violations(stored, [stored["b"]], referrers, prune=True, force=False)]
+    assert len(told) == 2
+    assert "the prefix 'desk', 'miller' is pinned for it" in told[0]
+    assert "rules of scheduling are made for it" in told[1]
+    assert violations(stored, [stored["b"]], referrers, prune=True, force=True) == []
 
 
 def test_changes_say_what_rolls_out() -> None:

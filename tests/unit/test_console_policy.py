@@ -118,6 +118,96 @@ def test_one_fault(tmp_path: Path, write: Write, name: str, text: str, fault: st
     assert any(line.startswith(f"{name}:") and fault in line for line in faults(tmp_path)), faults(tmp_path)
 
 
+TENANT = "name: {name}\nkey_sha256: [{hash}]\n{more}"
+SCHEDULING = "name: default\ndispatch: DISPATCH_POLICY_PROMISE\n"
+TIER = "tier: {tier}\ndefault_timeout: 60s\nmax_timeout: 90s\nmax_waiting: 1\nmax_waiting_tokens: 2\n{more}"
+PIN = "name: p\nmodel: tiny\ntoken_ids: [{tokens}]\n{more}"
+BLOCK = ", ".join(map(str, range(32)))
+
+
+def test_rules_of_scheduling_and_pins_lie_beside_the_others(tmp_path: Path, write: Write) -> None:
+    write("models/tiny.yaml", MODEL.format(name="tiny"))
+    write("scheduling/default.yaml", SCHEDULING)
+    write("scheduling/tiny.yaml", "name: tiny\nreserve: RESERVE_POLICY_ESTIMATE\novercommit: 1.5\nquantile: 0.95\n")
+    write("tenants/a.yaml", TENANT.format(name="a", hash=HASH, more="isolated: true\nweight: 2.5\n"))
+    write(
+        "tiers/async.yaml", TIER.format(tier="TIER_ASYNC", more="target_first_token: 60s\ntarget_stretch: 5\nage: 30s")
+    )
+    write("pins/p.yaml", PIN.format(tokens=BLOCK, more="tenant: a\ncopies: 2\n"))
+    objects = policy.load(tmp_path).objects
+    assert sorted(key.removeprefix("/headrace/v1/") for key in objects) == [
+        "models/tiny", "policies/pins/p", "policies/scheduling/default", "policies/scheduling/tiny",
+        "policies/tenants/a", "policies/tiers/async",
+    ]  # fmt: skip
+    pin = objects["/headrace/v1/policies/pins/p"]
+    assert isinstance(pin, policy_pb2.Pin)
+    assert list(pin.token_ids) == list(range(32))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fault"),
+    [
+        ("scheduling/tiny.yaml", "name: tiny\novercommit: 1.5\n", "2: overcommit: 1.5: more than 1 only with"),
+        ("scheduling/tiny.yaml", "name: tiny\novercommit: -1\n", "2: overcommit: -1: a share"),
+        ("scheduling/tiny.yaml", "name: tiny\novercommit: .nan\n", "2: overcommit: nan is not a number"),
+        ("scheduling/tiny.yaml", "name: tiny\nquantile: 1\n", "2: quantile: 1: a quantile"),
+        ("scheduling/tiny.yaml", "name: tiny\nheadroom: 0.95\n", "2: headroom: 0.95: a share"),
+        ("scheduling/tiny.yaml", "name: tiny\nmax_hold_s: 61\n", "2: max_hold_s: 61: seconds, from 0 to 60"),
+        ("scheduling/tiny.yaml", "name: tiny\nprefill_ahead_s: -1\n", "2: prefill_ahead_s: -1: seconds"),
+        ("scheduling/tiny.yaml", "name: tiny\nmax_pushes: 101\n", "2: max_pushes: 101: at most 100"),
+        ("scheduling/tiny.yaml", "name: tiny\nwarm_prefixes: 1001\n", "2: warm_prefixes: 1001: at most"),
+        ("scheduling/tiny.yaml", "name: tiny\nwarm_prefixes: 3\ncold_start: true\n", "2: warm_prefixes: 3, but"),
+        ("scheduling/tini.yaml", "name: tini\n", "1: name: there is no model 'tini'; did you mean 'tiny'?"),
+        ("scheduling/lora.yaml", "name: lora\n", "1: name: 'lora' is an adapter and runs as its base does: name"),
+        ("scheduling/tiny.yaml", "name: tiny\ndispatch: PROMISE\n", "did you mean 'DISPATCH_POLICY_PROMISE'?"),
+        ("tenants/a.yaml", TENANT.format(name="a", hash=HASH, more="weight: -1"), "3: weight: -1: a share"),
+        ("tenants/a.yaml", TENANT.format(name="a", hash=HASH, more="weight: .inf"), "3: weight: inf is not a number"),
+        ("tiers/async.yaml", TIER.format(tier="TIER_ASYNC", more="age: 0s"), "6: age: 0s: more than 0s"),
+        ("tiers/async.yaml", TIER.format(tier="TIER_ASYNC", more="target_first_token: 3601s"), "at most 3600s"),
+        ("tiers/async.yaml", TIER.format(tier="TIER_ASYNC", more="target_stretch: 0.5"), "6: target_stretch: 0.5: a"),
+        ("tiers/interactive.yaml", TIER.format(tier="TIER_INTERACTIVE", more="age: 9s"), "6: age: interactive work is"),
+        ("pins/p.yaml", PIN.format(tokens="1, 2", more=""), "3: token_ids: 2 tokens: a block of 'tiny' has 32"),
+        ("pins/p.yaml", PIN.format(tokens="", more=""), "3: token_ids: required"),
+        ("pins/p.yaml", PIN.format(tokens=f"{BLOCK}, {BLOCK}", more=""), "3: token_ids: 64 tokens leave no room in a"),
+        ("pins/p.yaml", PIN.format(tokens=BLOCK, more="tenant: open"), "4: tenant: 'open' is not isolated"),
+        ("pins/p.yaml", PIN.format(tokens=BLOCK, more="tenant: opens"), "there is no 'opens'; did you mean 'open'?"),
+        ("pins/p.yaml", PIN.format(tokens=BLOCK, more="tenant: shut"), "4: tenant: 'shut' may not use 'tiny'"),
+        ("pins/p.yaml", PIN.format(tokens=BLOCK, more="copies: 10001"), "4: copies: 10001: at most 10000"),
+        ("pins/p.yaml", PIN.replace("tiny", "tini").format(tokens=BLOCK, more=""), "2: model: there is no 'tini'; did"),
+        ("pins/p.yaml", PIN.replace("name: p", "name: q").format(tokens=BLOCK, more=""), "1: name: it describes 'q'"),
+        ("pins/p.yaml", PIN.format(tokens=BLOCK, more="tokens: 3"), "4: tokens: Pin has no such field; did you mean"),
+    ],
+)  # fmt: skip
+def test_one_fault_of_scheduling(tmp_path: Path, write: Write, name: str, text: str, fault: str) -> None:
+    write("models/tiny.yaml", MODEL.format(name="tiny") + "adapter_memory_bytes: 9\n")
+    write("models/lora.yaml", "name: lora\nsource: here\nbase: tiny\nmemory_bytes: 9\n")
+    write("tenants/open.yaml", TENANT.format(name="open", hash="b" * 64, more=""))
+    write("tenants/shut.yaml", TENANT.format(name="shut", hash="c" * 64, more="isolated: true\nmodels: [lora]"))
+    write(name, text)
+    told = faults(tmp_path)
+    assert len(told) == 1
+    assert told[0].startswith(f"{name}:")
+    assert fault in told[0]
+
+
+def test_every_fault_of_an_object_is_told(tmp_path: Path, write: Write) -> None:
+    write("models/tiny.yaml", MODEL.format(name="tiny"))
+    write("scheduling/nobody.yaml", "name: nobody\novercommit: 20\nquantile: 2\nheadroom: 1\n")
+    write("pins/p.yaml", "name: p\ntenant: nobody\ncopies: 20000\n")
+    assert [fault.split(":")[2].strip() for fault in faults(tmp_path)] == [
+        "model", "token_ids", "copies", "overcommit", "quantile", "headroom", "tenant", "name",
+    ]  # fmt: skip
+
+
+def test_the_longest_prefix_that_can_be_pinned(tmp_path: Path, write: Write) -> None:
+    tokens = ", ".join(map(str, range(32_768)))
+    write("models/tiny.yaml", MODEL.format(name="tiny").replace("64", "65536").replace("blocks: 4", "blocks: 2048"))
+    write("pins/p.yaml", PIN.format(tokens=tokens, more=""))
+    assert len(policy.load(tmp_path).objects) == 2
+    write("pins/p.yaml", PIN.format(tokens=f"{tokens}, 1", more=""))
+    assert faults(tmp_path) == ["pins/p.yaml:3: token_ids: 32769 tokens: at most 32768"]
+
+
 def test_a_key_has_one_owner_and_an_object_one_file(tmp_path: Path, write: Write) -> None:
     write("models/tiny.yaml", MODEL.format(name="tiny"))
     write("models/tiny.yml", MODEL.format(name="tiny"))

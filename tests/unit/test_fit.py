@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from libs.catalogue import salted
 from libs.errors import NotSupported
 from libs.lane.work import Grammar, Sampling, Work
 from services.executor.engine import Capabilities, Exactness
@@ -35,6 +36,17 @@ def test_everything_that_lacks_is_said_at_once() -> None:
     assert isinstance(error, NotSupported)
     for what in ("a grammar in the form regex", "log-probabilities", "adapters", "penalties", "ignore_end", "top_k"):
         assert what in error.message
+
+
+def test_an_isolated_tenant_runs_where_prefixes_are_kept_apart_or_not_found() -> None:
+    isolated = work(salt=salted("lora@1", "acme"))
+    error = refusal(isolated, NOTHING)
+    assert isinstance(error, NotSupported)
+    assert "apart from those of others" in error.message
+    assert "acme" in error.message
+    assert refusal(isolated, replace(NOTHING, salted_cache=True)) is None
+    assert refusal(isolated, replace(NOTHING, remembers=False)) is None
+    assert refusal(work(salt="lora@1"), NOTHING) is None, "an adapter's prefix is no secret"
 
 
 def test_a_form_of_grammar_is_not_another() -> None:

@@ -53,6 +53,24 @@ def test_the_context_bounds_the_answer() -> None:
     assert to_submit(1, replace(WORK, prompt=(5,) * 60), LIMITS).max_tokens == 4
 
 
+@pytest.mark.parametrize(
+    ("salt", "adapter", "own"),
+    [
+        ("", "", ""),
+        ("lora@1", "lora@1", "lora@1"),
+        ("", "twin@1", " twin@1"),
+        ("/acme", "", "/acme"),
+        ("lora@1/acme", "lora@1", "lora@1/acme"),
+        ("/acme", "twin@1", "/acme twin@1"),
+    ],
+)
+def test_an_adapter_that_shares_prefixes_keeps_its_own_here(salt: str, adapter: str, own: str) -> None:
+    named = replace(WORK, prompt=(5,) * 9, block_hashes=(1, 2), block_tokens=4, salt=salt, adapter=adapter)
+    submit = to_submit(1, named, LIMITS)
+    assert submit.salt == own
+    assert submit.hashes == ([1, 2] if own == salt else None)
+
+
 def test_hashes_of_another_block_size_are_not_used() -> None:
     assert to_submit(1, WORK, LIMITS).hashes is None
     named = replace(WORK, prompt=(5,) * 9, block_hashes=(1, 2, 3), block_tokens=4)

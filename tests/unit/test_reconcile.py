@@ -139,7 +139,7 @@ async def test_what_is_wanted_is_loaded_and_answers() -> None:
         await it.ready()
         assert it.states() == [State.PENDING, State.LOADING, State.READY]
         status = it.reconciler.statuses["m@0"]
-        assert status.capacity == Capacity(8, 100, 16, Exactness.EXACT, adapter_slots=8)
+        assert status.capacity == Capacity(8, 100, 16, Exactness.EXACT, 8, SPEC.step_tokens)
         it.lane.submit(1, work(1, pool="m@0", tokens=3))
         await it.until(lambda: 1 in it.answers.outcomes)
         assert it.answers.outcomes[1].error is None
@@ -534,6 +534,7 @@ async def test_the_record_says_how_far_each_copy_is() -> None:
     assert (late.state, late.reason) == (pb.MODEL_STATE_PENDING, "150 bytes are needed, 100 are free")
     assert (m.model, m.version, m.pool, m.state) == ("m", "0", "m@0", pb.MODEL_STATE_READY)
     assert (m.slots, m.blocks, m.block_tokens, m.adapter_slots, m.memory_bytes) == (8, 100, 16, 8, 150)
+    assert m.step_tokens == SPEC.step_tokens
     assert list(m.adapters) == [pb.ResidentAdapter(adapter="a@0", memory_bytes=10)]
     assert m.since > 1e9
 

@@ -222,6 +222,18 @@ def test_an_adapter_runs_in_the_pool_of_its_base() -> None:
     assert routed("twin").salt == ""
 
 
+@pytest.mark.parametrize(("name", "salt"), [("m", "/acme"), ("fine", "lora@1/acme"), ("twin", "/acme")])
+def test_an_isolated_tenant_stays_isolated_whatever_is_chosen(name: str, salt: str) -> None:
+    assert routed(name, salt="/acme").salt == salt
+    assert routed(name, salt="another@7/acme").salt == salt
+    assert routed(name, salt="another@7").salt == salt.removesuffix("/acme")
+
+
+def test_an_isolated_answer_stays_with_the_version_of_its_adapter() -> None:
+    newer = replace(CATALOGUE, models={**CATALOGUE.models, "lora": adapter("lora", "2")})
+    assert routed("lora", newer, salt="lora@2/acme", resumed=[0], pool="m@1+lora@1").salt == "lora@1/acme"
+
+
 def test_an_adapter_waits_for_its_base() -> None:
     cold = replace(adapter("lora"), base="cold", pool="cold@1", scaling=ON_DEMAND)
     catalogue = replace(CATALOGUE, models={**CATALOGUE.models, "lora": cold})
@@ -335,6 +347,14 @@ def test_a_prefix_that_was_named_for_another_adapter_is_no_prefix() -> None:
     assert [list(sent.block_hashes) for sent in it.behind.lane.sent] == [[7, 8], [], [7, 8], []]
     assert [sent.salt for sent in it.behind.lane.sent] == ["", "", "lora@1", "lora@1"]
     assert [sent.adapter for sent in it.behind.lane.sent] == ["", "", "lora@1", "lora@1"]
+
+
+def test_an_isolated_prefix_is_found_again_if_nothing_changed() -> None:
+    it = Routed()
+    for index, (name, salt) in enumerate([("m", "/t"), ("lora", "lora@1/t"), ("lora", "/t"), ("lora", "lora@0/t")]):
+        it.lane.submit(index, work(index, model=name, salt=salt, block_hashes=[7, 8]))
+    assert [list(sent.block_hashes) for sent in it.behind.lane.sent] == [[7, 8], [7, 8], [], []]
+    assert [sent.salt for sent in it.behind.lane.sent] == ["/t", *["lora@1/t"] * 3]
 
 
 GONE = NoExecutor("m@1 was withdrawn", metadata={POOL_GONE: "true"})

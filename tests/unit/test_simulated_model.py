@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from libs.catalogue import ModelSpec, Simulation
 from libs.errors import Cancelled, DeadlinePassed, NotSupported, RequestInvalid
+from libs.kvcache.values import CacheTier
 from libs.lane.work import FinishReason, Grammar, Outcome, Sampling, Tier, Work
+from libs.tokens.blocks import chain
 from services.executor.engine import BlockEvent, Exactness, Step
 from services.executor.simulated import answers
 from services.executor.simulated.model import SimulatedModel
@@ -296,3 +298,98 @@ def test_a_step_takes_what_the_formula_says() -> None:
     assert durations == pytest.approx([0.001160, 0.0012, 0.0012])
     assert model.idle
     assert model.step(0.0)[1] == 0
+
+
+def test_a_step_takes_longer_the_more_it_looks_back_on() -> None:
+    times = Simulation(weights_us=50, prefill_token_us=10, prefill_context_us=1e6, sequence_us=1, decode_context_us=1e6)
+    model = SimulatedModel(spec(times=times, step_tokens=6))
+    model.submit(1, work([1] * 8, 3))
+    model.submit(2, work([2] * 3, 4))
+    durations = [model.step(0.0)[1] * 1e6 for _ in range(6)]
+    assert model.idle
+    assert durations == pytest.approx(
+        [
+            60 + 1000 * (0 + 1 + 2 + 3 + 4 + 5),  # six tokens of the first prompt
+            50 + 1000 * (6 + 7 + 0 + 1 + 2),  # the weights take longer than 5 tokens, of two prompts
+            50 + 1000 * (9 + 4),  # both decode
+            50 + 1000 * (10 + 5),
+            50 + 1000 * 6,
+            0,
+        ]
+    )
+
+
+@given(
+    prompts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    blocks=st.integers(20, 60),
+    step_tokens=st.integers(1, 40),
+    cancel=st.integers(0, 20),
+)
+def test_contexts_are_those_of_the_sequences_whatever_happens(
+    prompts: list[int], blocks: int, step_tokens: int, cancel: int
+) -> None:
+    """The time of a step, by counting what each token of its frame looked back on; also when works are preempted."""
+    prefill_s = 1e6
+    times = Simulation(decode_context_us=1000.0, prefill_token_us=prefill_s * 1e6)
+    model = SimulatedModel(spec(times=times, blocks=blocks, step_tokens=step_tokens))
+    for index, length in enumerate(prompts):
+        model.submit(index, work([index] * length, 12))
+    for number in range(2000):
+        if model.idle:
+            break
+        if number == cancel:
+            model.cancel(0)
+        step, duration_s = model.step(0.0)
+        if duration_s < prefill_s:  # every token of the frame was decoded
+            frame = step.frame
+            looked_back_on = sum(prompts[i] + at for i, at in zip(frame.work_ids, frame.offsets, strict=True))
+            assert duration_s * 1e6 == pytest.approx(looked_back_on)
+    assert model.idle
+
+
+def test_a_prefix_comes_back_from_the_host_in_its_time() -> None:
+    times = Simulation(host_blocks=8, host_block_us=500)
+    run = Run(SimulatedModel(spec(blocks=6, times=times)))
+    first, second = list(range(100, 104)), list(range(200, 205))
+    run.submit(1, work([1] * 17, 1, hashes=first))
+    run.finish()
+    run.submit(2, work([2] * 21, 1, hashes=second))
+    run.finish()
+    model = run.model
+    model.submit(3, work([1] * 17, 1, hashes=first))
+    step, duration_s = model.step(0.0)
+    assert step.started == [(3, 16)]
+    assert duration_s == pytest.approx(4 * 500e-6)
+    back = [event for event in step.events if event.tier is CacheTier.HOST and event.kind == "removed"]
+    assert sorted(back[0].hashes) == first
+    assert [outcome.cached_tokens for _, outcome in step.outcomes] == [16]
+
+
+@settings(max_examples=40)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), min_size=1, max_size=12),
+    slots=st.integers(1, 4),
+    host_blocks=st.integers(0, 40),
+)
+def test_answers_do_not_depend_on_where_the_prefix_lay(prompts: list[list[int]], slots: int, host_blocks: int) -> None:
+    """Prompts of whole blocks that begin alike; whoever follows the events knows what is where at the end."""
+    run = Run(SimulatedModel(spec(blocks=14, slots=slots, times=Simulation(host_blocks=host_blocks))))
+    works = []
+    for path in prompts:
+        prompt = [word for word in path for _ in range(BLOCK)]
+        works.append(work(prompt, 3, hashes=chain(prompt, BLOCK, b"")))
+    for index, one in enumerate(works):
+        run.submit(index, one)
+    run.finish()
+    assert [run.tokens[index] for index in range(len(works))] == [answer_of(one) for one in works]
+    where: dict[CacheTier, set[int]] = {CacheTier.DEVICE: set(), CacheTier.HOST: set()}
+    for event in run.events:
+        if event.kind == "stored":
+            assert not where[event.tier] & set(event.hashes)
+            where[event.tier] |= set(event.hashes)
+        else:
+            assert where[event.tier] >= set(event.hashes)
+            where[event.tier] -= set(event.hashes)
+    assert not where[CacheTier.DEVICE] & where[CacheTier.HOST]
+    assert len(where[CacheTier.DEVICE]) == run.steps[-1].stats.blocks_cached
+    assert len(where[CacheTier.HOST]) <= host_blocks

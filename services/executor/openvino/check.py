@@ -7,6 +7,7 @@ it unchecked.
 from dataclasses import dataclass
 from typing import Any
 
+from libs.catalogue import unsalted
 from libs.errors import RequestInvalid
 from libs.lane.work import Work
 from libs.models.prepared import Facts
@@ -74,7 +75,7 @@ def own_salt(work: Work) -> str:
     first that such an adapter computes is a few tokens behind a prefix that the base has computed; behind its own it
     does not. So it gets no prefix but its own.
     """
-    return work.salt if work.adapter in ("", work.salt) else f"{work.salt} {work.adapter}"
+    return work.salt if work.adapter in ("", unsalted(work.salt)[0]) else f"{work.salt} {work.adapter}"
 
 
 def _first(asked: Any, models: Any, otherwise: Any) -> Any:

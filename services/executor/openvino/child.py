@@ -66,7 +66,7 @@ def main() -> int:
         except LoadError as error:
             inbox.send(encode(LoadRefused(str(error))))
             return 1
-        capacity = Capacity(settings.slots, settings.blocks, block_tokens, Exactness.MODELLED, adapter_slots=1)
+        capacity = Capacity(settings.slots, settings.blocks, block_tokens, Exactness.MODELLED, 1, settings.step_tokens)
         inbox.send(encode(Ready(capacity, CAPABILITIES)))
         batch = Batch(settings.model, settings.slots, settings.blocks, block_tokens, settings.quantum_s)
         batch.claims.take(selftest.prompt(settings.vocabulary), "self-test")

@@ -67,6 +67,7 @@ class DecodeBatch:
         self._tokens: list[Iterator[int]] = []
         self._log_probs: list[Iterator[float]] = []
         self._asked = 0  # sequences that want log-probabilities
+        self._context = 0  # the sequences' contexts, added up, less the number of the step for each
         self._calendar: dict[int, dict[int, Sequence]] = {}
 
     def __len__(self) -> int:
@@ -82,6 +83,7 @@ class DecodeBatch:
         self._tokens.append(sequence.tokens)
         self._log_probs.append(sequence.log_probs)
         self._asked += sequence.work.log_probs
+        self._context += len(sequence.work.prompt) + sequence.delta
         self.schedule(sequence)
 
     def leave(self, sequence: Sequence) -> None:
@@ -97,6 +99,7 @@ class DecodeBatch:
         if index < len(self._sequences):
             self._sequences[index].index = index
         self._asked -= sequence.work.log_probs
+        self._context -= len(sequence.work.prompt) + sequence.delta
         day = self._calendar.get(sequence.due)
         if day is not None and day.pop(sequence.work_id, None) is not None and not day:
             del self._calendar[sequence.due]
@@ -107,6 +110,10 @@ class DecodeBatch:
         outgrown = sequence.blocks * self._block_tokens - len(sequence.work.prompt) + 1
         sequence.due = min(outgrown, sequence.end - 1) - sequence.delta
         self._calendar.setdefault(sequence.due, {})[sequence.work_id] = sequence
+
+    def context(self, step: int) -> int:
+        """Tokens in front of those that this step makes, over all sequences. Costs the same for any number."""
+        return self._context + step * len(self._sequences)
 
     def due(self, step: int) -> list[Sequence]:
         """The sequences that need looking at in this step; each is to leave or to be scheduled again."""

@@ -7,6 +7,9 @@ no prompt starves). The caller makes time pass.
 Blocks are taken as a sequence needs them. Nothing is preempted as long as the mesh's ledger reserves blocks
 first; should they run out nevertheless, the youngest sequence gives its blocks back, waits in front, and
 computes its tokens again.
+
+A step takes what Simulation.step_s says of the tokens that it computes and of the contexts that they look back on, and
+Simulation.host_block_us for each block that came back from the host's tier.
 """
 
 from collections import deque
@@ -34,11 +37,13 @@ class SimulatedModel:
     def __init__(self, spec: ModelSpec) -> None:
         if min(spec.context_tokens, spec.blocks, spec.block_tokens, spec.slots, spec.step_tokens) < 1:
             raise ValueError("context, blocks, block tokens, slots and step tokens must be at least 1")
-        self.capacity = Capacity(spec.slots, spec.blocks, spec.block_tokens, Exactness.EXACT, adapter_slots=spec.slots)
+        self.capacity = Capacity(
+            spec.slots, spec.blocks, spec.block_tokens, Exactness.EXACT, spec.slots, spec.step_tokens
+        )
         self.most_works = 64 + 16 * spec.slots
         self._spec = spec
         self._context = min(spec.context_tokens, spec.blocks * spec.block_tokens)
-        self._blocks = PagedBlocks(spec.blocks, spec.block_tokens)
+        self._blocks = PagedBlocks(spec.blocks, spec.block_tokens, spec.simulation.host_blocks)
         self._works: dict[int, Sequence] = {}
         self._waiting: deque[Sequence] = deque()
         self._running: dict[int, Sequence] = {}  # in order of entry
@@ -46,6 +51,8 @@ class SimulatedModel:
         self._batch = DecodeBatch(spec.block_tokens)
         self._ended: list[tuple[int, Outcome]] = []
         self._step = 0
+        self._looked_back = 0  # by the prompt tokens of this step
+        self._brought = 0  # blocks that came back from the host in this step
 
     @property
     def idle(self) -> bool:
@@ -88,10 +95,11 @@ class SimulatedModel:
         it takes until it has."""
         step, self._ended = Step(outcomes=self._ended), []
         self._step += 1
+        self._looked_back = self._brought = 0
         due = self._batch.due(self._step)
         for sequence in due:
             self._grow(sequence)
-        decoded = len(self._batch)
+        decoded, context = len(self._batch), self._batch.context(self._step)
         if decoded:
             self._batch.emit(self._step, step.frame)
         for sequence in due:
@@ -102,7 +110,7 @@ class SimulatedModel:
             prefilled = self._prefill(max(self._spec.step_tokens - decoded, 1), now, step)
         step.events = self._blocks.drain_events()
         step.stats = RunnerStats(len(self._running), len(self._waiting), self._blocks.used, self._blocks.cached)
-        return step, self._duration(decoded, prefilled)
+        return step, self._duration(decoded, context, prefilled)
 
     def check_integrity(self) -> None:
         """Raises AssertionError if works and blocks do not add up. For tests."""
@@ -170,6 +178,7 @@ class SimulatedModel:
         allocation = self._blocks.allocate(sequence.work_id, sequence.hashes, sequence.to_compute)
         if allocation is None:
             return False
+        self._brought += allocation.host_blocks
         sequence.blocks = allocation.blocks
         sequence.computed = allocation.cached_blocks * self.capacity.block_tokens
         self._running[sequence.work_id] = sequence
@@ -182,6 +191,7 @@ class SimulatedModel:
     def _compute(self, sequence: Sequence, budget: int, step: Step) -> int:
         """Prefills one prompt as far as the budget goes; its end makes the first token."""
         count = min(budget, sequence.to_compute - sequence.computed)
+        self._looked_back += count * sequence.computed + count * (count - 1) // 2
         sequence.computed += count
         full = sequence.computed // self.capacity.block_tokens
         self._blocks.publish(sequence.work_id, sequence.hashes[:full])
@@ -216,8 +226,9 @@ class SimulatedModel:
             self._batch.leave(sequence)
         self._blocks.free(sequence.work_id)
 
-    def _duration(self, decoded: int, prefilled: int) -> float:
+    def _duration(self, decoded: int, context: int, prefilled: int) -> float:
         if not decoded and not prefilled:
             return 0.0
         times = self._spec.simulation
-        return (times.step_base_us + prefilled * times.prefill_token_us + decoded * times.sequence_us) / 1e6
+        step_s = times.step_s(prefilled, self._looked_back, decoded, context)
+        return step_s + self._brought * times.host_block_us / 1e6

@@ -94,8 +94,8 @@ def faults(facts: ModelFacts, flavor: Flavor) -> list[str]:
     return found
 
 
-def capabilities(facts: ModelFacts, flavor: Flavor) -> Capabilities:
-    """What the model can do, by the tensors that it has.
+def capabilities(facts: ModelFacts, flavor: Flavor, remembers: bool = True) -> Capabilities:
+    """What the model can do, by the tensors that it has, and by whether its engine reuses blocks.
 
     Log-probabilities belong to the server's tokens, so only `tensorrt_llm` has them: the text flavors' text is cut
     into tokens anew. They also leave out special tokens, so an answer cannot go on behind its end.
@@ -107,6 +107,7 @@ def capabilities(facts: ModelFacts, flavor: Flavor) -> Capabilities:
         grammars=GRAMMARS if inputs >= GUIDED else frozenset(),
         log_probs=tokens and "return_log_probs" in inputs and "output_log_probs" in facts.outputs,
         adapters="batch" if inputs >= LORA else "none",
+        remembers=remembers,
         cached_tokens=tells_cached_tokens(facts),
         seeds="seed" in inputs or "random_seed" in inputs,
         penalties=inputs >= PENALTIES,

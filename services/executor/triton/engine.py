@@ -103,7 +103,7 @@ class TritonEngine:
         )
         adapters = ADAPTER_SLOTS if resident.facts.inputs.keys() >= LORA else 0
         capacity = Capacity(model.slots, blocks, block_tokens, Exactness.MODELLED, adapters)
-        modelled = ModelledBlocks(blocks, block_tokens, resident.engine.flag("enable_kv_cache_reuse", True))
+        modelled = ModelledBlocks(blocks, block_tokens, speech.remembers)
         return TritonRunner(residence, speech, capacity, modelled, listener, self._clock, self._patience)
 
     async def _tokens(self, model: ModelSpec, flavor: Flavor) -> Tokens | None:

@@ -53,7 +53,7 @@ class TritonRunner(StreamRunner):
         listener: Listener, clock: Clock, patience: Patience,
     ) -> None:  # fmt: skip
         self._triton = TritonSource(speech, blocks.cached_tokens)
-        can = capabilities(speech.facts, speech.flavor)
+        can = capabilities(speech.facts, speech.flavor, speech.remembers)
         super().__init__(self._triton, capacity, can, listener, clock, blocks.follow)
         self._residence = residence
         self._server = residence.server

@@ -41,6 +41,11 @@ class Speech:
         """Whether a stop reaches the model. A BLS asks the model under an id that nobody is told."""
         return self.flavor != "bls" and "stop" in self.engine.inputs
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the engine keeps blocks for their prefix; one that does not say does."""
+        return self.engine.flag("enable_kv_cache_reuse", True)
+
     def carries(self, resumed: Tokens) -> bool:
         """Whether the tokens so far can be the end of a prompt: text cannot end in the middle of a character."""
         return self.prompt_text is None or self.tokenizer is None or not self.tokenizer.decode(resumed).endswith(BROKEN)

@@ -72,7 +72,7 @@ class TrtLlmModel:
         blocks = await self._learn()
         can = ask.capabilities(load, api.generate_takes)
         size = ask.block_tokens(load)
-        return Ready(Capacity(load.slots, blocks, size, can.exactness, load.max_adapters), can)
+        return Ready(Capacity(load.slots, blocks, size, can.exactness, load.max_adapters, load.step_tokens), can)
 
     async def open(self, work_id: int, work: Work) -> AsyncIterator[Piece]:
         """See Source.open: RequestInvalid for what the engine refuses, StageUnavailable when it is at its end."""

@@ -175,7 +175,7 @@ class Child:
     def _ready(self) -> Ready:
         load, llm = self._load, self._llm
         return Ready(
-            Capacity(load.slots, llm.blocks, llm.block_tokens, Exactness.EXACT, load.max_adapters),
+            Capacity(load.slots, llm.blocks, llm.block_tokens, Exactness.EXACT, load.max_adapters, load.step_tokens),
             Capabilities(
                 exactness=Exactness.EXACT,
                 grammars=frozenset(GRAMMARS),
