@@ -1,107 +1,313 @@
-"""On which executor a work runs. Pure.
+"""From the queue to an executor: who runs next, and where.
 
-Late binding: asked when a slot is free, not on arrival, so that one long request never blocks a queue
-behind it. Among executors with a free slot and room for the work's blocks, one on which the work's adapter
-runs already is best, then one that has it in memory, then one with room for it (the order of llm-d's LoRA
-score); of equals the least loaded. An executor that is much busier than the least busy one loses its
-preference: else one popular adapter would have one executor. Last ties are broken at random, because every
-fixed rule sends a burst to one place.
+    head of the queue → its prefix is being computed by another, or its holder is busy: held back, bounded
+                      → a seat: the manager reserves and says what is remembered → the engine
+                      → no seat: pressure may push async work out; else everybody waits
+
+Late binding: this runs whenever something has come free, not when a work arrives, so that one long request never
+blocks a queue behind it. Policies that bind early are asked once, on arrival, and never find a seat taken.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from enum import IntEnum
+from collections.abc import Iterable, Mapping, Sequence
 
-UNEVEN = 0.5
-"""Share of its slots by which an executor may be busier than the least busy one and still be preferred."""
+from libs.errors import DeadlinePassed, Overloaded
+from libs.kvcache.values import PrefixMatch
+from libs.lane.work import Tier
+from libs.telemetry import names
+from services.batcher import promise
+from services.batcher.book import Book
+from services.batcher.flock import shared
+from services.batcher.held import NOTHING, Held, Place
+from services.batcher.memory import Ask, Reply
+from services.batcher.policies.policy import Asked, Choice, Match, Pick
+from services.batcher.pool import LEAD, Executor, Pool, lead
+from services.batcher.pressure import Pressure
+from services.batcher.scheduling import Reserve
+from services.batcher.seat import Seat
 
-
-class Affinity(IntEnum):
-    """How well a work's adapter goes with what an executor does; higher is better."""
-
-    TAKEN = 0
-    """Others run, as many as there can be: it waits there, or is swapped in."""
-    ROOM = 1
-    """It has to be loaded."""
-    LIES = 2
-    """It is in memory."""
-    RUNS = 3
-    """It runs there, or nothing has to be changed for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """What is known of one executor of the pool."""
-
-    executor: str
-    slots: int
-    running: int
-    """Works on it, those being placed included."""
-    blocks: int
-    reserved: int
-    """Blocks reserved for those works."""
-    block_tokens: int
-    affinity: Affinity = Affinity.RUNS
+SHUT_S = 0.05
+"""An executor that refused a work of a pool is left alone this long, unless a work on it ends before."""
+LOOK_S = 0.1
+"""A work waits at most this long for the manager to say who remembers its prefix."""
+TOO_LARGE = "prompt and max_tokens together are larger than the KV cache of any executor"
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The executor, or None, and why."""
-
-    executor: str | None
-    blocks: int
-    """Blocks to reserve there."""
-    reason: str
-
-
-def blocks_needed(tokens: int, block_tokens: int) -> int:
-    """Blocks that a prompt and its longest answer, `tokens` together, can come to need."""
-    return -(-tokens // block_tokens)
-
-
-def choose(candidates: Sequence[Candidate], tokens: int, pick: Callable[[int], int]) -> Choice:
-    """Chooses an executor for a work of `tokens` prompt and answer tokens.
+class Dispatch:
+    """Decides for one batcher.
 
     Args:
         pick: `pick(n)` gives a random index below n.
     """
-    if not candidates:
-        return Choice(None, 0, "no executor of the pool is ready")
-    free = [c for c in candidates if c.running < c.slots]
-    if not free:
-        return Choice(None, 0, f"all slots of {len(candidates)} executors are taken")
-    fitting = [c for c in free if c.reserved + blocks_needed(tokens, c.block_tokens) <= c.blocks]
-    if not fitting:
-        return Choice(None, 0, f"no executor has room for the blocks of {tokens} tokens")
-    least = min(map(_load, fitting))
-    even = [c for c in fitting if _load(c) <= least + UNEVEN]
-    liking = max(c.affinity for c in even)
-    liked = [c for c in even if c.affinity == liking]
-    load = min(map(_load, liked))
-    best = [c for c in liked if _load(c) == load]
-    chosen = best[pick(len(best))]
-    return Choice(
-        chosen.executor,
-        blocks_needed(tokens, chosen.block_tokens),
-        f"{_why(chosen.affinity, len(liked))} of {len(fitting)}: {chosen.running} of {chosen.slots} slots, "
-        f"{chosen.reserved} of {chosen.blocks} blocks",
-    )
+
+    def __init__(self, book: Book, pressure: Pressure, pick: Pick) -> None:
+        self._book = book
+        self._pressure = pressure
+        self._pick = pick
+
+    def arrived(self, pool: Pool, held: Held) -> None:
+        """A work has entered the queue. Where several executors could remember its prefix, the manager is asked
+        first who does."""
+        hashes = held.work.block_hashes
+        if not hashes or len(pool.executors) < 2:
+            self.pump(pool)
+            return
+        on = _look(held)
+        pool.queue.park(held.key, self._book.clock.monotonic() + LOOK_S, on)
+        ask = Ask(self._book.next(), pool.name, hashes, "", 0, held.work.traceparent)
+        self._book.memory.ask(ask, lambda reply: self._looked(pool, held, on, reply))
+
+    def pump(self, pool: Pool) -> None:
+        """Dispatches from the head of the queue as long as there is a place for the head."""
+        book = self._book
+        now = book.clock.monotonic()
+        age_s = book.rules.tier(Tier.ASYNC).limits.age_s
+        while pool.freed:
+            self._serve_held(pool, pool.freed.pop(), now, age_s)
+        while (entry := pool.queue.peek(now, age_s)) is not None:
+            held = book.held[entry.key]
+            seats = pool.seats(now)
+            choice = self.choose(pool, held, seats, now)
+            if choice.seat is not None:
+                if (late := self._too_late(pool, held, choice.seat)) is not None:
+                    book.stop(held, late)
+                    continue
+                pool.queue.remove(entry.key)
+                self._place(pool, held, choice.seat, choice.reason)
+            elif choice.hold_for:
+                self._hold(pool, held, choice, now)
+            elif pool.fits_nowhere(held.total_tokens):
+                # The executors changed since it came; nobody behind it is to wait for what cannot be.
+                book.stop(held, Overloaded(TOO_LARGE, retry_after_s=1.0))
+            else:
+                self._pressure.make_room(pool, held, seats, self.reserve_tokens(pool, held))
+                break
+        if (len(pool.queue) > 0) is not pool.drain.busy:
+            pool.drain_rate(now)
+
+    def _serve_held(self, pool: Pool, name: str, now: float, age_s: float) -> None:
+        """Something came free on an executor: it goes first to those that were held back for it, since their turn
+        had come already; but not before more urgent ones."""
+        keys = pool.queue.waiting_for(name)
+        if not keys:
+            return
+        executor = pool.executors.get(name)
+        if executor is None or not executor.takes(pool.name, now):
+            pool.queue.unpark(name)
+            return
+        seat = executor.seats[pool.name]
+        seat.open = True
+        head = pool.queue.peek(now, age_s)
+        for key in keys:
+            held = self._book.held[key]
+            if head is not None and head.tier < held.work.tier:
+                continue
+            choice = pool.policy.choose(self._asked(pool, held, now, 0.0), (seat,), self._pick)
+            if choice.seat is None:
+                return
+            if (late := self._too_late(pool, held, choice.seat)) is not None:
+                self._book.stop(held, late)
+                continue
+            pool.queue.remove(key)
+            self._place(pool, held, choice.seat, choice.reason)
+
+    def choose(self, pool: Pool, held: Held, seats: Sequence[Seat], now: float) -> Choice:
+        """What would be done with a work now. Changes nothing but what the policy remembers."""
+        hold_s = self._may_hold(pool, held, now)
+        if hold_s > 0:
+            remembered = max((match.tokens for match in held.matches.values()), default=0)
+            blocks = remembered // held.work.block_tokens if held.work.block_tokens else 0
+            if (led := pool.flock.leader(held.work.block_hashes, blocks)) is not None:
+                leader, common = led
+                why = f"{common} blocks of its prompt are being computed on {leader.executor}"
+                return Choice(None, why, lead(leader.key), hold_s)
+            for name in held.matches:
+                if (executor := pool.executors.get(name)) is not None:
+                    seat = executor.seats[pool.name]
+                    seat.awaited = sum(self._missing(key, name) for key in pool.queue.waiting_for(name))
+        return pool.policy.choose(self._asked(pool, held, now, hold_s), seats, self._pick)
+
+    def _asked(self, pool: Pool, held: Held, now: float, hold_s: float) -> Asked:
+        return Asked(
+            held.prompt_tokens, self.reserve_tokens(pool, held), held.matches, now, held.work.adapter,
+            held.due - now, hold_s, pool.spare(held.work.tenant), pool.speed(now).seat_prefill,
+        )  # fmt: skip
+
+    def _missing(self, key: int, executor: str) -> int:
+        """Tokens that a work would have to compute on an executor."""
+        held = self._book.held[key]
+        match = held.matches.get(executor)
+        return held.prompt_tokens - (match.tokens if match is not None else 0)
+
+    def reserve_tokens(self, pool: Pool, held: Held) -> int:
+        """Tokens that a work is to have blocks for when it starts."""
+        if pool.rules.reserve is Reserve.WHOLE:
+            return held.total_tokens
+        work = held.work
+        answer = self._book.lengths.expected(work.tenant, pool.model, work.sampling.max_tokens, pool.rules.quantile)
+        return min(max(len(work.prompt) + answer, held.prompt_tokens + work.block_tokens + 1), held.total_tokens)
+
+    def place_on(self, pool: Pool, held: Held, executor: Executor, reason: str) -> None:
+        """Places a work that does not wait in the queue."""
+        self._place(pool, held, executor.seats[pool.name], reason)
+
+    def started(self, executor: Executor, keys: Iterable[int]) -> None:
+        """Tokens of these works came: of some it is the first."""
+        now = self._book.clock.monotonic()
+        for key in executor.prefilling.keys() & set(keys):
+            held = executor.prefilling[key]
+            executor.started(held, now)
+            pool = self._book.pools[held.work.pool]
+            self._remember(held, executor, pool.started(key, executor.name))
+            self.pump(pool)
+
+    def shut(self, executor: Executor, pool: str) -> None:
+        """Leaves an executor alone that refused a work."""
+        executor.shut_until[pool] = self._book.clock.monotonic() + SHUT_S
+
+    def _looked(self, pool: Pool, held: Held, on: str, reply: Reply | None) -> None:
+        if held.place is Place.WAITING:
+            if reply is not None:
+                held.looked, held.matches = True, matches_of(reply.matches, held.work.block_tokens)
+            pool.queue.unpark(on)
+            self.pump(pool)
+
+    def _hold(self, pool: Pool, held: Held, choice: Choice, now: float) -> None:
+        if held.hold_until is None:
+            held.hold_until = now + self._may_hold(pool, held, now)
+        held.queue_span.set(names.HELD_FOR, choice.reason)
+        self._book.observer.held_back(pool.name)
+        pool.queue.park(held.key, min(now + choice.hold_s, held.hold_until), choice.hold_for)
+        if choice.hold_for.startswith(LEAD):
+            pool.flock.follow(int(choice.hold_for.removeprefix(LEAD)), held.key)
+
+    def _may_hold(self, pool: Pool, held: Held, now: float) -> float:
+        """Seconds for which a work may still be held back: its first token must still be in time elsewhere."""
+        if not pool.policy.late:
+            return 0.0
+        if held.hold_until is not None:
+            return held.hold_until - now
+        rate = pool.speed(now).seat_prefill
+        own_s = held.prompt_tokens / rate if rate else 0.0
+        return min(pool.rules.max_hold_s, max(held.due - now - own_s, 0.0))
+
+    def _too_late(self, pool: Pool, held: Held, seat: Seat) -> DeadlinePassed | None:
+        """The error for a work that cannot meet its deadline any more, not even if it ran now."""
+        output = max(self._book.likely_tokens(pool, held.work) - len(held.progress.tokens), 1)
+        match = held.matches.get(seat.executor)
+        found = match.tokens if match is not None else 0
+        estimate = promise.estimate(0, held.prompt_tokens, found, output, 0.0, seat.prefill_rate, seat.token_s)
+        why = promise.broken(estimate, held.work.deadline - self._book.clock.now())
+        if why is None or estimate is None:
+            return None
+        self._book.observer.expired(pool.name)
+        return DeadlinePassed(f"the deadline cannot be met: {why}", metadata=late(estimate, "queue"))
+
+    def _place(self, pool: Pool, held: Held, seat: Seat, reason: str) -> None:
+        """Takes a slot for a work and asks the manager for its blocks."""
+        book, executor, hashes = self._book, pool.executors[seat.executor], held.work.block_hashes
+        match = held.matches.get(seat.executor)
+        compute = max(held.prompt_tokens - (match.tokens if match is not None else 0), 1)
+        held.given_tokens = self.reserve_tokens(pool, held)
+        blocks = seat.blocks_for(held.given_tokens) if pool.policy.late else 0
+        book.place(pool, held, executor, blocks, compute, reason)
+        if held.work.block_tokens:
+            known = max((other.tokens for other in held.matches.values()), default=0)
+            pool.flock.lead(held.key, executor.name, hashes, known // held.work.block_tokens)
+        held.reservation = reservation = book.next()
+        assert held.dispatch_span is not None
+        ask = Ask(reservation, pool.name, hashes, executor.name, blocks, held.dispatch_span.traceparent)
+        book.memory.ask(ask, lambda reply: self._answered(pool, held, executor, reservation, reply))
+
+    def _answered(self, pool: Pool, held: Held, executor: Executor, reservation: int, reply: Reply | None) -> None:
+        book = self._book
+        if held.place is not Place.ASKING or held.reservation != reservation:
+            book.memory.release(reservation)  # it ended, or its executor went, while the manager was asked
+            return
+        assert held.dispatch_span is not None
+        if reply is not None:
+            if not reply.reserved:
+                book.requeue(held, executor, f"the KV cache has {reply.free_blocks} blocks free")
+                self.shut(executor, pool.name)
+                return
+            self._learn(pool, held, executor, reply.matches)
+            if self._move(pool, held, executor):
+                return
+        if executor.gone or executor.lane is None or not executor.lane.ready:
+            book.requeue(held, executor, "the executor went away")
+            return
+        executor.lane.submit(held.key, book.run(held, executor))
+
+    def _learn(self, pool: Pool, held: Held, executor: Executor, matches: Sequence[PrefixMatch]) -> None:
+        """Takes in what executors remember of a prompt."""
+        work = held.work
+        held.matches = matches_of(matches, work.block_tokens)
+        match = held.matches.get(executor.name)
+        found = match.tokens if match is not None else 0
+        if work.block_tokens:
+            blocks = found // work.block_tokens
+            if held.dispatch_span is not None:
+                held.dispatch_span.set(names.BLOCKS_MATCHED, blocks)
+            if not work.chat:
+                pool.hot.found(work, blocks)
+        executor.correct(held, max(held.prompt_tokens - found, 1))
+        pool.found(held.prompt_tokens, held.compute)
+
+    def _move(self, pool: Pool, held: Held, executor: Executor) -> bool:
+        """Places a work elsewhere if it was placed without knowing who remembers its prefix, and somebody does.
+        At most once."""
+        if held.looked or not held.matches or not pool.policy.late or len(pool.executors) < 2:
+            return False
+        held.looked = True
+        now = self._book.clock.monotonic()
+        if len(held.matches) == 1 and executor.name in held.matches:
+            return False
+        choice = self.choose(pool, held, pool.seats(now), now)
+        if choice.seat is None or choice.seat.executor == executor.name:
+            return False
+        here, there = held.matches.get(executor.name), held.matches.get(choice.seat.executor)
+        if there is None or (here is not None and here.tokens >= there.tokens):
+            return False
+        assert held.dispatch_span is not None
+        held.dispatch_span.set(names.REASON, f"{choice.seat.executor} remembers more of its prompt")
+        held.dispatch_span.end()
+        self._book.vacate(held, executor)
+        held.queued_since = now
+        self._place(pool, held, choice.seat, choice.reason)
+        return True
+
+    def _remember(self, leader: Held, executor: Executor, followers: Iterable[int]) -> None:
+        """A prefix was computed: those that were held back for it know where, before the manager does."""
+        for key in followers:
+            held = self._book.held.get(key)
+            if held is not None and held.place is Place.WAITING:
+                tokens = shared(held.work.block_hashes, leader.work.block_hashes) * held.work.block_tokens
+                known = held.matches.get(executor.name)
+                if known is None or tokens > known.tokens:
+                    held.matches = {**held.matches, executor.name: Match(tokens)}
 
 
-def fits_nowhere(candidates: Sequence[Candidate], tokens: int) -> bool:
-    """Whether even an empty executor of the pool could not hold the work."""
-    return bool(candidates) and all(blocks_needed(tokens, c.block_tokens) > c.blocks for c in candidates)
+def late(estimate: promise.Estimate, stage: str) -> dict[str, str]:
+    """What a caller is told, beside the message, whose deadline cannot be met."""
+    return {
+        "stage": stage,
+        "estimated_first_token_s": f"{estimate.first_token_s:.3f}",
+        "estimated_end_s": f"{estimate.end_s:.3f}",
+    }
 
 
-def _why(affinity: Affinity, liked: int) -> str:
-    why = {
-        Affinity.RUNS: "least loaded",
-        Affinity.LIES: "has all that it needs in memory, least loaded",
-        Affinity.ROOM: "has room for the adapter, least loaded",
-        Affinity.TAKEN: "all run other adapters; least loaded",
-    }[affinity]
-    return why if liked > 1 or affinity is Affinity.RUNS else why.removesuffix(", least loaded")
+def _look(held: Held) -> str:
+    return f"look {held.key}"
 
 
-def _load(candidate: Candidate) -> float:
-    return candidate.running / candidate.slots
+def matches_of(matches: Sequence[PrefixMatch], block_tokens: int) -> Mapping[str, Match]:
+    """What executors remember, in tokens."""
+    if not matches:
+        return NOTHING
+    return {
+        m.executor: Match(
+            (m.blocks - m.host_blocks - m.disk_blocks) * block_tokens,
+            m.host_blocks * block_tokens,
+            m.disk_blocks * block_tokens,
+        )
+        for m in matches
+    }

@@ -1,30 +1,27 @@
-"""Keeps the batcher's knowledge of executors, versions and queue limits fresh: etcd's messages in, values out."""
+"""Keeps the batcher's knowledge of executors and versions fresh: etcd's messages in, values out."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
 from grpc import aio
 
-from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
 from libs.catalogue import ModelSpec
 from libs.lane.client import RemoteStage
 from libs.lane.neighbours import HOLD_S
-from libs.lane.work import Tier
 from libs.registry import keys
 from libs.registry.registry import Registry
 from libs.tasks import Tasks
-from services.batcher.pool import ExecutorInfo, ModelCapacity
-from services.batcher.queue import Limits
+from services.batcher.pool import ExecutorInfo
+from services.batcher.seat import ModelCapacity
 
 
 class ExecutorSource:
-    """Mirrors of the executors, the catalogue and the tiers' rules."""
+    """Mirrors of the executors and the catalogue."""
 
     def __init__(self, registry: Registry, connect: Callable[[str], aio.Channel], tasks: Tasks) -> None:
         self._executors = registry.mirror(keys.EXECUTORS, registry_pb2.Executor, hold_deletions_s=HOLD_S)
         self._models = registry.mirror(keys.MODELS, registry_pb2.Model)
-        self._tiers = registry.mirror(keys.TIERS, policy_pb2.TierPolicy)
         self._connect = connect
         self._tasks = tasks
         self._stages: dict[str, RemoteStage] = {}
@@ -41,7 +38,7 @@ class ExecutorSource:
             executors: Gets all executors, now and after each change.
             versions: Gets the pools of the catalogue as it is, now and after each change.
         """
-        for mirror in (self._tiers, self._models, self._executors):
+        for mirror in (self._models, self._executors):
             await self._stack.enter_async_context(mirror)
         versions(self._pools())
         executors(self._infos())
@@ -51,13 +48,6 @@ class ExecutorSource:
     async def close(self) -> None:
         """Stops following."""
         await self._stack.aclose()
-
-    def limits(self, tier: Tier) -> Limits:
-        """Bounds of a pool's queue for a tier, as the policy has them now; 0 means the default."""
-        rules = self._tiers.items.get(tier.name.lower())
-        if rules is None:
-            return Limits()
-        return Limits(rules.max_waiting or Limits().works, rules.max_waiting_tokens or Limits().tokens)
 
     def _pools(self) -> frozenset[str]:
         specs = (ModelSpec.from_proto(model) for model in self._models.items.values())
@@ -91,6 +81,7 @@ def _info(executor: registry_pb2.Executor, stage: RemoteStage) -> ExecutorInfo:
             copy.block_tokens,
             copy.adapter_slots,
             frozenset(resident.adapter for resident in copy.adapters),
+            copy.step_tokens,
         )
         for copy in executor.models
         if copy.state == registry_pb2.MODEL_STATE_READY

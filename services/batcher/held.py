@@ -1,15 +1,19 @@
 """A work that the batcher holds, from its arrival to its outcome."""
 
+from collections.abc import Hashable, Mapping
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from libs.lane.progress import Progress
+from libs.lane.stage import Sink
 from libs.lane.work import Work
 from libs.telemetry.tracing import Span
+from services.batcher.policies.policy import Match
 
 if TYPE_CHECKING:
-    from services.batcher.lanes import BatcherLane
     from services.batcher.pool import Executor
+
+NOTHING: Mapping[str, Match] = {}
 
 
 class Place(Enum):
@@ -21,19 +25,37 @@ class Place(Enum):
     """A slot is taken for it; the KV-cache manager is being asked."""
     RUNNING = auto()
     """On an executor."""
+    LEAVING = auto()
+    """Still there, but pushed out: back in the queue when the executor says so."""
     ENDED = auto()
     """Its outcome has passed."""
+
+
+class Front(Hashable, Protocol):
+    """The lane that a work came from."""
+
+    @property
+    def sink(self) -> Sink:
+        """Where its tokens go."""
+        ...
+
+    @property
+    def held(self) -> "dict[int, Held]":
+        """Its works without an outcome, by their number there."""
+        ...
 
 
 class Held:
     """A work, how far it has come, and where it stands. Times are monotonic seconds."""
 
     __slots__ = (
-        "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "dispatch_span", "down_id", "executor", "key",
-        "lane", "place", "progress", "queue_span", "queued_s", "queued_since", "reservation", "sent_tokens",
+        "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "charged", "compute", "context",
+        "dispatch_span", "down_id", "due", "executor", "given_tokens", "growing", "hold_until", "key", "lane",
+        "looked", "matches", "once", "place", "prefill_s", "progress", "pushes", "queue_span", "queued_s",
+        "queued_since", "reservation", "sent_at", "sent_tokens",
     )  # fmt: skip
 
-    def __init__(self, key: int, lane: "BatcherLane", down_id: int, work: Work, now: float, span: Span) -> None:
+    def __init__(self, key: int, lane: Front, down_id: int, work: Work, now: float, span: Span) -> None:
         self.key = key
         """Its number here: in the queue and on the executor's lane."""
         self.lane = lane
@@ -44,16 +66,42 @@ class Held:
         """Where it has a slot, from ASKING on; kept past its end until the slot is free."""
         self.cancelled = False
         """The caller has changed its mind: it is not dispatched again."""
+        self.once = False
+        """It is worth one dispatch, and not another one."""
+        self.matches = NOTHING
+        """What executors remember of its prompt, as far as is known."""
+        self.looked = False
+        """Whether the manager was asked for that."""
+        self.due = now
+        """When its first token is due."""
+        self.hold_until: float | None = None
+        """Up to when it may be held back for a better place; None until it is held the first time."""
         self.blocks = 0
-        """Blocks reserved there."""
+        """Blocks reserved where it runs."""
+        self.given_tokens = 0
+        """Tokens that these are for."""
+        self.growing = False
+        """Whether more blocks were asked for."""
+        self.compute = 0
+        """Tokens that it has to compute before its next token comes; 0 once that has come."""
+        self.prefill_s = 0.0
+        """How long that was foreseen to take."""
+        self.sent_at = now
+        """When it was sent to the engine last."""
+        self.context = 0
+        """Tokens in front of its first token on the executor; 0 before that has come."""
         self.reservation = 0
         """Number of the question that reserved them: a new one for each dispatch, so that a late answer to an
         earlier one is known for what it is."""
+        self.charged = 0
+        """Answer tokens that its tenant was charged in advance; 0 before its first dispatch."""
         self.arrived = now
         self.queued_since = now
         self.queued_s = 0.0
         self.attempts = 0
         """Dispatches without a new token."""
+        self.pushes = 0
+        """How often it was pushed out."""
         self.sent_tokens = len(work.resumed)
         self.cached_tokens: int | None = None
         """Of the first dispatch: later ones find their own prefix."""
@@ -68,12 +116,17 @@ class Held:
     @property
     def streaming(self) -> bool:
         """Whether its tokens are still wanted."""
-        return self.place is Place.RUNNING
+        return self.place is Place.RUNNING or self.place is Place.LEAVING
 
     @property
     def work(self) -> Work:
         """As it came."""
         return self.progress.work
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens that an engine takes as its prompt now."""
+        return len(self.work.prompt) + len(self.progress.tokens)
 
     @property
     def total_tokens(self) -> int:

@@ -39,13 +39,13 @@ class KvCacheMemory:
             done(None)
             return
         question = Question(ask.reservation, ask.pool, ask.block_hashes, ask.executor, ask.blocks, ask.traceparent)
-        self._consultation.ask(question, lambda answer: done(_reply(answer, ask.executor)))
+        self._consultation.ask(question, lambda answer: done(_reply(answer)))
 
-    def release(self, reservation: int) -> None:
+    def release(self, reservation: int, found_blocks: int | None = None) -> None:
         """See services.batcher.memory.Memory."""
         if self._consultation is not None:
-            self._consultation.release(reservation)
+            self._consultation.release(reservation, found_blocks)
 
 
-def _reply(answer: Answer | None, executor: str) -> Reply | None:
-    return None if answer is None else Reply(answer.reserved, answer.matched(executor), answer.free_blocks)
+def _reply(answer: Answer | None) -> Reply | None:
+    return None if answer is None else Reply(answer.reserved, answer.matches, answer.free_blocks)

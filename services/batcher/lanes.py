@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from libs.errors import Cancelled
 from libs.lane.passing import pass_on
 from libs.lane.stage import Sink
 from libs.lane.work import Frame, Note, Outcome, Work
@@ -33,7 +32,7 @@ class BatcherLane:
     def close(self) -> None:
         held_works, self.held = list(self.held.values()), {}
         for held in held_works:
-            self._batcher.stop(held, Cancelled("the router's lane closed"))
+            self._batcher.abandon(held)
 
 
 class ExecutorSink:
@@ -47,8 +46,11 @@ class ExecutorSink:
         """The next tick dispatches: no work waits longer than that for a lane that just came up."""
 
     def on_frame(self, frame: Frame) -> None:
-        for held, gap in pass_on(frame, self._executor.works).items():
-            self._batcher.broke_promise(held, self._executor, gap)
+        executor = self._executor
+        for held, gap in pass_on(frame, executor.works).items():
+            self._batcher.broke_promise(held, executor, gap)
+        if executor.prefilling:  # else every token is one of many, and nobody need know
+            self._batcher.came(executor, frame.work_ids)
 
     def on_note(self, work_id: int, note: Note) -> None:
         """Executors have none."""

@@ -10,6 +10,7 @@ from services.batcher.demand_report import EVERY_S, DemandReport
 from services.batcher.executor_source import ExecutorSource
 from services.batcher.kvcache_memory import KvCacheMemory
 from services.batcher.observe import Observer
+from services.batcher.rule_source import RuleSource
 from services.batcher.stage import Batcher
 
 
@@ -18,12 +19,15 @@ async def run(settings: Settings) -> None:
     async with MeshProcess("batcher", settings.process, settings.etcd) as mesh:
         memory = KvCacheMemory(mesh.registry, mesh.instance, mesh.channels.connect)
         source = ExecutorSource(mesh.registry, mesh.channels.connect, mesh.tasks)
+        rules = RuleSource(mesh.registry)
         batcher = Batcher(
-            mesh.instance, memory, source.limits, mesh.tracing, Observer(mesh.metrics), mesh.clock, random.randrange
+            mesh.instance, memory, rules, mesh.tracing, Observer(mesh.metrics), mesh.clock, random.randrange
         )
 
         mesh.owns(memory.close)
         await memory.start()
+        mesh.owns(rules.close)
+        await rules.start()
         mesh.owns(source.close)
         await source.start(batcher.set_executors, batcher.set_versions)
         mesh.every(TICK_S, batcher.tick, "tick")

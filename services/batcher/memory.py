@@ -4,18 +4,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from libs.kvcache.values import PrefixMatch
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
     """Where does this prefix lie, and does the work fit on this executor?"""
 
     reservation: int
-    """Numbers the question and what it reserves; never used twice."""
+    """Numbers the question and what it reserves. Asked again for what is reserved already, it changes the number of
+    blocks; refused, it leaves what was. Never used for another work or another executor."""
     pool: str
     block_hashes: Sequence[int]
     executor: str
+    """Where to reserve; empty only asks where the prefix lies."""
     blocks: int
-    traceparent: str
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +27,8 @@ class Reply:
     """The manager's answer."""
 
     reserved: bool
-    matched_blocks: int
-    """Leading blocks of the prompt that the executor holds."""
+    matches: Sequence[PrefixMatch]
+    """Executors that remember some of the prefix, best first."""
     free_blocks: int
 
 
@@ -36,6 +40,10 @@ class Memory(Protocol):
         batcher goes on by load alone. It may be called before `ask` returns."""
         ...
 
-    def release(self, reservation: int) -> None:
-        """Ends a reservation, or a question whose answer is not wanted any more."""
+    def release(self, reservation: int, found_blocks: int | None = None) -> None:
+        """Ends a reservation, or a question whose answer is not wanted any more.
+
+        Args:
+            found_blocks: Leading blocks of the prefix that the engine said it had found; None when it ran nothing.
+        """
         ...

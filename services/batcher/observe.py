@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import cache
 
 from libs.catalogue import model_of
+from libs.errors import HeadraceError
 from libs.lane.work import Outcome, Tier, Work
 from libs.telemetry import names
 from libs.telemetry.metrics import Metrics
@@ -23,6 +24,9 @@ class Observer:
         self._running = cache(metrics.gauge(names.BATCHER_RUNNING).labels)
         self._wait = cache(metrics.histogram(names.BATCHER_WAIT).labels)
         self._requeues = cache(metrics.counter(names.BATCHER_REQUEUES).labels)
+        self._holds = cache(metrics.counter(names.BATCHER_HOLDS).labels)
+        self._pushes = cache(metrics.counter(names.BATCHER_PUSHES).labels)
+        self._warm_ups = cache(metrics.counter(names.BATCHER_WARM_UPS).labels)
         self._expired = cache(metrics.counter(names.BATCHER_EXPIRED).labels)
         self._known: set[str] = set()
 
@@ -44,8 +48,24 @@ class Observer:
         self._wait(model_of(pool), tier.name.lower()).observe(waited_s)
 
     def requeued(self, cause: str) -> None:
-        """A work came back: "broken" or "refused"."""
+        """A work came back: "broken", "refused" or "pushed"."""
         self._requeues(cause).inc()
+
+    def held_back(self, pool: str) -> None:
+        """A work was held back for a better place."""
+        self._holds(model_of(pool)).inc()
+
+    def pushed(self, pool: str, cause: str) -> None:
+        """A work was pushed out: for "interactive" work or for want of "memory"."""
+        self._pushes(model_of(pool), cause).inc()
+
+    def warmed(self, pool: str) -> None:
+        """A warm-up was started."""
+        self._warm_ups(model_of(pool)).inc()
+
+    def refused(self, pool: str, tier: Tier, error: HeadraceError) -> None:
+        """A work was refused when it came."""
+        self._works(model_of(pool), tier.name.lower(), error.reason).inc()
 
     def expired(self, pool: str) -> None:
         """A work was answered because of its deadline."""

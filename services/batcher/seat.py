@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import IntEnum
 
+from services.batcher.pace import Pace
+
 
 class Affinity(IntEnum):
     """How well a work's adapter goes with what an executor does; higher is better (the order of llm-d's LoRA
@@ -41,8 +43,9 @@ class Seat:
     """
 
     __slots__ = (
-        "adapters", "capacity", "context_tokens", "executor", "open", "prefill_rate", "prefill_tokens", "prefilling",
-        "reserved", "token_s", "works",
+        "adapters", "awaited", "capacity", "clear_at", "context_tokens", "executor", "first_token_at", "open",
+        "pace", "patient", "prefill_rate", "prefill_s", "prefill_tokens", "prefilling", "reserved", "token_s",
+        "works",
     )  # fmt: skip
 
     def __init__(self, executor: str, capacity: ModelCapacity) -> None:
@@ -53,18 +56,75 @@ class Seat:
         self.works = 0
         self.adapters: Counter[str] = Counter()
         """Of these, by adapter, "" for the base."""
+        self.patient = 0
+        """Of these, async ones."""
         self.reserved = 0
         """Blocks reserved for these."""
         self.prefilling = 0
         """Works that have no token yet."""
         self.prefill_tokens = 0
         """Tokens that these have to compute, less what was found in the cache."""
+        self.prefill_s = 0.0
+        """Seconds that this takes, as far as can be foreseen."""
+        self.first_token_at = 0.0
+        """When the last first token came, in monotonic seconds."""
+        self.awaited = 0
+        """Tokens that works have to compute that are held back for it, as of the last look."""
+        self.clear_at = 0.0
+        """When it will have computed them, in monotonic seconds, as far as can be foreseen."""
         self.context_tokens = 0
         """Prompt and answer tokens, as of their first token, of the works that decode."""
         self.prefill_rate = 0.0
         """Tokens per second, measured; 0 when nothing is known."""
+        self.pace = Pace()
         self.token_s = 0.0
         """Seconds from one token of a work to its next, measured; 0 when nothing is known."""
+
+    def foresee(self, prompt_tokens: int, compute: int) -> float:
+        """Seconds to compute the last `compute` tokens of a prompt by themselves; 0 when nothing is known."""
+        seconds = self.pace.seconds(prompt_tokens, prompt_tokens - compute)
+        return seconds or (compute / self.prefill_rate if self.prefill_rate else 0.0)
+
+    def take(self, adapter: str, patient: bool, blocks: int, compute: int, seconds: float, now: float) -> None:
+        """A work is placed that has `compute` tokens to compute, in about so many seconds."""
+        self.works += 1
+        self.patient += patient
+        self.adapters[adapter] += 1
+        self.reserved += blocks
+        self.prefilling += 1
+        self.prefill_tokens += compute
+        self.prefill_s += seconds
+        self.clear_at = max(self.clear_at, now) + seconds
+
+    def correct(self, tokens: int, seconds: float) -> None:
+        """A work that was placed has so much more to compute."""
+        self.prefill_tokens += tokens
+        self.prefill_s += seconds
+        self.clear_at += seconds
+
+    def started(self, compute: int, seconds: float, context: int, now: float) -> None:
+        """The first token of a work came; it decodes from now on. `seconds` are what was foreseen."""
+        self._computed(compute, seconds, now)
+        self.first_token_at = now
+        self.context_tokens += context
+
+    def give_back(
+        self, adapter: str, patient: bool, blocks: int, compute: int, seconds: float, context: int, now: float
+    ) -> None:
+        """The slot of a work is free. `compute` is 0 for one that had started, `context` for one that had not."""
+        self.works -= 1
+        self.patient -= patient
+        self.adapters[adapter] -= 1
+        if not self.adapters[adapter]:
+            del self.adapters[adapter]
+        self.reserved -= blocks
+        self.context_tokens -= context
+        if not context:
+            self._computed(compute, seconds, now)
+
+    def backlog_s(self, now: float) -> float:
+        """Seconds until it will have computed all prompts that were placed there; 0 when nothing is known."""
+        return max(self.clear_at - now, 0.0) if self.prefilling else 0.0
 
     @property
     def free_slots(self) -> int:
@@ -92,3 +152,9 @@ class Seat:
         if others >= capacity.adapter_slots:
             return Affinity.TAKEN
         return Affinity.LIES if not adapter or adapter in capacity.adapters else Affinity.ROOM
+
+    def _computed(self, compute: int, seconds: float, now: float) -> None:
+        self.prefilling -= 1
+        self.prefill_tokens -= compute
+        self.prefill_s = max(self.prefill_s - seconds, 0.0) if self.prefilling else 0.0
+        self.clear_at = now + self.prefill_s  # the forecast is set right at each first token

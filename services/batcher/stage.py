@@ -1,52 +1,46 @@
-"""The batcher as a stage: decides when each work runs, and on which executor of its pool.
+"""The batcher as a stage: when each work runs, and on which executor of its pool.
 
-    arrives → WAITING (queue.py) → a slot is free: ASKING (dispatch.py chooses, the KV-cache manager
-    reserves) → RUNNING → outcome.   Executor lost, or full after all: back to WAITING, at the front.
+    arrives ─▶ refused, if the queue is full or its deadline cannot be met (arrival.py)
+            ─▶ waits (queue.py) ─▶ dispatch.py finds a place ─▶ runs ─▶ outcome
+    executor lost, full after all, or pushed out (pressure.py): back to the queue, in front
 
 Everything here is synchronous and driven from outside: by lanes, by the registry, by the manager's answers,
-and by `tick`.
+and by `tick`. So the simulator runs this very code in virtual time.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import structlog
 
 from libs.catalogue import model_of
 from libs.clock import Clock
-from libs.errors import (
-    Cancelled,
-    CapacityError,
-    DeadlinePassed,
-    HeadraceError,
-    InternalError,
-    NoExecutor,
-    Overloaded,
-    StageUnavailable,
-)
-from libs.lane.deadlines import Deadlines
+from libs.errors import Cancelled, CapacityError, DeadlinePassed, InternalError, NoExecutor, StageUnavailable
 from libs.lane.forwarder import DRAINING
 from libs.lane.progress import Gap
 from libs.lane.stage import Sink
-from libs.lane.work import POOL_GONE, Decision, FinishReason, Note, Outcome, QueueState, Tier, Work
+from libs.lane.work import POOL_GONE, Decision, Note, Outcome, QueueState, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Tracing
-from services.batcher.asked import Asked, Demand
-from services.batcher.dispatch import Candidate, Choice, choose, fits_nowhere
+from services.batcher.arrival import Arrival
+from services.batcher.asked import Demand
+from services.batcher.book import Book
+from services.batcher.dispatch import Dispatch, matches_of
 from services.batcher.held import Held, Place
 from services.batcher.lanes import BatcherLane, ExecutorSink
 from services.batcher.memory import Ask, Memory, Reply
 from services.batcher.observe import Observer
+from services.batcher.policies.policy import Match
 from services.batcher.pool import Executor, ExecutorInfo, Pool
-from services.batcher.queue import Entry, Limits
+from services.batcher.pressure import Pressure
 from services.batcher.queue_state import queue_states
+from services.batcher.rules import Rules
 from services.batcher.waiting import gone, why_waiting
+from services.batcher.warmth import Nobody, Warmth
 
 log = structlog.get_logger()
 
-SHUT_S = 0.05
-"""An executor that refused a work of a pool is left alone this long, unless a work on it ends before."""
-TOO_LARGE = "prompt and max_tokens together are larger than the KV cache of any executor"
 ATTEMPTS = 5
 """A work that was dispatched this often without a single new token is given up: it may be what kills them."""
 
@@ -57,7 +51,7 @@ class Batcher:
     Args:
         instance: This process's name.
         memory: The KV-cache manager.
-        limits: Bounds of a pool's queue for a tier, as the policy has them now.
+        rules: The operators' rules, as they are now.
         pick: `pick(n)` gives a random index below n.
     """
 
@@ -65,87 +59,82 @@ class Batcher:
         self,
         instance: str,
         memory: Memory,
-        limits: Callable[[Tier], Limits],
+        rules: Rules,
         tracing: Tracing,
         observer: Observer,
         clock: Clock,
         pick: Callable[[int], int],
     ) -> None:
-        self.instance = instance
         self.draining = False
-        self._memory = memory
-        self._limits = limits
-        self._tracing = tracing
-        self._observer = observer
-        self._clock = clock
-        self._pick = pick
-        self._pools: dict[str, Pool] = {}
-        self._executors: dict[str, Executor] = {}
-        self._held: dict[int, Held] = {}
-        self._deadlines: Deadlines[Held] = Deadlines()
-        self._sequence = 0
-        self._asked = Asked()
-        self._versions: frozenset[str] | None = None
         self.starved: Callable[[], None] = lambda: None
         """Called when a work waits for a pool that no executor has."""
+        self._clock = clock
+        self._observer = observer
+        self._versions: frozenset[str] | None = None
+        self._book = book = Book(instance, memory, rules, tracing, observer, clock)
+        self._arrival = Arrival(book)
+        self._pressure = Pressure(book)
+        self._dispatch = Dispatch(book, self._pressure, pick)
+        self._warmth = Warmth(book, self._dispatch)
 
     # --- from outside ------------------------------------------------------------------------------
 
     def set_executors(self, infos: Mapping[str, ExecutorInfo]) -> None:
         """Replaces what is known of executors. A lane is kept as long as its Stage is the same object."""
-        for name, executor in list(self._executors.items()):
+        book = self._book
+        for name, executor in list(book.executors.items()):
             if executor.gone:
                 continue
             info = infos.get(name)
             if info is None or info.stage is not executor.info.stage:
-                executor.gone = True
-                # Out of the way of a new one of this name; what runs there ends there, or comes back.
-                self._executors[f"{name} (before {self._next()})"] = self._executors.pop(name)
-                self._bury(executor)
+                book.retire(name)
             else:
-                executor.info = info
-        for name, info in infos.items():
-            if name not in self._executors:
-                self._executors[name] = executor = Executor(name, info)
-                executor.lane = info.stage.open(ExecutorSink(self, executor))
+                executor.follow(info)
+        new = {name: Executor(name, info) for name, info in infos.items() if name not in book.executors}
+        book.set_executors({**book.executors, **new})
+        for executor in new.values():
+            executor.lane = executor.info.stage.open(ExecutorSink(self, executor))
         self._sort_out()
         self._pump_all()
 
     def set_versions(self, pools: frozenset[str]) -> None:
         """Replaces the pools that the catalogue has now. Those of other versions live on while copies do."""
         self._versions = pools
-        self._asked.keep({model_of(pool): None for pool in pools})
+        self._book.demands.keep({model_of(pool): None for pool in pools})
         self._sort_out()
 
     def demands(self) -> Sequence[Demand]:
         """What is asked of each model."""
-        return self._asked.demands(self._pools.values(), self._clock.monotonic())
+        return self._book.demands.demands(self._book.pools.values(), self._clock.monotonic())
 
     def tick(self) -> None:
         """Ends what is past its deadline and tries again what waits. To be called several times a second."""
-        self._deadlines.prune(len(self._held))
-        for held in self._deadlines.passed(self._clock.now()):
+        book, now = self._book, self._clock.monotonic()
+        book.deadlines.prune(len(book.held))
+        for held in book.deadlines.passed(self._clock.now()):
             where = "queue" if held.place is Place.WAITING else "executor"
             self._observer.expired(held.work.pool)
             error = DeadlinePassed(f"the deadline passed in the batcher ({where})", metadata={"stage": where})
-            self.stop(held, error)
+            book.stop(held, error)
         self._sort_out()
+        for pool in list(book.pools.values()):
+            pool.queue.unpark_due(now)
+            self._pressure.relieve(pool)
         self._pump_all()
-        self._observer.pools(self._pools.values())
-        for name, pool in list(self._pools.items()):
-            if not pool.held:
-                del self._pools[name]  # bounds the dictionary by the works held
+        self._warmth.tick()
+        self._observer.pools(book.pools.values())
+        book.forget_pools()
 
     def close(self) -> None:
         """Closes all lanes to executors."""
-        for executor in self._executors.values():
+        for executor in self._book.executors.values():
             if executor.lane is not None:
                 executor.lane.close()
 
     @property
     def in_flight(self) -> int:
         """Works without an outcome."""
-        return len(self._held)
+        return len(self._book.held)
 
     # --- the face to the router --------------------------------------------------------------------
 
@@ -154,191 +143,78 @@ class Batcher:
         return BatcherLane(self, sink)
 
     async def explain(self, work: Work) -> Sequence[Decision]:
-        """What the queue and the choice of an executor would be now."""
-        pool = self._pools.get(work.pool) or Pool(work.pool)
-        refusal = pool.queue.refusal(work.tier, len(work.prompt), self._limits(work.tier))
+        """What would become of a work now: in the queue, by the promise, and by the policy."""
+        book, now = self._book, self._clock.monotonic()
+        pool = book.pool(work.pool)
+        held = Held(0, Nobody(), 0, work, now, book.tracing.start(names.QUEUE, ""))
+        refusal, promised = self._arrival.judge(pool, held)
         if refusal is not None:
-            return [Decision("batcher", "refuse", refusal)]
+            return [Decision("batcher", "refuse", refusal.message)]
         waiting = len(pool.queue)
         queue = Decision("batcher", "queue" if waiting else "no wait", f"{waiting} works wait in pool {work.pool}")
-        choice = self._choose(work.pool, work.adapter, len(work.prompt) + work.sampling.max_tokens)
-        if choice.executor is None:
-            return [queue, Decision("batcher", "wait", choice.reason)]
-        behind = await self._executors[choice.executor].info.stage.explain(work)
-        return [queue, Decision("batcher", f"executor {choice.executor}", choice.reason), *behind]
+        promise = [Decision("batcher", "promise", promised)] if promised else []
+        if len(work.block_hashes):
+            held.matches = await self._look(pool, work)
+        choice = self._dispatch.choose(pool, held, pool.seats(now), now)
+        policy = f"{pool.policy.name}: {choice.reason}"
+        if choice.seat is None:
+            return [queue, *promise, Decision("batcher", "hold" if choice.hold_for else "wait", policy)]
+        chosen = Decision("batcher", f"executor {choice.seat.executor}", policy)
+        return [queue, *promise, chosen, *await pool.executors[choice.seat.executor].info.stage.explain(work)]
 
     async def queues(self) -> Sequence[QueueState]:
         """One entry per pool and tier that holds something."""
-        return queue_states(self.instance, self._pools.values(), self._held.values(), self._clock.monotonic())
-
-    # --- a work's way ------------------------------------------------------------------------------
+        book = self._book
+        return queue_states(book.instance, book.pools.values(), book.held.values(), self._clock.monotonic())
 
     def arrive(self, lane: BatcherLane, down_id: int, work: Work) -> None:
+        """A work came up a router's lane."""
         if self.draining:
-            error = StageUnavailable(f"{self.instance} is draining", metadata={DRAINING: "true"}, retry_after_s=1.0)
+            error = StageUnavailable(
+                f"{self._book.instance} is draining", metadata={DRAINING: "true"}, retry_after_s=1.0
+            )
             lane.sink.on_outcome(down_id, Outcome(error=error, output_tokens=len(work.resumed)))
             return
-        pool = self._pools.get(work.pool)
-        if pool is None:
-            pool = self._pools[work.pool] = Pool(work.pool)
-        refusal = None
-        if not work.resumed:  # what has begun is let in: it was accepted once
-            refusal = pool.queue.refusal(work.tier, len(work.prompt), self._limits(work.tier))
-        if refusal is None and self._too_large(work.pool, len(work.prompt) + work.sampling.max_tokens):
-            refusal = TOO_LARGE
+        book, now = self._book, self._clock.monotonic()
+        pool = book.pool(work.pool)
+        waiting = {names.QUEUE_WAITING: len(pool.queue)}
+        span = book.tracing.start(names.QUEUE, work.traceparent, attributes=waiting)
+        held = Held(book.next(), lane, down_id, work, now, span)
+        refusal, _ = self._arrival.judge(pool, held)
         if refusal is not None:
-            full = Overloaded(refusal, retry_after_s=1.0)
-            lane.sink.on_outcome(down_id, Outcome(error=full, output_tokens=len(work.resumed)))
+            span.error(refusal.message, refusal.reason)
+            span.end()
+            self._observer.refused(pool.name, work.tier, refusal)
+            lane.sink.on_outcome(down_id, Outcome(error=refusal, output_tokens=len(work.resumed)))
             return
-        key, now = self._next(), self._clock.monotonic()
-        span = self._tracing.start(names.QUEUE, work.traceparent, attributes={names.QUEUE_WAITING: len(pool.queue)})
-        held = lane.held[down_id] = self._held[key] = Held(key, lane, down_id, work, now, span)
-        self._deadlines.add(work.deadline, held)
-        entry = Entry(key, work.tier, len(work.prompt), now)
-        if work.resumed:
-            pool.queue.push_front(entry)
-        else:
-            pool.queue.push(entry)
-        pool.held += 1
-        self._asked.arrived(pool.name, self._clock.now())
-        self._pump(pool)
+        book.enter(pool, held)
+        self._dispatch.arrived(pool, held)
         if held.place is Place.WAITING:
             self._tell(pool, held)
 
-    def _pump(self, pool: Pool) -> None:
-        """Dispatches from the head of the queue as long as there is a place for the head."""
-        now = self._clock.monotonic()
-        while (entry := pool.queue.peek(now)) is not None:
-            held = self._held[entry.key]
-            choice = self._choose(pool.name, held.work.adapter, held.total_tokens)
-            if choice.executor is None:
-                if not self._too_large(pool.name, held.total_tokens):
-                    return
-                # The executors changed since it came; nobody behind it is to wait for what cannot be.
-                self.stop(held, Overloaded(TOO_LARGE, retry_after_s=1.0))
-                continue
-            pool.queue.remove(entry.key)
-            self._place(pool, held, self._executors[choice.executor], choice)
+    def cancel(self, held: Held) -> None:
+        """The caller changed its mind. A running work ends where it runs, so that its tokens are counted."""
+        held.cancelled = True
+        if held.streaming and held.executor is not None and held.executor.lane is not None:
+            held.executor.lane.cancel(held.key)
+        else:
+            self._stop(held, Cancelled("cancelled by the caller"))
 
-    def _pump_all(self) -> None:
-        for pool in list(self._pools.values()):
-            self._pump(pool)
+    def abandon(self, held: Held) -> None:
+        """The router's lane closed."""
+        self._stop(held, Cancelled("the router's lane closed"))
 
-    def _too_large(self, pool: str, tokens: int) -> bool:
-        """Whether no executor of the pool, busy or not, could ever hold a work."""
-        return fits_nowhere([c for e in self._executors.values() if (c := e.capacity(pool)) is not None], tokens)
+    # --- the face to the executors -----------------------------------------------------------------
 
-    def _choose(self, pool: str, adapter: str, tokens: int) -> Choice:
-        return choose(self._candidates(pool, adapter), tokens, self._pick)
-
-    def _candidates(self, pool: str, adapter: str) -> list[Candidate]:
-        now = self._clock.monotonic()
-        return [c for e in self._executors.values() if (c := e.candidate(pool, adapter, now)) is not None]
-
-    def _sort_out(self) -> None:
-        """Hands back what waits for a version that is gone, and tells the others what they wait for."""
-        infos = {e.name: e.info for e in self._executors.values() if not e.gone}
-        for pool in list(self._pools.values()):
-            if not len(pool.queue):
-                continue
-            if gone(pool.name, self._versions, infos.values()):
-                why = f"{pool.name} was withdrawn"
-                for held in self._waiting(pool):
-                    self.stop(held, NoExecutor(why, metadata={POOL_GONE: "true"}, retry_after_s=1.0))
-            elif (told := why_waiting(pool.name, infos)) != pool.told:
-                pool.told = told
-                for held in self._waiting(pool):
-                    self._note(held, told)
-
-    def _waiting(self, pool: Pool) -> Iterator[Held]:
-        """The works in a queue; each, unless what was done about one before it has ended it."""
-        for held in [self._held[entry.key] for entry in pool.queue]:
-            if held.place is Place.WAITING:
-                yield held
-
-    def _tell(self, pool: Pool, held: Held) -> None:
-        """Tells a work that has just come what it waits for, if that is a copy."""
-        pool.told = why_waiting(pool.name, {e.name: e.info for e in self._executors.values() if not e.gone})
-        if pool.told:
-            self._note(held, pool.told)
-            self.starved()
-
-    def _note(self, held: Held, waiting: str) -> None:
-        if waiting:
-            held.lane.sink.on_note(held.down_id, Note(waiting=waiting))
-
-    def _place(self, pool: Pool, held: Held, executor: Executor, choice: Choice) -> None:
-        """Takes a slot for a work and asks the manager for its blocks."""
-        held.place = Place.ASKING
-        executor.add(held, choice.blocks)
-        waited = self._clock.monotonic() - held.queued_since
-        held.queued_s += waited
-        held.queue_span.end()
-        self._observer.dispatched(pool.name, held.work.tier, waited)
-        self._asked.left_queue(pool.name, waited)
-        held.dispatch_span = span = self._tracing.start(
-            names.DISPATCH,
-            held.work.traceparent,
-            attributes={
-                names.EXECUTOR: executor.name,
-                names.REASON: choice.reason,
-                names.ATTEMPT: held.attempts + 1,
-                names.BLOCKS_RESERVED: choice.blocks,
-                names.RESUMED_TOKENS: len(held.progress.tokens),
-            },
-        )
-        if held.attempts:
-            span.event(names.RESUMED)
-        held.reservation = reservation = self._next()
-        ask = Ask(reservation, pool.name, held.work.block_hashes, executor.name, choice.blocks, span.traceparent)
-        self._memory.ask(ask, lambda reply: self._answered(held, executor, reservation, reply))
-
-    def _answered(self, held: Held, executor: Executor, reservation: int, reply: Reply | None) -> None:
-        if held.place is not Place.ASKING or held.reservation != reservation:
-            self._memory.release(reservation)  # it ended, or its executor went, while the manager was asked
-            return
-        assert held.dispatch_span is not None
-        pool = held.work.pool
-        if reply is not None:
-            held.dispatch_span.set(names.BLOCKS_MATCHED, reply.matched_blocks)
-            if not reply.reserved:
-                self._requeue(held, executor, f"the KV cache has {reply.free_blocks} blocks free")
-                self._shut(executor, pool)
-                return
-        if executor.gone or executor.lane is None or not executor.lane.ready:
-            self._requeue(held, executor, "the executor went away")
-            return
-        held.place = Place.RUNNING
-        tokens = len(held.progress.tokens)
-        held.attempts = held.attempts + 1 if tokens == held.sent_tokens else 1
-        held.sent_tokens = tokens
-        work = replace(held.progress.resume(), traceparent=held.dispatch_span.traceparent)
-        executor.lane.submit(held.key, work)
-
-    def _requeue(self, held: Held, executor: Executor, why: str) -> None:
-        """Back to the front of the queue, with the tokens so far."""
-        self._vacate(held, executor)
-        tokens = len(held.progress.tokens)
-        if held.dispatch_span is not None:
-            held.dispatch_span.error(why)
-            held.dispatch_span.end()
-        if tokens >= held.work.sampling.max_tokens:  # only the outcome was lost
-            self._end(held, Outcome(
-                finish=FinishReason.LENGTH, output_tokens=tokens, cached_tokens=held.cached_tokens or 0,
-                queued_s=held.queued_s, executor=executor.name,
-            ))  # fmt: skip
-            return
-        held.place = Place.WAITING
-        held.queued_since = self._clock.monotonic()
-        held.queue_span = self._tracing.start(names.QUEUE, held.work.traceparent, attributes={names.REASON: why})
-        pool = self._pools[held.work.pool]
-        pool.queue.push_front(Entry(held.key, held.work.tier, len(held.work.prompt), held.arrived))
+    def came(self, executor: Executor, keys: Iterable[int]) -> None:
+        """Tokens of these works came, while some on their executor had none yet."""
+        self._dispatch.started(executor, keys)
 
     def lost(self, executor: Executor, reason: str) -> None:
         """An executor's lane broke: everything on it comes back, in the order in which it came."""
         for held in list(executor.works.values()):
             self._observer.requeued("broken")
-            self._retry(held, executor, f"the executor was lost: {reason}")
+            self._retry(held, executor, f"the executor was lost: {reason}", lost=True)
         self._pump_all()
 
     def returned(self, executor: Executor, key: int, outcome: Outcome) -> None:
@@ -346,94 +222,102 @@ class Batcher:
         held = executor.works.get(key)
         if held is None:
             return
+        book, error = self._book, outcome.error
         if held.place is Place.ENDED:  # the caller has its answer already; only now the slot is free
-            self._vacate(held, executor)
-        elif isinstance(outcome.error, CapacityError):  # it lost the model, is draining, or its engine died
+            book.vacate(held, executor)
+        elif held.place is Place.LEAVING and isinstance(error, Cancelled) and not held.cancelled:
+            self._observer.requeued("pushed")
+            book.requeue(held, executor, f"pushed out of {executor.name}")
+        elif isinstance(error, CapacityError):  # it lost the model, is draining, or its engine died
             self._observer.requeued("refused")
-            if isinstance(outcome.error, NoExecutor) or DRAINING in outcome.error.metadata:
+            if isinstance(error, NoExecutor) or DRAINING in error.metadata:
                 held.attempts -= 1  # it never ran
-            self._retry(held, executor, outcome.error.message)
-            self._shut(executor, held.work.pool)
+            self._retry(held, executor, error.message)
+            self._dispatch.shut(executor, held.work.pool)
         else:
-            self._vacate(held, executor)
-            if held.cached_tokens is None:
-                held.cached_tokens = min(outcome.cached_tokens, len(held.work.prompt))
-            self._end(held, replace(outcome, queued_s=held.queued_s, cached_tokens=held.cached_tokens))
-        if (pool := self._pools.get(held.work.pool)) is not None:
-            self._pump(pool)
-
-    def _retry(self, held: Held, executor: Executor, why: str) -> None:
-        """Queues a work again whose executor failed it, unless it has failed too often."""
-        if held.place is Place.ENDED:
-            self._vacate(held, executor)
-        elif held.cancelled:
-            self._vacate(held, executor)
-            self._end(
-                held, Outcome(error=Cancelled("cancelled by the caller"), output_tokens=len(held.progress.tokens))
-            )
-        elif held.attempts >= ATTEMPTS and len(held.progress.tokens) == held.sent_tokens:
-            self._vacate(held, executor)
-            error = StageUnavailable(f"given up after {ATTEMPTS} attempts; the last: {why}", retry_after_s=1.0)
-            self._end(held, Outcome(error=error, output_tokens=len(held.progress.tokens)))
-        else:
-            self._requeue(held, executor, why)
+            self._end(held, executor, outcome)
+        if (pool := book.pools.get(held.work.pool)) is not None:
+            self._dispatch.pump(pool)
 
     def broke_promise(self, held: Held, executor: Executor, gap: Gap) -> None:
         """An executor left tokens out: a bug there, and the caller must not see a wrong answer."""
         log.error("gap on a lane", executor=executor.name, gap=str(gap))
-        if held.place is Place.RUNNING:
-            self.stop(held, InternalError("internal error; the mesh's logs have the cause"))
+        if held.streaming:
+            self._book.stop(held, InternalError("internal error; the mesh's logs have the cause"))
 
-    def stop(self, held: Held, error: HeadraceError) -> None:
-        """Ends a work from this side, wherever it stands."""
-        place, executor = held.place, held.executor
-        name = executor.name if executor is not None else ""
-        if executor is None:
-            self._pools[held.work.pool].queue.remove(held.key)
-            held.queue_span.end()
-        elif place is Place.ASKING:
-            self._vacate(held, executor)
-        self._end(held, Outcome(
-            error=error, output_tokens=len(held.progress.tokens), queued_s=held.queued_s, executor=name
-        ))  # fmt: skip
-        if place is Place.RUNNING and executor is not None and executor.lane is not None:
-            executor.lane.cancel(held.key)  # the slot is free when the executor says so
+    # --- inside ------------------------------------------------------------------------------------
 
-    def cancel(self, held: Held) -> None:
-        """The caller changed its mind. A running work ends where it runs, so that its tokens are counted."""
-        held.cancelled = True
-        if held.place is Place.RUNNING and held.executor is not None and held.executor.lane is not None:
-            held.executor.lane.cancel(held.key)
+    def _end(self, held: Held, executor: Executor, outcome: Outcome) -> None:
+        """A work ended where it ran."""
+        first = held.cached_tokens is None
+        if first:
+            held.cached_tokens = min(outcome.cached_tokens, len(held.work.prompt))
+        found = outcome.cached_tokens if first and outcome.error is None else None
+        stayed = self._clock.monotonic() - held.queued_since
+        self._book.vacate(held, executor, found_tokens=found)
+        if outcome.error is None:
+            self._book.pools[held.work.pool].drain.stayed(stayed)
+        self._book.end(held, replace(outcome, queued_s=held.queued_s, cached_tokens=held.cached_tokens or 0))
+
+    def _retry(self, held: Held, executor: Executor, why: str, *, lost: bool = False) -> None:
+        """Queues a work again whose executor failed it, unless it has failed too often."""
+        book, tokens = self._book, len(held.progress.tokens)
+        if held.place is Place.ENDED:
+            book.vacate(held, executor, lost=lost)
+        elif held.cancelled:
+            book.vacate(held, executor, lost=lost)
+            book.end(held, Outcome(error=Cancelled("cancelled by the caller"), output_tokens=tokens))
+        elif held.attempts >= ATTEMPTS and tokens == held.sent_tokens:
+            book.vacate(held, executor, lost=lost)
+            error = StageUnavailable(f"given up after {ATTEMPTS} attempts; the last: {why}", retry_after_s=1.0)
+            book.end(held, Outcome(error=error, output_tokens=tokens))
         else:
-            self.stop(held, Cancelled("cancelled by the caller"))
+            book.requeue(held, executor, why, lost=lost)
 
-    def _vacate(self, held: Held, executor: Executor) -> None:
-        executor.remove(held)
-        self._memory.release(held.reservation)
-        self._bury(executor)
+    def _stop(self, held: Held, error: Cancelled) -> None:
+        self._book.stop(held, error)
+        self._dispatch.pump(self._book.pool(held.work.pool))
 
-    def _shut(self, executor: Executor, pool: str) -> None:
-        executor.shut_until[pool] = self._clock.monotonic() + SHUT_S
+    def _pump_all(self) -> None:
+        for pool in list(self._book.pools.values()):
+            self._dispatch.pump(pool)
 
-    def _end(self, held: Held, outcome: Outcome) -> None:
-        """Passes the outcome on; a work has exactly one."""
-        held.place = Place.ENDED
-        del self._held[held.key]
-        self._pools[held.work.pool].held -= 1
-        if held.dispatch_span is not None:
-            if outcome.error is not None:
-                held.dispatch_span.error(outcome.error.message, outcome.error.reason)
-            held.dispatch_span.end()
-        self._observer.ended(held.work, outcome)
-        if held.lane.held.pop(held.down_id, None) is not None:
-            held.lane.sink.on_outcome(held.down_id, outcome)
+    def _sort_out(self) -> None:
+        """Hands back what waits for a version that is gone, and tells the others what they wait for."""
+        book = self._book
+        infos = {e.name: e.info for e in book.executors.values() if not e.gone}
+        for pool in list(book.pools.values()):
+            if not len(pool.queue):
+                continue
+            if gone(pool.name, self._versions, infos.values()):
+                why = f"{pool.name} was withdrawn"
+                for held in self._waiting(pool):
+                    book.stop(held, NoExecutor(why, metadata={POOL_GONE: "true"}, retry_after_s=1.0))
+            elif (told := why_waiting(pool.name, infos)) != pool.told:
+                pool.told = told
+                for held in self._waiting(pool):
+                    _note(held, told)
 
-    def _bury(self, executor: Executor) -> None:
-        """Closes the lane of an executor that has gone, once nothing runs there."""
-        if executor.gone and not executor.works and executor.lane is not None:
-            executor.lane.close()
-            self._executors = {name: e for name, e in self._executors.items() if e is not executor}
+    def _waiting(self, pool: Pool) -> Iterable[Held]:
+        """The works in a queue; each, unless what was done about one before it has ended it."""
+        return (held for held in pool.waiting(self._book.held) if held.place is Place.WAITING)
 
-    def _next(self) -> int:
-        self._sequence += 1
-        return self._sequence
+    def _tell(self, pool: Pool, held: Held) -> None:
+        """Tells a work that has just come what it waits for, if that is a copy."""
+        pool.told = why_waiting(pool.name, {e.name: e.info for e in self._book.executors.values() if not e.gone})
+        if pool.told:
+            _note(held, pool.told)
+            self.starved()
+
+    async def _look(self, pool: Pool, work: Work) -> Mapping[str, Match]:
+        """Asks the manager who remembers a prompt."""
+        answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
+        ask = Ask(self._book.next(), pool.name, work.block_hashes, "", 0, work.traceparent)
+        self._book.memory.ask(ask, lambda reply: None if answer.done() else answer.set_result(reply))
+        reply = await answer
+        return matches_of(reply.matches, work.block_tokens) if reply is not None else {}
+
+
+def _note(held: Held, waiting: str) -> None:
+    if waiting:
+        held.lane.sink.on_note(held.down_id, Note(waiting=waiting))

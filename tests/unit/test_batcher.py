@@ -14,16 +14,19 @@ from libs.lane.forwarder import DRAINING
 from libs.lane.work import POOL_GONE, FinishReason, Frame, Note, Outcome, Tier, Work
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import untraced
-from services.batcher.dispatch import Affinity
+from services.batcher.dispatch import SHUT_S
 from services.batcher.memory import Ask, Reply
 from services.batcher.observe import Observer
-from services.batcher.pool import Executor, ExecutorInfo, ModelCapacity
+from services.batcher.pool import ExecutorInfo
 from services.batcher.queue import AGE_S, Limits
-from services.batcher.stage import ATTEMPTS, SHUT_S, Batcher
+from services.batcher.rules import FixedRules, TierRules
+from services.batcher.scheduling import SchedulingRules
+from services.batcher.seat import Affinity, ModelCapacity, Seat
+from services.batcher.stage import ATTEMPTS, Batcher
 from tests.unit.lanes import Answers, HandStage, answer, work
 
-YES = Reply(True, 0, 100)
-NO = Reply(False, 0, 3)
+YES = Reply(True, (), 100)
+NO = Reply(False, (), 3)
 
 
 class HandMemory:
@@ -35,6 +38,7 @@ class HandMemory:
         """Without an answer."""
         self.reserved: dict[int, Ask] = {}
         self.used: set[int] = set()
+        self.found: list[int | None] = []
 
     def ask(self, ask: Ask, done: Callable[[Reply | None], None]) -> None:
         assert ask.reservation not in self.used, "a number of a reservation was used twice"
@@ -49,8 +53,9 @@ class HandMemory:
             self.reserved[ask.reservation] = ask
         done(reply)
 
-    def release(self, reservation: int) -> None:
+    def release(self, reservation: int, found_blocks: int | None = None) -> None:
         self.reserved.pop(reservation, None)
+        self.found.append(found_blocks)
 
 
 class Rig:
@@ -63,6 +68,7 @@ class Rig:
         blocks: int = 100,
         reply: "Reply | str | None" = YES,
         adapter_slots: int = 0,
+        rules: SchedulingRules | None = None,
         **limits: int,
     ) -> None:
         self.clock = ManualClock()
@@ -70,7 +76,7 @@ class Rig:
         self.capacity = {"m": ModelCapacity(slots, blocks, 4, adapter_slots)}
         self.answers = Answers()
         self.batcher = Batcher(
-            "batcher-0", self.memory, lambda tier: Limits(**limits), untraced(),
+            "batcher-0", self.memory, FixedRules(rules, {t: TierRules(Limits(**limits)) for t in Tier}), untraced(),
             Observer(Metrics("batcher", "batcher-0", "0")), self.clock, lambda n: 0,
         )  # fmt: skip
         self.stages: dict[str, HandStage] = {}
@@ -112,10 +118,12 @@ class Rig:
         """Nothing is held, nothing is reserved, all slots are free."""
         assert self.batcher.in_flight == 0
         assert not self.memory.reserved
-        for executor in self.batcher._executors.values():
+        for executor in self.batcher._book.executors.values():
             assert not executor.works
-            assert not any(executor.running.values())
-            assert not any(executor.reserved.values())
+            assert not executor.prefilling
+            for seat in executor.seats.values():
+                assert (seat.works, seat.reserved, seat.prefilling, seat.prefill_tokens, seat.context_tokens) == (0,) * 5
+                assert not seat.adapters
 
     def all_right(self) -> None:
         """Every work ended well, with its whole answer, and nothing is left behind."""
@@ -296,7 +304,7 @@ def test_an_executor_at_a_new_place_is_a_new_one_and_the_old_one_may_finish() ->
     assert old.ready
     old.run()
     assert old.closed
-    assert len(rig.batcher._executors) == 1
+    assert len(rig.batcher._book.executors) == 1
     rig.run_all()
     rig.all_right()
 
@@ -568,8 +576,10 @@ def test_works_that_ended_are_not_remembered_until_their_deadline() -> None:
         rig.submit(1, tokens=1)
         rig["a"].lane.run()
     rig.tick()
-    assert len(rig.batcher._deadlines) <= 1024
-    assert not rig.batcher._pools
+    assert len(rig.batcher._book.deadlines) <= 1024
+    rig.have()
+    rig.tick()
+    assert not rig.batcher._book.pools
 
 
 async def test_queues_and_explain_say_what_is() -> None:
@@ -769,11 +779,9 @@ def test_demands_say_what_is_asked_of_each_model() -> None:
 
 def affinity(slots: int, adapter: str, runs: dict[str, int], lies: frozenset[str] = frozenset()) -> Affinity:
     """How well an adapter goes with a copy on which these run and those lie."""
-    executor = Executor("a", ExecutorInfo(HandStage(), {"m": ModelCapacity(8, 100, 4, slots, lies)}))
-    executor.running["m"] = Counter(runs)
-    candidate = executor.capacity("m", adapter)
-    assert candidate is not None
-    return candidate.affinity
+    seat = Seat("a", ModelCapacity(8, 100, 4, slots, lies))
+    seat.adapters = Counter(runs)
+    return seat.affinity(adapter)
 
 
 LIES = frozenset({"a", "b"})
@@ -905,7 +913,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def nothing_is_exceeded(self) -> None:
         rig = self.rig
-        for executor in rig.batcher._executors.values():
+        for executor in rig.batcher._book.executors.values():
             assert len(executor.works) <= 2
             assert executor.running.get("m", Counter()) == Counter(h.work.adapter for h in executor.works.values())
             assert executor.reserved.get("m", 0) == sum(held.blocks for held in executor.works.values()) <= 9

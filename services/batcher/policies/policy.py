@@ -36,11 +36,17 @@ class Asked:
     """Tokens that it is to have blocks for."""
     matches: Mapping[str, Match]
     """By executor; who is not in it remembers nothing."""
+    now: float = 0.0
+    """Monotonic seconds."""
     adapter: str = ""
-    waited_s: float = 0.0
-    """How long it has been in the queue."""
     slack_s: float = 0.0
     """Until its first token is due; negative when that has passed."""
+    hold_s: float = 0.0
+    """How long it may still be held back for a better seat than those it could have now."""
+    spare: float = 0.0
+    """Share of each executor that it leaves to others: its tenant has more than its share."""
+    prefill_rate: float = 0.0
+    """Of the mean seat, in tokens per second; 0 when nothing was measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,248 @@
+"""The batcher's books: every work it holds, where it stands, and the few steps from one place to another.
+
+    WAITING → ASKING → RUNNING → ENDED         LEAVING, and back to WAITING, when it is pushed out.
+
+Whoever decides (dispatch, pressure, warmth) moves works through these steps only, so that slots, blocks, spans,
+fairness and the manager's reservations agree at any time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from libs.catalogue import model_of
+from libs.clock import Clock
+from libs.errors import Cancelled, HeadraceError
+from libs.lane.deadlines import Deadlines
+from libs.lane.work import FinishReason, Outcome, Work
+from libs.telemetry import names
+from libs.telemetry.tracing import Tracing
+from services.batcher.asked import Asked as Demands
+from services.batcher.held import Held, Place
+from services.batcher.lengths import Lengths
+from services.batcher.memory import Memory
+from services.batcher.observe import Observer
+from services.batcher.pool import Executor, Pool
+from services.batcher.queue import Entry
+from services.batcher.rules import Rules
+
+UNKNOWN = 1 << 40
+"""More tokens than any answer has."""
+LIKELY = 0.5
+"""Quantile of the answers' lengths by which tenants are charged in advance, and promises are made."""
+
+
+class Book:
+    """What the batcher knows. Bounded by the works held, and by what the registry lists."""
+
+    def __init__(
+        self, instance: str, memory: Memory, rules: Rules, tracing: Tracing, observer: Observer, clock: Clock
+    ) -> None:
+        self.instance = instance
+        self.memory = memory
+        self.rules = rules
+        self.tracing = tracing
+        self.observer = observer
+        self.clock = clock
+        self.pools: dict[str, Pool] = {}
+        self.executors: dict[str, Executor] = {}
+        self.held: dict[int, Held] = {}
+        self.deadlines: Deadlines[Held] = Deadlines()
+        self.lengths = Lengths()
+        self.demands = Demands()
+        self._sequence = 0
+
+    def next(self) -> int:
+        """A number that was never used."""
+        self._sequence += 1
+        return self._sequence
+
+    def pool(self, name: str) -> Pool:
+        """The pool of a name, made when there is none."""
+        pool = self.pools.get(name)
+        if pool is None:
+            pool = self.pools[name] = Pool(name, self.rules.scheduling(model_of(name)))
+            pool.follow_executors(self.executors)
+        return pool
+
+    def set_executors(self, executors: Mapping[str, Executor]) -> None:
+        """Replaces the executors, and with them those of each pool."""
+        self.executors = dict(executors)
+        for name in {pool for executor in executors.values() for pool in executor.info.models}:
+            self.pool(name)
+        for pool in self.pools.values():
+            pool.follow_executors(self.executors)
+
+    def forget_pools(self) -> None:
+        """Drops the pools that nobody asks for and no executor has; brings the rules of the others up to date."""
+        now = self.clock.monotonic()
+        for name, pool in list(self.pools.items()):
+            pool.follow(self.rules.scheduling(pool.model))
+            pool.forget_rivals(now)
+            if not pool.held and not pool.executors:
+                del self.pools[name]
+
+    # --- the steps of a work -----------------------------------------------------------------------
+
+    def enter(self, pool: Pool, held: Held) -> None:
+        """A work came: it waits. What has begun elsewhere waits in front."""
+        self.held[held.key] = held
+        held.lane.held[held.down_id] = held
+        self.deadlines.add(held.work.deadline, held)
+        self._wait(pool, held, front=bool(held.work.resumed))
+        pool.held += 1
+        pool.came(held.work.tenant, held.work.weight, held.arrived)
+        self.demands.arrived(pool.name, self.clock.now())
+
+    def enter_aside(self, pool: Pool, held: Held) -> None:
+        """A work of the batcher's own: it does not wait, and is no demand."""
+        self.held[held.key] = held
+        held.lane.held[held.down_id] = held
+        self.deadlines.add(held.work.deadline, held)
+        pool.held += 1
+
+    def place(self, pool: Pool, held: Held, executor: Executor, blocks: int, compute: int, reason: str) -> None:
+        """A work has a slot and blocks; it is not running yet. To be called when it has left the queue."""
+        now = self.clock.monotonic()
+        waited = now - held.queued_since
+        held.place = Place.ASKING
+        executor.add(held, blocks, compute, now)
+        pool.placed[held.work.tenant] += 1
+        pool.drain.left(held.prompt_tokens, now)
+        self._charge(pool, held)
+        held.queued_s += waited
+        held.queue_span.end()
+        self.observer.dispatched(pool.name, held.work.tier, waited)
+        self.demands.left_queue(pool.name, waited)
+        held.dispatch_span = span = self.tracing.start(
+            names.DISPATCH,
+            held.work.traceparent,
+            attributes={
+                names.EXECUTOR: executor.name,
+                names.REASON: reason,
+                names.ATTEMPT: held.attempts + 1,
+                names.BLOCKS_RESERVED: blocks,
+                names.RESUMED_TOKENS: len(held.progress.tokens),
+            },
+        )
+        if held.attempts:
+            span.event(names.RESUMED)
+
+    def run(self, held: Held, executor: Executor) -> Work:
+        """A work runs from now on; returns it as it is to be sent."""
+        assert held.dispatch_span is not None
+        held.place = Place.RUNNING
+        tokens = len(held.progress.tokens)
+        held.attempts = held.attempts + 1 if tokens == held.sent_tokens else 1
+        held.sent_tokens = tokens
+        executor.sent(held, self.clock.monotonic())
+        return replace(held.work, resumed=tuple(held.progress.tokens), traceparent=held.dispatch_span.traceparent)
+
+    def vacate(self, held: Held, executor: Executor, *, lost: bool = False, found_tokens: int | None = None) -> None:
+        """The slot and the blocks of a work are free.
+
+        Args:
+            lost: Nobody knows when its last token came.
+            found_tokens: Prompt tokens that the engine had in its cache.
+        """
+        pool = self.pools[held.work.pool]
+        block = executor.seats[pool.name].capacity.block_tokens
+        self.memory.release(held.reservation, None if found_tokens is None else found_tokens // block)
+        executor.remove(held, self.clock.monotonic(), lost=lost)
+        pool.vacated(held.key, executor.name)
+        pool.leaving.discard(held.key)
+        pool.placed[held.work.tenant] -= 1
+        if not pool.placed[held.work.tenant]:
+            del pool.placed[held.work.tenant]
+        if executor.gone and not executor.works:
+            self._bury(executor)
+
+    def requeue(self, held: Held, executor: Executor, why: str, *, lost: bool = False) -> None:
+        """Back to the front of the queue, with the tokens so far."""
+        self.vacate(held, executor, lost=lost)
+        tokens = len(held.progress.tokens)
+        if held.dispatch_span is not None:
+            held.dispatch_span.error(why)
+            held.dispatch_span.end()
+        if tokens >= held.work.sampling.max_tokens:  # only the outcome was lost
+            self.end(held, Outcome(
+                finish=FinishReason.LENGTH, output_tokens=tokens, cached_tokens=held.cached_tokens or 0,
+                queued_s=held.queued_s, executor=executor.name,
+            ))  # fmt: skip
+            return
+        if held.once:
+            self.end(held, Outcome(error=Cancelled(why), output_tokens=tokens))
+            return
+        held.queued_since = self.clock.monotonic()
+        held.queue_span = self.tracing.start(names.QUEUE, held.work.traceparent, attributes={names.REASON: why})
+        self._wait(self.pools[held.work.pool], held, front=True)
+
+    def stop(self, held: Held, error: HeadraceError) -> None:
+        """Ends a work from this side, wherever it stands."""
+        place, executor = held.place, held.executor
+        name = executor.name if executor is not None else ""
+        if executor is None:
+            pool = self.pools[held.work.pool]
+            pool.queue.remove(held.key)
+            held.queue_span.end()
+        elif place is Place.ASKING:
+            self.vacate(held, executor)
+        self.end(held, Outcome(
+            error=error, output_tokens=len(held.progress.tokens), queued_s=held.queued_s, executor=name
+        ))  # fmt: skip
+        if place is Place.RUNNING and executor is not None and executor.lane is not None:
+            executor.lane.cancel(held.key)  # the slot is free when the executor says so
+
+    def end(self, held: Held, outcome: Outcome) -> None:
+        """Passes the outcome on; a work has exactly one."""
+        held.place = Place.ENDED
+        del self.held[held.key]
+        pool, work = self.pools[held.work.pool], held.work
+        pool.held -= 1
+        tokens = max(len(held.progress.tokens), outcome.output_tokens)
+        if held.charged:
+            pool.counters.settle(work.tenant, held.charged, tokens, work.weight)
+            self.lengths.seen(work.tenant, pool.model, tokens, outcome.finish is not FinishReason.STOP)
+        if held.dispatch_span is not None:
+            if outcome.error is not None:
+                held.dispatch_span.error(outcome.error.message, outcome.error.reason)
+            held.dispatch_span.end()
+        self.observer.ended(work, outcome)
+        if held.lane.held.pop(held.down_id, None) is not None:
+            held.lane.sink.on_outcome(held.down_id, outcome)
+
+    def likely_tokens(self, pool: Pool, work: Work) -> int:
+        """Tokens that the answer of a work likely has in all; 1 while nothing is known of such answers, so that
+        nobody is refused for what is not known."""
+        known = self.lengths.expected(work.tenant, pool.model, UNKNOWN, LIKELY)
+        return 1 if known == UNKNOWN else min(known, work.sampling.max_tokens)
+
+    def _wait(self, pool: Pool, held: Held, *, front: bool) -> None:
+        held.place = Place.WAITING
+        work = held.work
+        entry = Entry(held.key, work.tier, held.prompt_tokens, held.queued_since, work.tenant, work.weight, held.due)
+        if front:
+            pool.queue.push_front(entry)
+        else:
+            pool.queue.push(entry)
+
+    def _charge(self, pool: Pool, held: Held) -> None:
+        """Charges a tenant for a work once, with the answer that it likely has; set right at its end."""
+        if not held.charged:
+            work = held.work
+            held.charged = self.lengths.expected(work.tenant, pool.model, work.sampling.max_tokens, LIKELY)
+            pool.counters.charge(work.tenant, len(work.prompt), held.charged, work.weight)
+
+    def _bury(self, executor: Executor) -> None:
+        """Closes the lane of an executor that has gone, once nothing runs there."""
+        if executor.lane is not None:
+            executor.lane.close()
+        self.set_executors({name: e for name, e in self.executors.items() if e is not executor})
+
+    def retire(self, name: str) -> None:
+        """An executor has gone from the registry; what runs there ends there, or comes back."""
+        executor = self.executors[name]
+        executor.gone = True
+        # Out of the way of a new one of this name.
+        self.set_executors({(f"{n} (before {self.next()})" if n == name else n): e for n, e in self.executors.items()})
+        if not executor.works:
+            self._bury(executor)

@@ -1,0 +1,58 @@
+"""Which works of a queue are parked, for what, and until when. Pure."""
+
+from collections.abc import Iterator
+
+from services.batcher.ordered import LazyHeap
+
+
+class Parking:
+    """Keys of works that others may pass. Bounded by the queue whose works they are."""
+
+    def __init__(self) -> None:
+        self._for: dict[int, str] = {}
+        self._by: dict[str, set[int]] = {}
+        self._until: LazyHeap[int] = LazyHeap()
+
+    def add(self, key: int, until: float, on: str) -> None:
+        """Parks a work; again, if it is parked already."""
+        self.discard(key)
+        self._for[key] = on
+        self._by.setdefault(on, set()).add(key)
+        self._until.set(key, until)
+
+    def discard(self, key: int) -> bool:
+        """Forgets a work; whether it was parked."""
+        on = self._for.pop(key, None)
+        if on is None:
+            return False
+        keys = self._by[on]
+        keys.discard(key)
+        if not keys:
+            del self._by[on]
+        self._until.discard(key)
+        return True
+
+    def waiting_for(self, on: str) -> list[int]:
+        """The works that are parked for something, in order of arrival."""
+        return sorted(self._by.get(on, ()))
+
+    def next_due(self, now: float) -> int | None:
+        """A work whose time has come."""
+        top = self._until.top()
+        return top[1] if top is not None and top[0] <= now else None
+
+    def __contains__(self, key: int) -> bool:
+        return key in self._for
+
+    def __len__(self) -> int:
+        return len(self._for)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._for)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the three views disagree."""
+        assert {key: on for on, keys in self._by.items() for key in keys} == self._for
+        assert all(self._by.values())
+        assert set(self._until) == set(self._for)
+        self._until.check_integrity()
