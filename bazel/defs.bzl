@@ -4,7 +4,8 @@
 _LOCK = "//deploy:requirements.lock"
 
 _SERVICE_VISIBILITY = [
-    "//services/console:__pkg__",  # the one that composes services
+    "//services/console:__pkg__",  # the two that compose services
+    "//services/simulator:__pkg__",
     "//tests:__subpackages__",
 ]
 

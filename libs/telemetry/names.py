@@ -275,6 +275,11 @@ EXECUTOR_TOKENS = _counter(
 EXECUTOR_USED_BLOCKS = _gauge("headrace_executor_used_blocks", "KV blocks of running works.", "model")
 EXECUTOR_CACHED_BLOCKS = _gauge("headrace_executor_cached_blocks", "KV blocks kept for their prefix alone.", "model")
 EXECUTOR_BLOCKS = _gauge("headrace_executor_total_blocks", "KV blocks in all.", "model")
+EXECUTOR_PREEMPTIONS = _counter(
+    "headrace_executor_preemptions_total",
+    "Works that an engine took out of its batch by itself, for want of blocks: the ledger is there to prevent it.",
+    "model",
+)
 EXECUTOR_ADAPTERS = _gauge("headrace_executor_resident_adapters", "Adapters in memory.", "model")
 EXECUTOR_ADAPTER_ASKS = _counter(
     "headrace_executor_adapter_asks_total",

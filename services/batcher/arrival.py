@@ -6,7 +6,7 @@ from dataclasses import replace
 from libs.errors import DeadlinePassed, HeadraceError, Overloaded
 from services.batcher import promise
 from services.batcher.book import Book
-from services.batcher.dispatch import TOO_LARGE, late
+from services.batcher.dispatch import late, too_large
 from services.batcher.held import Held
 from services.batcher.pool import Pool
 from services.batcher.queue import Entry
@@ -27,25 +27,30 @@ class Arrival:
         rules = book.rules.tier(work.tier)
         held.due = promise.due(now, rules.target_s, rules.stretch, held.prompt_tokens, speed.seat_prefill)
         if pool.fits_nowhere(held.total_tokens):
-            return Overloaded(TOO_LARGE, retry_after_s=1.0), ""
+            return too_large(pool, held), ""
         if work.resumed:
             return None, ""
         drain = pool.drain_rate(now)
-        limit = promise.token_limit(rules.target_s, drain, rules.limits.tokens)
-        tokens = len(work.prompt)
-        full = pool.queue.refusal(work.tier, tokens, replace(rules.limits, tokens=limit))
-        if full is not None:
-            waiting = pool.queue.waiting_tokens(work.tier) + tokens
-            return Overloaded(full, retry_after_s=promise.retry_after(waiting, limit, drain)), ""
+        tokens, waiting = len(work.prompt), pool.queue.waiting_tokens(work.tier)
         entry = Entry(held.key, work.tier, tokens, now, work.tenant, work.weight, held.due)
         ahead = pool.queue.tokens_ahead(entry) if len(pool.queue) else 0
+        limits = rules.limits
+        if 2 * ahead >= waiting:  # else its turn comes soon: it is not what makes the queue too long
+            limits = replace(limits, tokens=promise.token_limit(rules.target_s, drain, limits.tokens))
+        full = pool.queue.refusal(work.tier, tokens, limits)
+        if full is not None:
+            figures = {"stage": "arrival", "waiting_tokens": str(waiting), "limit_tokens": str(limits.tokens)}
+            after = promise.retry_after(waiting + tokens, limits.tokens, drain)
+            return Overloaded(full, metadata=figures, retry_after_s=after), ""
         likely = book.likely_tokens(pool, work)
         estimate = promise.estimate(ahead, tokens, 0, likely, drain, speed.seat_prefill, speed.token_s)
         if estimate is None:
             return None, ""
         due_s = held.due - now
         if drain and (unkept := promise.unkept(estimate, due_s)) is not None:
-            return Overloaded(unkept, retry_after_s=promise.bounded(estimate.first_token_s - due_s / 2)), ""
+            figures = late(estimate, "arrival") | {"due_s": f"{due_s:.3f}"}
+            after = promise.bounded(estimate.first_token_s - due_s / 2)
+            return Overloaded(unkept, metadata=figures, retry_after_s=after), ""
         why = promise.broken(estimate, work.deadline - book.clock.now())
         if why is None:
             return None, estimate.reason

@@ -17,7 +17,7 @@ from libs.lane.work import FinishReason, Outcome, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Tracing
 from services.batcher.asked import Asked as Demands
-from services.batcher.held import Held, Place
+from services.batcher.held import NOTHING, Held, Place
 from services.batcher.lengths import Lengths
 from services.batcher.memory import Memory
 from services.batcher.observe import Observer
@@ -60,8 +60,13 @@ class Book:
         """The pool of a name, made when there is none."""
         pool = self.pools.get(name)
         if pool is None:
-            pool = self.pools[name] = Pool(name, self.rules.scheduling(model_of(name)))
-            pool.follow_executors(self.executors)
+            pool = self.pools[name] = self.new_pool(name)
+        return pool
+
+    def new_pool(self, name: str) -> Pool:
+        """A pool that is in no book."""
+        pool = Pool(name, self.rules.scheduling(model_of(name)))
+        pool.follow_executors(self.executors)
         return pool
 
     def set_executors(self, executors: Mapping[str, Executor]) -> None:
@@ -77,7 +82,7 @@ class Book:
         now = self.clock.monotonic()
         for name, pool in list(self.pools.items()):
             pool.follow(self.rules.scheduling(pool.model))
-            pool.forget_rivals(now)
+            pool.rivals.forget(now)
             if not pool.held and not pool.executors:
                 del self.pools[name]
 
@@ -90,29 +95,29 @@ class Book:
         self.deadlines.add(held.work.deadline, held)
         self._wait(pool, held, front=bool(held.work.resumed))
         pool.held += 1
-        pool.came(held.work.tenant, held.work.weight, held.arrived)
+        pool.rivals.came(held.work.tenant, held.work.weight, held.arrived)
         self.demands.arrived(pool.name, self.clock.now())
 
-    def enter_aside(self, pool: Pool, held: Held) -> None:
+    def enter_aside(self, held: Held) -> None:
         """A work of the batcher's own: it does not wait, and is no demand."""
         self.held[held.key] = held
         held.lane.held[held.down_id] = held
         self.deadlines.add(held.work.deadline, held)
-        pool.held += 1
 
     def place(self, pool: Pool, held: Held, executor: Executor, blocks: int, compute: int, reason: str) -> None:
-        """A work has a slot and blocks; it is not running yet. To be called when it has left the queue."""
+        """A work has a slot and blocks; it is not running yet. To be called when it has left the queue, or a slot
+        somewhere else."""
         now = self.clock.monotonic()
-        waited = now - held.queued_since
+        waits, waited = held.place is Place.WAITING and not held.once, now - held.queued_since
         held.place = Place.ASKING
         executor.add(held, blocks, compute, now)
-        pool.placed[held.work.tenant] += 1
-        pool.drain.left(held.prompt_tokens, now)
+        pool.rivals.placed(held.work.tenant)
         self._charge(pool, held)
-        held.queued_s += waited
         held.queue_span.end()
-        self.observer.dispatched(pool.name, held.work.tier, waited)
-        self.demands.left_queue(pool.name, waited)
+        if waits:
+            held.queued_s += waited
+            self.observer.dispatched(pool.name, held.work.tier, waited)
+            self.demands.left_queue(pool.name, waited)
         held.dispatch_span = span = self.tracing.start(
             names.DISPATCH,
             held.work.traceparent,
@@ -130,11 +135,14 @@ class Book:
     def run(self, held: Held, executor: Executor) -> Work:
         """A work runs from now on; returns it as it is to be sent."""
         assert held.dispatch_span is not None
-        held.place = Place.RUNNING
+        held.place, held.ran = Place.RUNNING, True
         tokens = len(held.progress.tokens)
         held.attempts = held.attempts + 1 if tokens == held.sent_tokens else 1
         held.sent_tokens = tokens
-        executor.sent(held, self.clock.monotonic())
+        now = self.clock.monotonic()
+        executor.sent(held, now)
+        if not held.once:
+            self.pools[held.work.pool].drain.left(held.prompt_tokens, now)
         return replace(held.work, resumed=tuple(held.progress.tokens), traceparent=held.dispatch_span.traceparent)
 
     def vacate(self, held: Held, executor: Executor, *, lost: bool = False, found_tokens: int | None = None) -> None:
@@ -147,12 +155,14 @@ class Book:
         pool = self.pools[held.work.pool]
         block = executor.seats[pool.name].capacity.block_tokens
         self.memory.release(held.reservation, None if found_tokens is None else found_tokens // block)
+        if held.place is Place.ASKING:
+            self._take_back(pool, held)
         executor.remove(held, self.clock.monotonic(), lost=lost)
+        if pool.name not in executor.seats:  # its copy had gone, and that was the last work on it
+            pool.follow_executors(self.executors)
         pool.vacated(held.key, executor.name)
-        pool.leaving.discard(held.key)
-        pool.placed[held.work.tenant] -= 1
-        if not pool.placed[held.work.tenant]:
-            del pool.placed[held.work.tenant]
+        pool.leaving.pop(held.key, None)
+        pool.rivals.left(held.work.tenant)
         if executor.gone and not executor.works:
             self._bury(executor)
 
@@ -172,6 +182,7 @@ class Book:
         if held.once:
             self.end(held, Outcome(error=Cancelled(why), output_tokens=tokens))
             return
+        held.told = NOTHING
         held.queued_since = self.clock.monotonic()
         held.queue_span = self.tracing.start(names.QUEUE, held.work.traceparent, attributes={names.REASON: why})
         self._wait(self.pools[held.work.pool], held, front=True)
@@ -197,7 +208,6 @@ class Book:
         held.place = Place.ENDED
         del self.held[held.key]
         pool, work = self.pools[held.work.pool], held.work
-        pool.held -= 1
         tokens = max(len(held.progress.tokens), outcome.output_tokens)
         if held.charged:
             pool.counters.settle(work.tenant, held.charged, tokens, work.weight)
@@ -206,7 +216,9 @@ class Book:
             if outcome.error is not None:
                 held.dispatch_span.error(outcome.error.message, outcome.error.reason)
             held.dispatch_span.end()
-        self.observer.ended(work, outcome)
+        if not held.once:
+            pool.held -= 1
+            self.observer.ended(work, outcome)
         if held.lane.held.pop(held.down_id, None) is not None:
             held.lane.sink.on_outcome(held.down_id, outcome)
 
@@ -215,6 +227,25 @@ class Book:
         nobody is refused for what is not known."""
         known = self.lengths.expected(work.tenant, pool.model, UNKNOWN, LIKELY)
         return 1 if known == UNKNOWN else min(known, work.sampling.max_tokens)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when works, queues, slots and blocks disagree."""
+        for key, held in self.held.items():
+            assert held.key == key
+            assert held.live
+            assert (held.executor is None) == (held.place is Place.WAITING)
+        for executor in self.executors.values():
+            executor.check_integrity()
+        placed = [held for executor in self.executors.values() for held in executor.works.values()]
+        assert all(held.executor is not None and held.key in held.executor.works for held in placed)
+        assert {h.key for h in self.held.values() if h.executor is not None} == {h.key for h in placed if h.live}
+        for name, pool in self.pools.items():
+            assert pool.executors == {n: e for n, e in self.executors.items() if name in e.seats}
+            pool.check_integrity(
+                [held for held in self.held.values() if held.work.pool == name and not held.once],
+                [held for held in placed if held.work.pool == name],
+            )
+        assert {held.work.pool for held in [*self.held.values(), *placed]} <= self.pools.keys()
 
     def _wait(self, pool: Pool, held: Held, *, front: bool) -> None:
         held.place = Place.WAITING
@@ -227,10 +258,17 @@ class Book:
 
     def _charge(self, pool: Pool, held: Held) -> None:
         """Charges a tenant for a work once, with the answer that it likely has; set right at its end."""
-        if not held.charged:
+        if not held.charged and not held.once:
             work = held.work
             held.charged = self.lengths.expected(work.tenant, pool.model, work.sampling.max_tokens, LIKELY)
             pool.counters.charge(work.tenant, len(work.prompt), held.charged, work.weight)
+
+    def _take_back(self, pool: Pool, held: Held) -> None:
+        """Takes the charge of a work back that did not run, not even before."""
+        if held.charged and not held.ran:
+            work = held.work
+            pool.counters.take_back(work.tenant, len(work.prompt), held.charged, work.weight)
+            held.charged = 0
 
     def _bury(self, executor: Executor) -> None:
         """Closes the lane of an executor that has gone, once nothing runs there."""
@@ -242,6 +280,7 @@ class Book:
         """An executor has gone from the registry; what runs there ends there, or comes back."""
         executor = self.executors[name]
         executor.gone = True
+        executor.refresh(self.clock.monotonic())
         # Out of the way of a new one of this name.
         self.set_executors({(f"{n} (before {self.next()})" if n == name else n): e for n, e in self.executors.items()})
         if not executor.works:

@@ -19,17 +19,20 @@ from services.batcher.book import Book
 from services.batcher.flock import shared
 from services.batcher.held import NOTHING, Held, Place
 from services.batcher.memory import Ask, Reply
-from services.batcher.policies.policy import Asked, Choice, Match, Pick
+from services.batcher.policies.policy import Asked, Choice, Match, Pick, Policy
 from services.batcher.pool import LEAD, Executor, Pool, lead
-from services.batcher.pressure import Pressure
+from services.batcher.pressure import GROWTH, Pressure
 from services.batcher.scheduling import Reserve
-from services.batcher.seat import Seat
+from services.batcher.seat import LEAST_MARGIN, Seat
 
 SHUT_S = 0.05
 """An executor that refused a work of a pool is left alone this long, unless a work on it ends before."""
 LOOK_S = 0.1
 """A work waits at most this long for the manager to say who remembers its prefix."""
-TOO_LARGE = "prompt and max_tokens together are larger than the KV cache of any executor"
+MOST_PASSED = 8
+"""Tenants beyond their share that others pass at a time: each costs a look at all executors."""
+AWAY, AWAY_S = "away", 0.5
+"""A work that only fits where no work is taken now lets others pass, and looks again after so many seconds."""
 
 
 class Dispatch:
@@ -57,16 +60,29 @@ class Dispatch:
         self._book.memory.ask(ask, lambda reply: self._looked(pool, held, on, reply))
 
     def pump(self, pool: Pool) -> None:
-        """Dispatches from the head of the queue as long as there is a place for the head."""
+        """Dispatches from the head of the queue as long as there is a place for the head. Called while it runs, by what
+        it has caused, it begins anew when it is through: so no chain of answers that come at once is ever deep."""
+        pool.due = True
+        if pool.pumped:
+            return
+        pool.pumped = True
+        try:
+            while pool.due:
+                pool.due = False
+                self._look_through(pool)
+        finally:
+            pool.pumped = False
+
+    def _look_through(self, pool: Pool) -> None:
         book = self._book
         now = book.clock.monotonic()
         age_s = book.rules.tier(Tier.ASYNC).limits.age_s
+        stuck, passed = False, 0
         while pool.freed:
             self._serve_held(pool, pool.freed.pop(), now, age_s)
         while (entry := pool.queue.peek(now, age_s)) is not None:
             held = book.held[entry.key]
-            seats = pool.seats(now)
-            choice = self.choose(pool, held, seats, now)
+            choice = self.choose(pool, held, now, pool.policy)
             if choice.seat is not None:
                 if (late := self._too_late(pool, held, choice.seat)) is not None:
                     book.stop(held, late)
@@ -77,12 +93,19 @@ class Dispatch:
                 self._hold(pool, held, choice, now)
             elif pool.fits_nowhere(held.total_tokens):
                 # The executors changed since it came; nobody behind it is to wait for what cannot be.
-                book.stop(held, Overloaded(TOO_LARGE, retry_after_s=1.0))
+                book.stop(held, too_large(pool, held))
+            elif _only_elsewhere(pool, held):
+                pool.queue.park(entry.key, now + AWAY_S, AWAY)
             else:
-                self._pressure.make_room(pool, held, seats, self.reserve_tokens(pool, held))
-                break
-        if (len(pool.queue) > 0) is not pool.drain.busy:
-            pool.drain_rate(now)
+                stuck = True
+                asked = self._asked(pool, held, now, 0.0)
+                self._pressure.make_room(pool, held, asked)
+                if not asked.spare or passed == MOST_PASSED:
+                    break
+                passed += 1
+                pool.queue.set_aside(held.work.tenant)  # what it leaves to others is for those behind it
+        pool.queue.take_in()
+        pool.looked_through(stuck, now)
 
     def _serve_held(self, pool: Pool, name: str, now: float, age_s: float) -> None:
         """Something came free on an executor: it goes first to those that were held back for it, since their turn
@@ -91,17 +114,18 @@ class Dispatch:
         if not keys:
             return
         executor = pool.executors.get(name)
-        if executor is None or not executor.takes(pool.name, now):
+        if executor is None or not executor.seats[pool.name].open:
             pool.queue.unpark(name)
             return
         seat = executor.seats[pool.name]
-        seat.open = True
         head = pool.queue.peek(now, age_s)
         for key in keys:
-            held = self._book.held[key]
+            held = self._book.held.get(key)
+            if held is None or held.place is not Place.WAITING:
+                continue  # what was done for one before it has ended it
             if head is not None and head.tier < held.work.tier:
                 continue
-            choice = pool.policy.choose(self._asked(pool, held, now, 0.0), (seat,), self._pick)
+            choice = pool.policy.choose(self._asked(pool, held, now, 0.0), _able(pool, held, (seat,)), self._pick)
             if choice.seat is None:
                 return
             if (late := self._too_late(pool, held, choice.seat)) is not None:
@@ -110,8 +134,9 @@ class Dispatch:
             pool.queue.remove(key)
             self._place(pool, held, choice.seat, choice.reason)
 
-    def choose(self, pool: Pool, held: Held, seats: Sequence[Seat], now: float) -> Choice:
-        """What would be done with a work now. Changes nothing but what the policy remembers."""
+    def choose(self, pool: Pool, held: Held, now: float, policy: Policy) -> Choice:
+        """What would be done with a work now. Changes nothing but what the policy remembers, the pool's or another
+        one."""
         hold_s = self._may_hold(pool, held, now)
         if hold_s > 0:
             remembered = max((match.tokens for match in held.matches.values()), default=0)
@@ -122,9 +147,8 @@ class Dispatch:
                 return Choice(None, why, lead(leader.key), hold_s)
             for name in held.matches:
                 if (executor := pool.executors.get(name)) is not None:
-                    seat = executor.seats[pool.name]
-                    seat.awaited = sum(self._missing(key, name) for key in pool.queue.waiting_for(name))
-        return pool.policy.choose(self._asked(pool, held, now, hold_s), seats, self._pick)
+                    executor.seats[pool.name].awaited = pool.queue.awaited(name)
+        return policy.choose(self._asked(pool, held, now, hold_s), _able(pool, held, pool.seats), self._pick)
 
     def _asked(self, pool: Pool, held: Held, now: float, hold_s: float) -> Asked:
         return Asked(
@@ -132,19 +156,14 @@ class Dispatch:
             held.due - now, hold_s, pool.spare(held.work.tenant), pool.speed(now).seat_prefill,
         )  # fmt: skip
 
-    def _missing(self, key: int, executor: str) -> int:
-        """Tokens that a work would have to compute on an executor."""
-        held = self._book.held[key]
-        match = held.matches.get(executor)
-        return held.prompt_tokens - (match.tokens if match is not None else 0)
-
     def reserve_tokens(self, pool: Pool, held: Held) -> int:
         """Tokens that a work is to have blocks for when it starts."""
-        if pool.rules.reserve is Reserve.WHOLE:
-            return held.total_tokens
-        work = held.work
-        answer = self._book.lengths.expected(work.tenant, pool.model, work.sampling.max_tokens, pool.rules.quantile)
-        return min(max(len(work.prompt) + answer, held.prompt_tokens + work.block_tokens + 1), held.total_tokens)
+        rules, work = pool.rules, held.work
+        if rules.reserve is Reserve.WHOLE or held.pushes >= rules.max_pushes:
+            return held.total_tokens  # one that has been pushed out too often is to outgrow nothing any more
+        answer = self._book.lengths.expected(work.tenant, pool.model, work.sampling.max_tokens, rules.quantile)
+        ahead = GROWTH * LEAST_MARGIN if held.ran else work.block_tokens + 1
+        return min(max(len(work.prompt) + answer, held.prompt_tokens + ahead), held.total_tokens)
 
     def place_on(self, pool: Pool, held: Held, executor: Executor, reason: str) -> None:
         """Places a work that does not wait in the queue."""
@@ -157,12 +176,12 @@ class Dispatch:
             held = executor.prefilling[key]
             executor.started(held, now)
             pool = self._book.pools[held.work.pool]
-            self._remember(held, executor, pool.started(key, executor.name))
+            self._remember(held, executor, pool.started(key, executor.name), len(held.work.block_hashes))
             self.pump(pool)
 
     def shut(self, executor: Executor, pool: str) -> None:
         """Leaves an executor alone that refused a work."""
-        executor.shut_until[pool] = self._book.clock.monotonic() + SHUT_S
+        executor.shut(pool, self._book.clock.monotonic() + SHUT_S)
 
     def _looked(self, pool: Pool, held: Held, on: str, reply: Reply | None) -> None:
         if held.place is Place.WAITING:
@@ -176,19 +195,16 @@ class Dispatch:
             held.hold_until = now + self._may_hold(pool, held, now)
         held.queue_span.set(names.HELD_FOR, choice.reason)
         self._book.observer.held_back(pool.name)
-        pool.queue.park(held.key, min(now + choice.hold_s, held.hold_until), choice.hold_for)
+        until = min(now + choice.hold_s, held.hold_until)
+        pool.queue.park(held.key, until, choice.hold_for, held.missing(choice.hold_for))
         if choice.hold_for.startswith(LEAD):
             pool.flock.follow(int(choice.hold_for.removeprefix(LEAD)), held.key)
 
     def _may_hold(self, pool: Pool, held: Held, now: float) -> float:
-        """Seconds for which a work may still be held back: its first token must still be in time elsewhere."""
+        """Seconds for which a work may still be held back."""
         if not pool.policy.late:
             return 0.0
-        if held.hold_until is not None:
-            return held.hold_until - now
-        rate = pool.speed(now).seat_prefill
-        own_s = held.prompt_tokens / rate if rate else 0.0
-        return min(pool.rules.max_hold_s, max(held.due - now - own_s, 0.0))
+        return pool.rules.max_hold_s if held.hold_until is None else held.hold_until - now
 
     def _too_late(self, pool: Pool, held: Held, seat: Seat) -> DeadlinePassed | None:
         """The error for a work that cannot meet its deadline any more, not even if it ran now."""
@@ -205,8 +221,7 @@ class Dispatch:
     def _place(self, pool: Pool, held: Held, seat: Seat, reason: str) -> None:
         """Takes a slot for a work and asks the manager for its blocks."""
         book, executor, hashes = self._book, pool.executors[seat.executor], held.work.block_hashes
-        match = held.matches.get(seat.executor)
-        compute = max(held.prompt_tokens - (match.tokens if match is not None else 0), 1)
+        compute = held.missing(executor.name)
         held.given_tokens = self.reserve_tokens(pool, held)
         blocks = seat.blocks_for(held.given_tokens) if pool.policy.late else 0
         book.place(pool, held, executor, blocks, compute, reason)
@@ -227,41 +242,49 @@ class Dispatch:
         if reply is not None:
             if not reply.reserved:
                 book.requeue(held, executor, f"the KV cache has {reply.free_blocks} blocks free")
-                self.shut(executor, pool.name)
+                if not held.once:  # a warm-up says nothing about what else fits
+                    self.shut(executor, pool.name)
+                self.pump(pool)
                 return
             self._learn(pool, held, executor, reply.matches)
             if self._move(pool, held, executor):
                 return
         if executor.gone or executor.lane is None or not executor.lane.ready:
+            executor.refresh(book.clock.monotonic())
             book.requeue(held, executor, "the executor went away")
+            self.pump(pool)
             return
         executor.lane.submit(held.key, book.run(held, executor))
+        if pool.due:  # some were held back for what is there already
+            self.pump(pool)
 
     def _learn(self, pool: Pool, held: Held, executor: Executor, matches: Sequence[PrefixMatch]) -> None:
         """Takes in what executors remember of a prompt."""
         work = held.work
-        held.matches = matches_of(matches, work.block_tokens)
-        match = held.matches.get(executor.name)
-        found = match.tokens if match is not None else 0
+        held.matches = _more(matches_of(matches, work.block_tokens), held.told)
+        executor.correct(held, held.missing(executor.name))
+        if held.once:
+            return
+        pool.found(held.prompt_tokens, held.compute)
         if work.block_tokens:
-            blocks = found // work.block_tokens
+            match = held.matches.get(executor.name)
+            blocks = match.tokens // work.block_tokens if match is not None else 0
             if held.dispatch_span is not None:
                 held.dispatch_span.set(names.BLOCKS_MATCHED, blocks)
             if not work.chat:
                 pool.hot.found(work, blocks)
-        executor.correct(held, max(held.prompt_tokens - found, 1))
-        pool.found(held.prompt_tokens, held.compute)
+            self._remember(held, executor, pool.corrected(held.key, blocks), blocks)
 
     def _move(self, pool: Pool, held: Held, executor: Executor) -> bool:
         """Places a work elsewhere if it was placed without knowing who remembers its prefix, and somebody does.
         At most once."""
-        if held.looked or not held.matches or not pool.policy.late or len(pool.executors) < 2:
+        if held.looked or held.once or not held.matches or not pool.policy.late or len(pool.executors) < 2:
             return False
         held.looked = True
         now = self._book.clock.monotonic()
         if len(held.matches) == 1 and executor.name in held.matches:
             return False
-        choice = self.choose(pool, held, pool.seats(now), now)
+        choice = self.choose(pool, held, now, pool.policy)
         if choice.seat is None or choice.seat.executor == executor.name:
             return False
         here, there = held.matches.get(executor.name), held.matches.get(choice.seat.executor)
@@ -275,15 +298,47 @@ class Dispatch:
         self._place(pool, held, choice.seat, choice.reason)
         return True
 
-    def _remember(self, leader: Held, executor: Executor, followers: Iterable[int]) -> None:
-        """A prefix was computed: those that were held back for it know where, before the manager does."""
+    def _remember(self, leader: Held, executor: Executor, followers: Iterable[int], blocks: int) -> None:
+        """So many leading blocks of a leader's prompt are there: those that were held back for it know where, before
+        the manager does."""
         for key in followers:
             held = self._book.held.get(key)
             if held is not None and held.place is Place.WAITING:
-                tokens = shared(held.work.block_hashes, leader.work.block_hashes) * held.work.block_tokens
-                known = held.matches.get(executor.name)
-                if known is None or tokens > known.tokens:
-                    held.matches = {**held.matches, executor.name: Match(tokens)}
+                common = shared(held.work.block_hashes, leader.work.block_hashes)
+                tokens = min(common, blocks) * held.work.block_tokens
+                held.told = {**held.told, executor.name: Match(tokens)}
+                held.matches = _more(held.matches, held.told)
+
+
+def _able(pool: Pool, held: Held, seats: Sequence[Seat]) -> Sequence[Seat]:
+    """Those seats that could hold a work with its whole answer, and beside what fills their blocks now."""
+    tokens = held.total_tokens
+    if tokens > pool.smallest:
+        seats = [seat for seat in seats if seat.blocks_for(tokens) <= seat.capacity.blocks]
+    if pool.rules.overcommit > 1:
+        seats = [seat for seat in seats if seat.has_room_for(held.prompt_tokens)]
+    return seats
+
+
+def _more(matches: Mapping[str, Match], told: Mapping[str, Match]) -> Mapping[str, Match]:
+    """What executors remember by the one or the other account."""
+    more = {name: match for name, match in told.items() if name not in matches or match.tokens > matches[name].tokens}
+    return {**matches, **more} if more else matches
+
+
+def _only_elsewhere(pool: Pool, held: Held) -> bool:
+    """Whether works are taken, but nowhere where this one fits."""
+    if held.total_tokens <= pool.smallest:
+        return False
+    fits = [seat.blocks_for(held.total_tokens) <= seat.capacity.blocks for seat in pool.seats if seat.open]
+    return bool(fits) and not any(fits)
+
+
+def too_large(pool: Pool, held: Held) -> Overloaded:
+    """The error for a work that fits on no executor of its pool."""
+    tokens, largest = held.total_tokens, pool.largest
+    why = f"prompt and max_tokens together are {tokens} tokens, and no executor's KV cache holds more than {largest}"
+    return Overloaded(why, metadata={"tokens": str(tokens), "largest_tokens": str(largest)}, retry_after_s=1.0)
 
 
 def late(estimate: promise.Estimate, stage: str) -> dict[str, str]:

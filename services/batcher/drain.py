@@ -1,15 +1,16 @@
 """How fast the queue of a pool is worked off: what the bound of the queue and every promise rest on. Pure.
 
-Measured where it can be, foreseen where it cannot. While works wait, the prompt tokens that leave the queue per
-second are the rate, whatever the bottleneck is: prefill, slots or blocks. Before that it is foreseen by Little's
-law: so many works at once, each for as long as works stay, but no more than the prefill rate allows. The forecast
-is what the measurement starts from, and counts as much as PRIOR_S of it.
+Measured where it can be, foreseen where it cannot. While a work waits that finds no place, the prompt tokens that go
+to executors per second are the rate, whatever the bottleneck is: prefill, slots or blocks. (At any other time they
+only say how much is asked for.) Before that it is foreseen by Little's law: so many works at once, each for as long as
+works stay, but no more than the prefill rate allows. A measurement starts from the forecast, and leaves it behind when
+it is PRIOR_S long: what is foreseen at a cold start can be several times too high.
 """
 
 HALF_LIFE_S = 5.0
-"""Of time in which works wait, after which a sample counts half."""
+"""After which a sample counts half."""
 PRIOR_S = 1.0
-"""Weight of the forecast when works begin to wait, as seconds of measuring."""
+"""Seconds of measuring that are needed; as far as they are lacking the forecast takes their place."""
 STAY_WEIGHT = 0.05
 """Of the newest work, in the mean of how long works stay."""
 
@@ -27,19 +28,13 @@ class Drain:
         self._stay_s = 0.0
         self._prompt = 0.0
 
-    def observe(self, waiting: bool, forecast: float, now: float) -> None:
-        """To be told when the queue becomes empty or does so no more, and now and then.
-
-        Args:
-            forecast: Tokens per second, from `forecast`; 0 when unknown.
-        """
+    def observe(self, stuck: bool, now: float) -> None:
+        """To be told when a work begins to wait that finds no place, when none does any more, and now and then."""
         self._pass(now)
-        if waiting and not self._busy and forecast:
-            self._amount, self._seconds = forecast * PRIOR_S, PRIOR_S
-        self._busy = waiting
+        self._busy = stuck
 
     def left(self, tokens: int, now: float) -> None:
-        """A work left the queue for an executor."""
+        """A work that was in the queue was sent to an engine."""
         self._prompt += (tokens - self._prompt) * (STAY_WEIGHT if self._prompt else 1.0)
         if self._busy:
             self._pass(now)
@@ -63,18 +58,21 @@ class Drain:
 
     @property
     def busy(self) -> bool:
-        """Whether works waited at the last look."""
+        """Whether a work waited at the last look that found no place."""
         return self._busy
 
-    @property
-    def rate(self) -> float:
-        """Prompt tokens per second while works wait, as measured; 0 before anything was."""
-        return self._amount / self._seconds if self._busy and self._seconds else 0.0
+    def rate(self, forecast: float) -> float:
+        """Prompt tokens per second: as measured while works wait; foreseen while none does, and as far as too little
+        was measured; 0 when nothing is known. Changes nothing."""
+        lacking = max(PRIOR_S - self._seconds, 0.0)
+        if not self._busy or (lacking and not forecast):
+            return forecast
+        return (self._amount + forecast * lacking) / (self._seconds + lacking)
 
     def _pass(self, now: float) -> None:
         passed = max(now - self._since, 0.0)
         self._since = now
-        if self._busy and passed:
+        if passed:
             kept = 0.5 ** (passed / HALF_LIFE_S)
             self._amount *= kept
-            self._seconds = self._seconds * kept + passed
+            self._seconds = self._seconds * kept + (passed if self._busy else 0.0)

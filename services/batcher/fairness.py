@@ -92,6 +92,14 @@ class Counters:
         if change > 0 or tenant in self._accounts:
             self._move(self._account(tenant), change)
 
+    def take_back(self, tenant: str, input_tokens: int, output_tokens: int, weight: float = 1.0) -> None:
+        """Undoes a charge, given as it was, of a work that did not run after all."""
+        self.settle(tenant, output_tokens, 0, weight)
+        self._charged -= INPUT_COST * input_tokens
+        self._prompts -= input_tokens
+        if tenant in self._accounts:
+            self._move(self._accounts[tenant], -_price(INPUT_COST * input_tokens, weight))
+
     def served(self, tenant: str) -> float:
         """A tenant's counter, in tokens by weight, as it would be if it began to wait now."""
         account = self._accounts.get(tenant)

@@ -38,6 +38,19 @@ class Flock:
             self._by_block[hashes[remembered]] = Leader(key, executor, hashes)
             self._blocks[key] = hashes[remembered]
 
+    def correct(self, key: int, remembered: int) -> set[int]:
+        """A leader was placed before anybody knew what is remembered; now it is known that it computes from block
+        number `remembered` on. Returns who was held back for it: what they wait for may be there already."""
+        block = self._blocks.get(key)
+        if block is None:
+            return set()
+        leader = self._by_block[block]
+        if remembered < len(leader.hashes) and leader.hashes[remembered] == block:
+            return set()
+        followers = self.ended(key)
+        self.lead(key, leader.executor, leader.hashes, remembered)
+        return followers
+
     def leader(self, hashes: Sequence[int], remembered: int) -> tuple[Leader, int] | None:
         """Who computes a work's missing blocks, and how many of its leading blocks it will find then; None when
         nobody does, or it is not worth the wait. Changes nothing."""
@@ -62,8 +75,15 @@ class Flock:
             del self._by_block[block]
         return self._followers.pop(key, set())
 
-    def __len__(self) -> int:
-        return len(self._by_block)
+    @property
+    def leaders(self) -> set[int]:
+        """The works that lead."""
+        return set(self._blocks)
+
+    def check_integrity(self) -> None:
+        """Raises AssertionError when the views disagree."""
+        assert {leader.key: block for block, leader in self._by_block.items()} == self._blocks
+        assert self._followers.keys() <= self._blocks.keys()
 
 
 def shared(one: Sequence[int], other: Sequence[int]) -> int:

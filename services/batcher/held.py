@@ -52,7 +52,7 @@ class Held:
         "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "charged", "compute", "context",
         "dispatch_span", "down_id", "due", "executor", "given_tokens", "growing", "hold_until", "key", "lane",
         "looked", "matches", "once", "place", "prefill_s", "progress", "pushes", "queue_span", "queued_s",
-        "queued_since", "reservation", "sent_at", "sent_tokens",
+        "queued_since", "ran", "reservation", "sent_at", "sent_tokens", "told",
     )  # fmt: skip
 
     def __init__(self, key: int, lane: Front, down_id: int, work: Work, now: float, span: Span) -> None:
@@ -70,6 +70,8 @@ class Held:
         """It is worth one dispatch, and not another one."""
         self.matches = NOTHING
         """What executors remember of its prompt, as far as is known."""
+        self.told = NOTHING
+        """What executors will have found to remember of it when the manager hears of it: another work computed that."""
         self.looked = False
         """Whether the manager was asked for that."""
         self.due = now
@@ -95,6 +97,8 @@ class Held:
         earlier one is known for what it is."""
         self.charged = 0
         """Answer tokens that its tenant was charged in advance; 0 before its first dispatch."""
+        self.ran = False
+        """Whether an engine has had it."""
         self.arrived = now
         self.queued_since = now
         self.queued_s = 0.0
@@ -117,6 +121,16 @@ class Held:
     def streaming(self) -> bool:
         """Whether its tokens are still wanted."""
         return self.place is Place.RUNNING or self.place is Place.LEAVING
+
+    def missing(self, executor: str) -> int:
+        """Tokens that it would have to compute on an executor; the last one in any case."""
+        match = self.matches.get(executor)
+        return max(self.prompt_tokens - match.tokens, 1) if match is not None else max(self.prompt_tokens, 1)
+
+    @property
+    def partial(self) -> bool:
+        """Whether it has blocks for less than it can come to."""
+        return self.blocks > 0 and self.given_tokens < self.total_tokens
 
     @property
     def work(self) -> Work:

@@ -3,7 +3,8 @@
 A space-saving sketch (Metwally, Agrawal and El Abbadi, "Efficient computation of frequent and top-k elements in
 data streams", ICDT 2005) over the prefixes that were found: the block at which a match ended names it. A prefix
 weighs as many tokens as it spared, so that a long system prompt beats a short one. Weights are halved now and
-then: what was hot yesterday gives way. Tokens of each are kept, because a hash cannot be computed again.
+then: what was hot yesterday gives way. Tokens are kept, because a hash cannot be computed again; but only from the
+second time on: most prefixes are found once, and copying a long one for each work would cost more than all else here.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,6 @@ MOST_TOKENS = 32_768
 """A longer prefix is not kept."""
 HALVE_AFTER = 10_000
 """Matches after which all weights are halved."""
-LEAST_FOUND = 2
-"""A prefix that was found less often is not hot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +32,12 @@ class Prefix:
 
 
 class _Kept:
-    __slots__ = ("found", "prefix", "weight")
+    __slots__ = ("prefix", "weight")
 
-    def __init__(self, prefix: Prefix, weight: float) -> None:
-        self.prefix = prefix
+    def __init__(self, weight: float) -> None:
+        self.prefix: Prefix | None = None
+        """None until it was found again."""
         self.weight = weight
-        self.found = 1
 
 
 class Hot:
@@ -60,27 +59,29 @@ class Hot:
         known = self._kept.get(hashes[blocks - 1])
         if known is not None:
             known.weight += tokens
-            known.found += 1
+            if known.prefix is None:
+                known.prefix = Prefix(
+                    tuple(work.prompt[:tokens]), tuple(hashes[:blocks]), work.adapter, work.salt, work.model
+                )
             return
         weight = float(tokens)
         if len(self._kept) >= MOST:
             lightest = min(self._kept, key=lambda block: self._kept[block].weight)
             weight += self._kept.pop(lightest).weight
-        prefix = Prefix(tuple(work.prompt[:tokens]), tuple(hashes[:blocks]), work.adapter, work.salt, work.model)
-        self._kept[hashes[blocks - 1]] = _Kept(prefix, weight)
+        self._kept[hashes[blocks - 1]] = _Kept(weight)
 
     def hottest(self, most: int) -> list[Prefix]:
-        """At most `most` prefixes, the hottest first. One that only leads into a hotter one is left out."""
-        ranked = sorted(self._kept.values(), key=lambda kept: -kept.weight)
+        """At most `most` prefixes that were found more than once, the hottest first. One that only leads into a
+        hotter one is left out."""
         chosen: list[Prefix] = []
-        for kept in ranked:
+        for kept in sorted(self._kept.values(), key=lambda kept: -kept.weight):
             if len(chosen) == most:
                 break
-            prefix = kept.prefix
-            inside = any(
-                len(prefix.hashes) <= len(other.hashes) and other.hashes[len(prefix.hashes) - 1] == prefix.hashes[-1]
-                for other in chosen
-            )
-            if kept.found >= LEAST_FOUND and not inside:
-                chosen.append(prefix)
+            if kept.prefix is not None and not any(_leads_into(kept.prefix, other) for other in chosen):
+                chosen.append(kept.prefix)
         return chosen
+
+
+def _leads_into(prefix: Prefix, other: Prefix) -> bool:
+    length = len(prefix.hashes)
+    return length <= len(other.hashes) and other.hashes[length - 1] == prefix.hashes[-1]

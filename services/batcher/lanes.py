@@ -30,9 +30,8 @@ class BatcherLane:
             self._batcher.cancel(held)
 
     def close(self) -> None:
-        held_works, self.held = list(self.held.values()), {}
-        for held in held_works:
-            self._batcher.abandon(held)
+        works, self.held = list(self.held.values()), {}
+        self._batcher.abandon(works)
 
 
 class ExecutorSink:
@@ -43,7 +42,7 @@ class ExecutorSink:
         self._executor = executor
 
     def on_ready(self) -> None:
-        """The next tick dispatches: no work waits longer than that for a lane that just came up."""
+        self._batcher.ready(self._executor)
 
     def on_frame(self, frame: Frame) -> None:
         executor = self._executor

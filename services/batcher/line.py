@@ -24,7 +24,7 @@ class Line:
     most LATE_TURN turns of its tenant for itself and for each that was due before it.
     """
 
-    __slots__ = ("_account", "_lines", "_passed", "number", "row", "tenant", "weight", "works")
+    __slots__ = ("_account", "_lines", "_passed", "aside", "number", "row", "tenant", "weight", "works")
 
     def __init__(self, tenant: str, number: int, lines: "Lines") -> None:
         self.tenant = tenant
@@ -35,6 +35,8 @@ class Line:
         """All of them, those that are parked too."""
         self.row = Row()
         """Those that may run."""
+        self.aside = False
+        """It has no turn for the moment."""
         self._passed = 0
         """Turns since the first of those that are late had one."""
         self._lines = lines
@@ -47,10 +49,11 @@ class Line:
 
     def show(self, item: Item) -> None:
         """A work that may run from now on."""
-        if not self.row:
-            self._lines.heads.set(self.number, self._account.served)
+        first = not self.row
         self.row.add(item)
         self._lines.tokens += item[2]
+        if first:
+            self.moved()
 
     def hide(self, item: Item) -> None:
         """One that may not run any more."""
@@ -87,9 +90,11 @@ class Line:
         return returned + in_time + min(late, in_time // (LATE_TURN - 1))
 
     def moved(self) -> None:
-        """The tenant's counter has changed."""
-        if self.row:
+        """The tenant's counter has changed, or whether it has turns."""
+        if self.row and not self.aside:
             self._lines.heads.set(self.number, self._account.served)
+        else:
+            self._lines.heads.discard(self.number)
 
     def leave(self) -> None:
         """A work has gone; the last takes the line with it."""
@@ -111,7 +116,7 @@ class Lines:
         self.tokens = 0
         """Of all works that may run."""
         self.heads: LazyHeap[int] = LazyHeap()
-        """Numbers of the lines in which a work may run, by counter."""
+        """Numbers of the lines that have turns, by counter: those in which a work may run, and that are not aside."""
         self.by_tenant: dict[str, Line] = {}
         self._by_number: dict[int, Line] = {}
         self._opened = 0
@@ -140,7 +145,8 @@ class Lines:
         """Raises AssertionError when the order of the lines is not that of the counters."""
         lines = list(self.by_tenant.values())
         assert {line.number: line for line in lines} == self._by_number
-        assert {n: self.heads.get(n) for n in self.heads} == {line.number: line.served for line in lines if line.row}
+        turns = {line.number: line.served for line in lines if line.row and not line.aside}
+        assert {number: self.heads.get(number) for number in self.heads} == turns
         assert self.tokens == sum(line.row.tokens for line in lines)
         assert all(line.works for line in lines)
         for line in lines:

@@ -1,5 +1,6 @@
 """Which works of a queue are parked, for what, and until when. Pure."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from services.batcher.ordered import LazyHeap
@@ -12,11 +13,15 @@ class Parking:
         self._for: dict[int, str] = {}
         self._by: dict[str, set[int]] = {}
         self._until: LazyHeap[int] = LazyHeap()
+        self._tokens: dict[int, int] = {}
+        self._sums: Counter[str] = Counter()
 
-    def add(self, key: int, until: float, on: str) -> None:
-        """Parks a work; again, if it is parked already."""
+    def add(self, key: int, until: float, on: str, tokens: int = 0) -> None:
+        """Parks a work; again, if it is parked already. `tokens`: what it will have to compute there."""
         self.discard(key)
         self._for[key] = on
+        self._tokens[key] = tokens
+        self._sums[on] += tokens
         self._by.setdefault(on, set()).add(key)
         self._until.set(key, until)
 
@@ -27,14 +32,19 @@ class Parking:
             return False
         keys = self._by[on]
         keys.discard(key)
+        self._sums[on] -= self._tokens.pop(key)
         if not keys:
-            del self._by[on]
+            del self._by[on], self._sums[on]
         self._until.discard(key)
         return True
 
     def waiting_for(self, on: str) -> list[int]:
         """The works that are parked for something, in order of arrival."""
         return sorted(self._by.get(on, ()))
+
+    def tokens_for(self, on: str) -> int:
+        """What the works that are parked for something have to compute there."""
+        return self._sums.get(on, 0)
 
     def next_due(self, now: float) -> int | None:
         """A work whose time has come."""
@@ -54,5 +64,7 @@ class Parking:
         """Raises AssertionError when the three views disagree."""
         assert {key: on for on, keys in self._by.items() for key in keys} == self._for
         assert all(self._by.values())
+        assert {on: sum(self._tokens[key] for key in keys) for on, keys in self._by.items()} == self._sums
+        assert set(self._tokens) == set(self._for)
         assert set(self._until) == set(self._for)
         self._until.check_integrity()

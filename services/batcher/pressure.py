@@ -4,22 +4,23 @@ A work that is pushed out is cancelled where it runs and keeps its tokens; when 
 in the queue, in front of its tier, and is resumed behind its tokens later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from copy import copy
 
 from libs.lane.work import Tier
 from services.batcher import push_out
 from services.batcher.book import Book
 from services.batcher.held import Held, Place
 from services.batcher.memory import Ask, Reply
+from services.batcher.policies.policy import Asked
 from services.batcher.pool import Executor, Pool
 from services.batcher.push_out import Room, Running
-from services.batcher.scheduling import Reserve
 from services.batcher.seat import Seat
 
-MARGIN_S = 0.2
-"""Works get more blocks, or leave, when what they have lasts no longer than this at their pace: four ticks."""
-LEAST_MARGIN = 16
-"""Tokens of that margin, at least."""
+GROWTH = 4
+"""Works that outgrow what they have are given so many margins (Seat.margin) more."""
+LEAVE_S = 1.0
+"""An executor that has not let a work go after this long is not waited for any more before others are pushed out."""
 
 
 class Pressure:
@@ -28,93 +29,118 @@ class Pressure:
     def __init__(self, book: Book) -> None:
         self._book = book
 
-    def make_room(self, pool: Pool, held: Held, seats: Sequence[Seat], tokens: int) -> None:
-        """Pushes async works out for an interactive one that found no seat, unless some are leaving already."""
-        if held.work.tier is not Tier.INTERACTIVE or pool.leaving or not pool.policy.late:
+    def make_room(self, pool: Pool, held: Held, asked: Asked) -> None:
+        """Pushes async works out for an interactive one that found no seat, if it has one then. No more are on their
+        way out at a time than interactive works may wait for their places."""
+        if held.work.tier is not Tier.INTERACTIVE or not pool.policy.late or self._leaving(pool):
             return
-        able = [seat for seat in seats if seat.open and seat.patient]
-        rooms = [self._room(pool, pool.executors[seat.executor], seat) for seat in able]
-        needs = {seat.executor: seat.blocks_for(tokens) for seat in seats}
-        found = push_out.for_interactive(rooms, needs, pool.rules.max_pushes)
-        if found is not None:
-            executor, victims = found
-            for key in victims:
-                self._push(pool, pool.executors[executor].works[key], "interactive")
+        seats = {seat.executor: seat for seat in pool.seats if seat.open and seat.patient}
+        rooms = [self._room(pool, pool.executors[name], seat, coming=False) for name, seat in seats.items()]
+        needs = {name: seat.blocks_for(asked.reserve_tokens) for name, seat in seats.items()}
+        for name, victims in push_out.for_interactive(rooms, needs, pool.rules.max_pushes):
+            if self._would_do(pool, asked, seats[name], victims):
+                self._push(pool, pool.executors[name], [victim.key for victim in victims], "interactive")
+                return
 
-    def relieve(self, pool: Pool) -> None:
+    def relieve(self, pool: Pool, executor: Executor) -> None:
         """Where blocks are given by estimate or more than once: gives more to works that need more soon, and pushes
-        works out before an executor has none left. To be called several times a second."""
-        if pool.rules.reserve is Reserve.WHOLE or not pool.policy.late:
+        works out before an executor has none left. To be called several times a second, and when one that was
+        pushed out has left, before its blocks go to others."""
+        seat = executor.seats.get(pool.name)
+        if seat is None:
             return
-        for executor in pool.executors.values():
-            seat = executor.seats[pool.name]
-            margin = max(int(MARGIN_S / seat.token_s) if seat.token_s else 0, LEAST_MARGIN)
-            self._relieve_memory(pool, executor, seat, margin)
+        if pool.rules.overcommit > 1 or seat.reserved > seat.capacity.blocks:
+            self._relieve_memory(pool, executor, seat)
+        if seat.partial:
             for held in list(executor.works.values()):
-                if held.work.pool == pool.name and held.place is Place.RUNNING and not held.growing:
-                    self._grow(pool, held, executor, seat, margin)
+                if held.work.pool == pool.name and held.place is Place.RUNNING and held.partial:
+                    self._grow(pool, held, executor, seat)
 
-    def _relieve_memory(self, pool: Pool, executor: Executor, seat: Seat, margin: int) -> None:
+    def _leaving(self, pool: Pool) -> bool:
+        """Whether as many works are on their way out as interactive ones wait for."""
+        late = self._book.clock.monotonic() - LEAVE_S
+        leaving = sum(since > late for since in pool.leaving.values())
+        return leaving >= max(pool.queue.waiting(Tier.INTERACTIVE) - pool.queue.parked(), 1)
+
+    def _would_do(self, pool: Pool, asked: Asked, seat: Seat, victims: list[Running]) -> bool:
+        """Whether the work would be placed there if these had left: it may lack something else as well."""
+        then = copy(seat)
+        then.works -= len(victims)
+        then.reserved -= sum(victim.blocks for victim in victims)
+        then.filled -= sum(seat.blocks_for(victim.tokens) for victim in victims)
+        if pool.rules.overcommit > 1 and not then.has_room_for(asked.prompt_tokens):
+            return False
+        return copy(pool.policy).choose(asked, (then,), lambda _: 0).seat is not None
+
+    def _relieve_memory(self, pool: Pool, executor: Executor, seat: Seat) -> None:
         """Pushes out what would make the engine run out of blocks within the margin, prefixes in common not
         counted."""
-        works = [held for held in executor.works.values() if held.work.pool == pool.name and held.streaming]
-        soon = sum(seat.blocks_for(min(held.prompt_tokens + margin, held.total_tokens)) for held in works)
-        leaving = sum(seat.blocks_for(held.prompt_tokens) for held in works if held.place is Place.LEAVING)
-        excess = soon - leaving - seat.capacity.blocks
-        if excess > 0:
-            room = self._room(pool, executor, seat, used=True)
-            for key in push_out.for_growth(room, room.free_blocks + excess, pool.rules.max_pushes) or ():
-                self._push(pool, executor.works[key], "memory")
+        works = [held for held in executor.works.values() if held.work.pool == pool.name and held.blocks]
+        filled = {held.key: seat.filled_by(held.prompt_tokens, held.total_tokens) for held in works}
+        seat.filled = sum(filled.values())
+        lacking = sum(filled[held.key] for held in works if held.place in _STAYING) - seat.capacity.blocks
+        if lacking > 0:
+            running = [_running(h, seat.blocks_for(h.prompt_tokens)) for h in works if h.place is Place.RUNNING]
+            room = Room(executor.name, 0, 0, running)
+            self._push(pool, executor, push_out.for_memory(room, lacking, pool.rules.max_pushes), "memory")
 
-    def _grow(self, pool: Pool, held: Held, executor: Executor, seat: Seat, margin: int) -> None:
+    def _grow(self, pool: Pool, held: Held, executor: Executor, seat: Seat) -> None:
         """Asks for more blocks for a work that will soon have used its own."""
-        if held.prompt_tokens + margin < held.given_tokens or held.given_tokens >= held.total_tokens:
+        if held.growing or held.prompt_tokens + seat.margin < held.given_tokens:
             return
-        tokens = min(held.prompt_tokens + 4 * margin, held.total_tokens)
-        blocks, reservation = seat.blocks_for(tokens), held.reservation
-        if seat.reserved + blocks - held.blocks > seat.capacity.blocks * pool.rules.overcommit:
-            room = self._room(pool, executor, seat)
-            victims = push_out.for_growth(room, blocks - held.blocks, pool.rules.max_pushes)
-            for key in victims or (held.key,):
-                self._push(pool, executor.works[key], "memory")
+        tokens = min(held.prompt_tokens + GROWTH * seat.margin, held.total_tokens)
+        blocks, before = seat.blocks_for(tokens), (held.blocks, held.given_tokens)
+        if seat.reserved + blocks - held.blocks > int(seat.capacity.blocks * pool.rules.overcommit):
+            room = self._room(pool, executor, seat, coming=True)
+            victims = push_out.for_growth(room, held.key, blocks - held.blocks, pool.rules.max_pushes)
+            self._push(pool, executor, victims, "memory")
             return
-        held.growing = True
+        executor.grow(held, blocks, tokens)
+        if blocks == before[0]:
+            return
+        held.growing, reservation = True, held.reservation
         ask = Ask(reservation, pool.name, (), executor.name, blocks)
-        self._book.memory.ask(ask, lambda reply: self._grown(held, executor, reservation, blocks, tokens, reply))
+        self._book.memory.ask(ask, lambda reply: self._grown(held, executor, reservation, before, reply))
 
     def _grown(
-        self, held: Held, executor: Executor, reservation: int, blocks: int, tokens: int, reply: Reply | None
+        self, held: Held, executor: Executor, reservation: int, before: tuple[int, int], reply: Reply | None
     ) -> None:
         if held.reservation != reservation or held.executor is not executor:
-            return  # it left meanwhile, and its reservation with it
-        held.growing = False
-        if reply is None or reply.reserved:
-            executor.grow(held, blocks, tokens)
-        elif held.place is Place.RUNNING:  # another batcher has them
-            self._push(self._book.pools[held.work.pool], held, "memory")
-
-    def _push(self, pool: Pool, held: Held, cause: str) -> None:
-        executor = held.executor
-        if held.place is not Place.RUNNING or executor is None or executor.lane is None:
+            self._book.memory.release(reservation)  # it left meanwhile
             return
-        held.place = Place.LEAVING
-        held.pushes += 1
-        pool.leaving.add(held.key)
-        self._book.observer.pushed(pool.name, cause)
-        executor.lane.cancel(held.key)
+        held.growing = False
+        if reply is not None and not reply.reserved:  # another batcher has them
+            executor.grow(held, *before)
+            self._push(self._book.pools[held.work.pool], executor, [held.key], "memory")
 
-    def _room(self, pool: Pool, executor: Executor, seat: Seat, *, used: bool = False) -> Room:
-        """Who could leave an executor. `used`: by the blocks that they use, not those that they were given."""
-        running = [
-            Running(
-                held.key,
-                held.work.tier,
-                seat.blocks_for(held.prompt_tokens) if used else held.blocks,
-                held.prompt_tokens,
-                held.pushes,
-                held.queued_since,
-            )
-            for held in executor.works.values()
-            if held.work.pool == pool.name and held.place is Place.RUNNING
-        ]
-        return Room(executor.name, seat.free_slots, seat.free_blocks, running)
+    def _push(self, pool: Pool, executor: Executor, keys: Iterable[int], cause: str) -> None:
+        for key in keys:
+            held = executor.works.get(key)
+            if held is None or held.place is not Place.RUNNING or executor.lane is None:
+                continue
+            held.place = Place.LEAVING
+            held.pushes += 1
+            pool.leaving[key] = self._book.clock.monotonic()
+            self._book.observer.pushed(pool.name, cause)
+            executor.lane.cancel(key)
+
+    def _room(self, pool: Pool, executor: Executor, seat: Seat, *, coming: bool) -> Room:
+        """Who could leave an executor, and what is free there. `coming`: or will be, when those have left that are
+        leaving already; nobody else waits for it."""
+        works = [held for held in executor.works.values() if held.work.pool == pool.name]
+        leaving = [held for held in works if coming and held.place not in _STAYING]
+        free = int(seat.capacity.blocks * pool.rules.overcommit) - seat.reserved
+        return Room(
+            executor.name,
+            seat.free_slots + len(leaving),
+            free + sum(held.blocks for held in leaving),
+            [_running(held, held.blocks) for held in works if held.place is Place.RUNNING],
+        )
+
+
+_STAYING = (Place.ASKING, Place.RUNNING)
+
+
+def _running(held: Held, blocks: int) -> Running:
+    lost = 0 if held.once else held.prompt_tokens  # a warm-up is not made good
+    return Running(held.key, held.work.tier, blocks, lost, held.pushes, held.sent_at)

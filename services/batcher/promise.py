@@ -12,9 +12,9 @@ LEAST_RETRY_S, MOST_RETRY_S = 0.05, 30.0
 RETRY_UNMEASURED_S = 1.0
 """When a refused caller is told to come back while no rate is known."""
 ACCEPTED = 0.75
-"""Of the time to a first token's due, how much an estimate may come to for its work to be accepted. The rest is for what
-it leaves out: the rate falls while slots and blocks fill up, others come later and go first, and what has been placed
-ahead on the seat is not in it. A shorter queue costs no throughput, as long as something always waits."""
+"""Of the time to a first token's due, how much an estimate may come to for its work to be accepted. The rest is for
+what it leaves out: the rate falls while slots and blocks fill up, others come later and go first, and what has been
+placed ahead on the seat is not in it. A shorter queue costs no throughput, as long as something always waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +101,8 @@ def unkept(estimate: Estimate | None, due_s: float) -> str | None:
     if estimate is None or estimate.first_token_s <= ACCEPTED * due_s:
         return None
     return (
-        f"the first token is due within {_figure(due_s)}, so that works are accepted that need {_figure(ACCEPTED * due_s)} "
-        f"for it; one that comes now {estimate.reason}"
+        f"the first token is due within {_figure(due_s)}, so works are accepted that need {_figure(ACCEPTED * due_s)} for it; "
+        f"one that comes now {estimate.reason}"
     )
 
 

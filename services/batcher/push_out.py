@@ -1,17 +1,18 @@
 """Who has to leave an executor so that something more urgent fits. Pure.
 
 The batcher pushes works out, never the engine: a work that is pushed out keeps its tokens, goes back to the queue
-and is resumed behind them. Async work makes room for interactive work; where blocks are given by estimate, the
-youngest makes room for those that outgrow theirs. Nobody is pushed out more often than a limit.
+and is resumed behind them. Async work makes room for interactive work; where blocks are given by estimate, a work
+that outgrows its own takes those of less urgent and younger ones, or leaves itself. Nobody is pushed out more often
+than a limit, but where an engine would run out of memory otherwise.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from libs.lane.work import Tier
 
 MOST_VICTIMS = 8
-"""Works that leave for one."""
+"""Works that leave for an interactive one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +22,9 @@ class Running:
     key: int
     tier: Tier
     blocks: int
-    """Reserved for it."""
+    """That come free when it leaves."""
     tokens: int
-    """Prompt and answer so far: what has to be computed again, unless the cache keeps it."""
+    """What has to be computed again then, unless the cache keeps it: prompt and answer so far."""
     pushes: int
     """How often it was pushed out already."""
     started: float
@@ -36,52 +37,69 @@ class Room:
 
     executor: str
     free_slots: int
+    """Less than nothing where more works were placed than it has slots."""
     free_blocks: int
+    """Those of works that are leaving already among them; less than nothing where too many were given."""
     running: Sequence[Running]
 
 
-def for_interactive(rooms: Iterable[Room], blocks_of: dict[str, int], most_pushes: int) -> tuple[str, list[int]] | None:
-    """Async works that leave, so that an interactive one has a slot and blocks; None when that cannot be.
-
-    Chooses the executor where the fewest tokens have to be computed again.
+def for_interactive(
+    rooms: Iterable[Room], blocks_of: dict[str, int], most_pushes: int
+) -> Iterator[tuple[str, list[Running]]]:
+    """Async works that could leave so that an interactive one has a slot and blocks, by executor: first where the
+    fewest tokens have to be computed again.
 
     Args:
         blocks_of: Blocks that the work needs, by executor.
     """
-    best: tuple[int, str, list[int]] | None = None
+    found: list[tuple[int, str, list[Running]]] = []
     for room in rooms:
+        slots, blocks = 1 - room.free_slots, blocks_of[room.executor] - room.free_blocks
         able = [one for one in room.running if one.tier is Tier.ASYNC and one.pushes < most_pushes]
-        victims = _enough(able, 1 - room.free_slots, blocks_of[room.executor] - room.free_blocks)
-        if victims is None:
-            continue
-        lost = sum(victim.tokens for victim in victims)
-        if best is None or lost < best[0]:
-            best = (lost, room.executor, [victim.key for victim in victims])
-    return None if best is None else (best[1], best[2])
+        able.sort(key=lambda one: (one.tokens / max(one.blocks, 1) if blocks > 0 else one.tokens, -one.started))
+        victims = _enough(able, slots, blocks)
+        if victims and len(victims) <= MOST_VICTIMS:
+            found.append((sum(victim.tokens for victim in victims), room.executor, victims))
+    for _, executor, victims in sorted(found, key=lambda one: one[:2]):
+        yield executor, victims
 
 
-def for_growth(room: Room, blocks: int, most_pushes: int) -> list[int] | None:
-    """Works that leave an executor so that `blocks` come free on it: async ones first, then the youngest. Those
-    that were pushed out too often come last and not at all while others can go; None when even all others are
-    not enough."""
-    ordered = sorted(room.running, key=lambda one: (one.pushes >= most_pushes, -one.tier, -one.started))
-    lacking, victims = blocks - room.free_blocks, []
-    for one in ordered:
-        if lacking <= 0:
-            break
-        victims.append(one.key)
-        lacking -= one.blocks
-    return victims if lacking <= 0 else None
+def for_growth(room: Room, key: int, blocks: int, most_pushes: int) -> list[int]:
+    """Works that leave an executor so that one of those on it gets `blocks` more. Async ones leave for interactive
+    ones, and the younger for the older; who was pushed out too often stays. Where those are not enough, it leaves
+    itself: so the most urgent and oldest always goes on, and no two push each other out for ever."""
+    ordered = _least_urgent_first(room.running)
+    growing = next(place for place, one in enumerate(ordered) if one.key == key)
+    able = [one for one in ordered[:growing] if one.pushes < most_pushes]
+    victims = _enough(able, 0, blocks - room.free_blocks)
+    return [key] if victims is None else [victim.key for victim in victims]
+
+
+def for_memory(room: Room, blocks: int, most_pushes: int) -> list[int]:
+    """Works that leave an executor because its engine is about to lack so many blocks. Those that were pushed out
+    too often go last; all go when all are not enough."""
+    able = sorted(_least_urgent_first(room.running), key=lambda one: one.pushes >= most_pushes)
+    victims = _enough(able, 0, blocks)
+    return [victim.key for victim in (able if victims is None else victims)]
+
+
+def _least_urgent_first(running: Iterable[Running]) -> list[Running]:
+    return sorted(running, key=lambda one: (-one.tier, -one.started, -one.key))
 
 
 def _enough(able: Sequence[Running], slots: int, blocks: int) -> list[Running] | None:
-    """The cheapest of them that give so many slots and blocks."""
+    """The first of them that give so many slots and blocks, without those that could have stayed nevertheless; None
+    when all together do not."""
     victims: list[Running] = []
-    for one in sorted(
-        able, key=lambda one: (one.tokens / max(one.blocks, 1) if blocks > 0 else one.tokens, -one.started)
-    ):
+    for one in able:
         if slots <= 0 and blocks <= 0:
             break
         victims.append(one)
         slots, blocks = slots - 1, blocks - one.blocks
-    return victims if slots <= 0 and blocks <= 0 and 0 < len(victims) <= MOST_VICTIMS else None
+    if slots > 0 or blocks > 0:
+        return None
+    for one in list(reversed(victims)):
+        if slots + 1 <= 0 and blocks + one.blocks <= 0:
+            victims.remove(one)
+            slots, blocks = slots + 1, blocks + one.blocks
+    return victims

@@ -93,6 +93,7 @@ class WaitQueue:
         self._ageing: LazyHeap[int] = LazyHeap()
         """Async works that have not aged yet, by arrival."""
         self._parking = Parking()
+        self._aside: list[Line] = []
 
     def refusal(self, tier: Tier, tokens: int, limits: Limits) -> str | None:
         """Why a new work does not fit, or None. Does not modify the queue."""
@@ -125,6 +126,21 @@ class WaitQueue:
                 return self._works[line.head(now)].entry
         return None
 
+    def set_aside(self, tenant: str) -> None:
+        """Gives other tenants the turns of one, until `take_in`."""
+        for lines in self._classes.values():
+            if (line := lines.by_tenant.get(tenant)) is not None:
+                line.aside = True
+                line.moved()
+                self._aside.append(line)
+
+    def take_in(self) -> None:
+        """Ends what `set_aside` did."""
+        for line in self._aside:
+            line.aside = False
+            line.moved()
+        self._aside.clear()
+
     def remove(self, key: int) -> Entry | None:
         """Takes a work out, wherever it stands; None if it is not here."""
         waiting = self._works.pop(key, None)
@@ -141,22 +157,29 @@ class WaitQueue:
         line.leave()
         return entry
 
-    def park(self, key: int, until: float, on: str) -> None:
+    def park(self, key: int, until: float, on: str, tokens: int = 0) -> None:
         """Lets others pass a work until a time, or until what it waits for is there: an executor that remembers its
         prefix, or another work that computes it. It still counts as waiting, and ages.
 
         Parked again, only the last time counts. Raises KeyError when it is not here.
+
+        Args:
+            tokens: What it will have to compute there, for `awaited`.
         """
         waiting = self._works.get(key)
         if waiting is None:
             raise KeyError(f"work {key} is not in the queue")
         if key not in self._parking:
             waiting.line.hide(waiting.item)
-        self._parking.add(key, until, on)
+        self._parking.add(key, until, on, tokens)
 
     def waiting_for(self, on: str) -> list[int]:
         """The works that are parked for something, in order of arrival."""
         return self._parking.waiting_for(on)
+
+    def awaited(self, on: str) -> int:
+        """Tokens that the works that are parked for something will have to compute there."""
+        return self._parking.tokens_for(on)
 
     def unpark(self, on: str) -> int:
         """Puts all that wait for something back into their places; how many that were."""

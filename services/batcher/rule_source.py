@@ -28,7 +28,7 @@ class RuleSource:
         self._pins = registry.mirror(keys.PINS, policy_pb2.Pin)
         self._models = registry.mirror(keys.MODELS, registry_pb2.Model)
         self._stack = AsyncExitStack()
-        self._tier_rules: dict[Tier, TierRules] = {}
+        self._tier_rules = {tier: tier_rules(tier, policy_pb2.TierPolicy()) for tier in Tier}
         self._of_models: dict[str, SchedulingRules] = {}
         self._of_pools: dict[str, list[PinnedPrefix]] = {}
 
@@ -47,7 +47,7 @@ class RuleSource:
 
     def tier(self, tier: Tier) -> TierRules:
         """See Rules."""
-        return self._tier_rules.get(tier) or tier_rules(tier, policy_pb2.TierPolicy())
+        return self._tier_rules[tier]
 
     def scheduling(self, model: str) -> SchedulingRules:
         """See Rules."""
@@ -58,8 +58,8 @@ class RuleSource:
         return self._of_pools.get(pool, ())
 
     def _read(self) -> None:
-        tiers = {tier: self._tiers.items.get(tier.name.lower()) for tier in Tier}
-        self._tier_rules = {tier: tier_rules(tier, message) for tier, message in tiers.items() if message is not None}
+        tiers = {tier: self._tiers.items.get(tier.name.lower(), policy_pb2.TierPolicy()) for tier in Tier}
+        self._tier_rules = {tier: tier_rules(tier, message) for tier, message in tiers.items()}
         self._of_models = {name: scheduling_rules(message) for name, message in self._scheduling.items.items()}
 
     def _pin(self) -> None:
@@ -69,6 +69,10 @@ class RuleSource:
             spec = specs.get(pin.model)
             if spec is not None and spec.block_tokens and len(pin.token_ids) >= spec.block_tokens:
                 self._of_pools.setdefault(spec.pool, []).append(pinned(name, pin, spec))
+
+
+_DISPATCHES = {int(dispatch): dispatch for dispatch in Dispatch}
+_RESERVES = {int(reserve): reserve for reserve in Reserve}
 
 
 def tier_rules(tier: Tier, message: policy_pb2.TierPolicy) -> TierRules:
@@ -83,11 +87,12 @@ def tier_rules(tier: Tier, message: policy_pb2.TierPolicy) -> TierRules:
 
 
 def scheduling_rules(message: policy_pb2.Scheduling) -> SchedulingRules:
-    """Reads the message; what is unset gets its default."""
+    """Reads the message; what is unset gets its default, and so does a policy that a newer console knows and this
+    process does not."""
     default = SchedulingRules()
     return SchedulingRules(
-        Dispatch(message.dispatch or default.dispatch),
-        Reserve(message.reserve or default.reserve),
+        _DISPATCHES.get(message.dispatch, default.dispatch),
+        _RESERVES.get(message.reserve, default.reserve),
         message.overcommit or default.overcommit,
         message.quantile or default.quantile,
         message.prefill_ahead_s or default.prefill_ahead_s,

@@ -39,7 +39,7 @@ class SchedulingRules:
     """Of the lengths of answers, that ESTIMATE goes by."""
     prefill_ahead_s: float = 0.05
     """Prompts that an executor is given ahead of what it computes, in seconds of prefill."""
-    max_hold_s: float = 5.0
+    max_hold_s: float = 20.0
     """The longest that a work waits for the holder of its prefix, or for another work to compute it."""
     max_pushes: int = 2
     """How often a work may be pushed out."""

@@ -6,6 +6,11 @@ from enum import IntEnum
 
 from services.batcher.pace import Pace
 
+MARGIN_S = 0.2
+"""Works get more blocks, or leave, when what they have lasts no longer than this at their pace: four ticks."""
+LEAST_MARGIN = 16
+"""Tokens of that margin, at least."""
+
 
 class Affinity(IntEnum):
     """How well a work's adapter goes with what an executor does; higher is better (the order of llm-d's LoRA
@@ -43,9 +48,9 @@ class Seat:
     """
 
     __slots__ = (
-        "adapters", "awaited", "capacity", "clear_at", "context_tokens", "executor", "first_token_at", "open",
-        "pace", "patient", "prefill_rate", "prefill_s", "prefill_tokens", "prefilling", "reserved", "token_s",
-        "works",
+        "adapters", "awaited", "capacity", "clear_at", "context_tokens", "executor", "filled", "first_token_at",
+        "open", "pace", "partial", "patient", "prefill_rate", "prefill_s", "prefill_tokens", "prefilling", "reserved",
+        "token_s", "works",
     )  # fmt: skip
 
     def __init__(self, executor: str, capacity: ModelCapacity) -> None:
@@ -60,6 +65,11 @@ class Seat:
         """Of these, async ones."""
         self.reserved = 0
         """Blocks reserved for these."""
+        self.partial = 0
+        """Of these works, those that have blocks for less than their prompt and answer can come to."""
+        self.filled = 0
+        """Blocks that they fill within the margin, common prefixes counted for each; kept where blocks are reserved
+        more than once."""
         self.prefilling = 0
         """Works that have no token yet."""
         self.prefill_tokens = 0
@@ -135,6 +145,19 @@ class Seat:
     def free_blocks(self) -> int:
         """Blocks that are not reserved."""
         return self.capacity.blocks - self.reserved
+
+    @property
+    def margin(self) -> int:
+        """Tokens that a work makes there before it is too late to do something about its blocks."""
+        return max(int(MARGIN_S / self.token_s) if self.token_s else 0, LEAST_MARGIN)
+
+    def filled_by(self, tokens: int, most: int) -> int:
+        """Blocks that a work fills within the margin that has so many tokens now, and at most so many ever."""
+        return self.blocks_for(min(tokens + self.margin, most))
+
+    def has_room_for(self, tokens: int) -> bool:
+        """Whether a prompt fits beside what is filled, where blocks are reserved more than once."""
+        return not self.filled or self.filled + self.blocks_for(tokens + self.margin) <= self.capacity.blocks
 
     def blocks_for(self, tokens: int) -> int:
         """Blocks that hold so many tokens."""

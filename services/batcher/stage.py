@@ -8,8 +8,8 @@ Everything here is synchronous and driven from outside: by lanes, by the registr
 and by `tick`. So the simulator runs this very code in virtual time.
 """
 
-import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 
 import structlog
@@ -22,14 +22,15 @@ from libs.lane.progress import Gap
 from libs.lane.stage import Sink
 from libs.lane.work import POOL_GONE, Decision, Note, Outcome, QueueState, Work
 from libs.telemetry import names
-from libs.telemetry.tracing import Tracing
+from libs.telemetry.tracing import Span, Tracing
 from services.batcher.arrival import Arrival
 from services.batcher.asked import Demand
 from services.batcher.book import Book
 from services.batcher.dispatch import Dispatch, matches_of
 from services.batcher.held import Held, Place
 from services.batcher.lanes import BatcherLane, ExecutorSink
-from services.batcher.memory import Ask, Memory, Reply
+from services.batcher.look import look
+from services.batcher.memory import Ask, Memory
 from services.batcher.observe import Observer
 from services.batcher.policies.policy import Match
 from services.batcher.pool import Executor, ExecutorInfo, Pool
@@ -81,7 +82,7 @@ class Batcher:
 
     def set_executors(self, infos: Mapping[str, ExecutorInfo]) -> None:
         """Replaces what is known of executors. A lane is kept as long as its Stage is the same object."""
-        book = self._book
+        book, now = self._book, self._clock.monotonic()
         for name, executor in list(book.executors.items()):
             if executor.gone:
                 continue
@@ -89,11 +90,12 @@ class Batcher:
             if info is None or info.stage is not executor.info.stage:
                 book.retire(name)
             else:
-                executor.follow(info)
+                executor.follow(info, now)
         new = {name: Executor(name, info) for name, info in infos.items() if name not in book.executors}
         book.set_executors({**book.executors, **new})
         for executor in new.values():
             executor.lane = executor.info.stage.open(ExecutorSink(self, executor))
+            executor.refresh(now)
         self._sort_out()
         self._pump_all()
 
@@ -116,14 +118,18 @@ class Batcher:
             self._observer.expired(held.work.pool)
             error = DeadlinePassed(f"the deadline passed in the batcher ({where})", metadata={"stage": where})
             book.stop(held, error)
+        book.forget_pools()
         self._sort_out()
+        for executor in book.executors.values():
+            executor.refresh(now)
         for pool in list(book.pools.values()):
             pool.queue.unpark_due(now)
-            self._pressure.relieve(pool)
+            for executor in pool.executors.values():
+                self._pressure.relieve(pool, executor)
         self._pump_all()
-        self._warmth.tick()
+        if not self.draining:
+            self._warmth.tick()
         self._observer.pools(book.pools.values())
-        book.forget_pools()
 
     def close(self) -> None:
         """Closes all lanes to executors."""
@@ -143,10 +149,10 @@ class Batcher:
         return BatcherLane(self, sink)
 
     async def explain(self, work: Work) -> Sequence[Decision]:
-        """What would become of a work now: in the queue, by the promise, and by the policy."""
+        """What would become of a work now: in the queue, by the promise, and by the policy. Changes nothing."""
         book, now = self._book, self._clock.monotonic()
-        pool = book.pool(work.pool)
-        held = Held(0, Nobody(), 0, work, now, book.tracing.start(names.QUEUE, ""))
+        pool = book.pools.get(work.pool) or book.new_pool(work.pool)
+        held = Held(0, Nobody(), 0, work, now, Span())
         refusal, promised = self._arrival.judge(pool, held)
         if refusal is not None:
             return [Decision("batcher", "refuse", refusal.message)]
@@ -155,7 +161,7 @@ class Batcher:
         promise = [Decision("batcher", "promise", promised)] if promised else []
         if len(work.block_hashes):
             held.matches = await self._look(pool, work)
-        choice = self._dispatch.choose(pool, held, pool.seats(now), now)
+        choice = self._dispatch.choose(pool, held, now, copy(pool.policy))
         policy = f"{pool.policy.name}: {choice.reason}"
         if choice.seat is None:
             return [queue, *promise, Decision("batcher", "hold" if choice.hold_for else "wait", policy)]
@@ -185,6 +191,8 @@ class Batcher:
             span.error(refusal.message, refusal.reason)
             span.end()
             self._observer.refused(pool.name, work.tier, refusal)
+            if isinstance(refusal, DeadlinePassed):
+                self._observer.expired(pool.name)
             lane.sink.on_outcome(down_id, Outcome(error=refusal, output_tokens=len(work.resumed)))
             return
         book.enter(pool, held)
@@ -200,11 +208,20 @@ class Batcher:
         else:
             self._stop(held, Cancelled("cancelled by the caller"))
 
-    def abandon(self, held: Held) -> None:
-        """The router's lane closed."""
-        self._stop(held, Cancelled("the router's lane closed"))
+    def abandon(self, works: Iterable[Held]) -> None:
+        """The router's lane closed: all of these end, and only then others take their places."""
+        pools = {held.work.pool for held in works}
+        for held in works:
+            if held.live:
+                self._book.stop(held, Cancelled("the router's lane closed"))
+        for name in pools:
+            self._dispatch.pump(self._book.pool(name))
 
     # --- the face to the executors -----------------------------------------------------------------
+
+    def ready(self, executor: Executor) -> None:
+        """Its lane carries works. The next tick dispatches: no work waits longer than that for one that is back."""
+        executor.refresh(self._clock.monotonic())
 
     def came(self, executor: Executor, keys: Iterable[int]) -> None:
         """Tokens of these works came, while some on their executor had none yet."""
@@ -212,7 +229,10 @@ class Batcher:
 
     def lost(self, executor: Executor, reason: str) -> None:
         """An executor's lane broke: everything on it comes back, in the order in which it came."""
+        executor.refresh(self._clock.monotonic())
         for held in list(executor.works.values()):
+            if held.executor is not executor:
+                continue  # what was done about one before it has ended it
             self._observer.requeued("broken")
             self._retry(held, executor, f"the executor was lost: {reason}", lost=True)
         self._pump_all()
@@ -222,12 +242,20 @@ class Batcher:
         held = executor.works.get(key)
         if held is None:
             return
-        book, error = self._book, outcome.error
+        book, pool, error = self._book, self._book.pools[held.work.pool], outcome.error
+        pushed = key in pool.leaving
         if held.place is Place.ENDED:  # the caller has its answer already; only now the slot is free
             book.vacate(held, executor)
         elif held.place is Place.LEAVING and isinstance(error, Cancelled) and not held.cancelled:
             self._observer.requeued("pushed")
+            if held.context:  # what its prompt found there: later it finds its own
+                self._cached(held, outcome)
+            else:
+                held.attempts -= 1  # it never came to anything, and not because it failed
             book.requeue(held, executor, f"pushed out of {executor.name}")
+        elif isinstance(error, Cancelled) and not held.cancelled:  # a cancel that was meant for an earlier run of it
+            self._observer.requeued("refused")
+            self._retry(held, executor, f"cancelled on {executor.name} by nobody")
         elif isinstance(error, CapacityError):  # it lost the model, is draining, or its engine died
             self._observer.requeued("refused")
             if isinstance(error, NoExecutor) or DRAINING in error.metadata:
@@ -236,8 +264,9 @@ class Batcher:
             self._dispatch.shut(executor, held.work.pool)
         else:
             self._end(held, executor, outcome)
-        if (pool := book.pools.get(held.work.pool)) is not None:
-            self._dispatch.pump(pool)
+        if pushed:
+            self._pressure.relieve(pool, executor)
+        self._dispatch.pump(pool)
 
     def broke_promise(self, held: Held, executor: Executor, gap: Gap) -> None:
         """An executor left tokens out: a bug there, and the caller must not see a wrong answer."""
@@ -249,15 +278,20 @@ class Batcher:
 
     def _end(self, held: Held, executor: Executor, outcome: Outcome) -> None:
         """A work ended where it ran."""
-        first = held.cached_tokens is None
-        if first:
-            held.cached_tokens = min(outcome.cached_tokens, len(held.work.prompt))
+        first = self._cached(held, outcome)
         found = outcome.cached_tokens if first and outcome.error is None else None
-        stayed = self._clock.monotonic() - held.queued_since
+        stayed = self._clock.monotonic() - held.sent_at
         self._book.vacate(held, executor, found_tokens=found)
         if outcome.error is None:
             self._book.pools[held.work.pool].drain.stayed(stayed)
         self._book.end(held, replace(outcome, queued_s=held.queued_s, cached_tokens=held.cached_tokens or 0))
+
+    def _cached(self, held: Held, outcome: Outcome) -> bool:
+        """Notes how much of a prompt was found, where it was computed first; whether that was there."""
+        first = held.cached_tokens is None
+        if first:
+            held.cached_tokens = min(outcome.cached_tokens, len(held.work.prompt))
+        return first
 
     def _retry(self, held: Held, executor: Executor, why: str, *, lost: bool = False) -> None:
         """Queues a work again whose executor failed it, unless it has failed too often."""
@@ -311,10 +345,8 @@ class Batcher:
 
     async def _look(self, pool: Pool, work: Work) -> Mapping[str, Match]:
         """Asks the manager who remembers a prompt."""
-        answer: asyncio.Future[Reply | None] = asyncio.get_running_loop().create_future()
         ask = Ask(self._book.next(), pool.name, work.block_hashes, "", 0, work.traceparent)
-        self._book.memory.ask(ask, lambda reply: None if answer.done() else answer.set_result(reply))
-        reply = await answer
+        reply = await look(self._book.memory, ask)
         return matches_of(reply.matches, work.block_tokens) if reply is not None else {}
 
 

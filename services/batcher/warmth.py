@@ -65,12 +65,16 @@ class Warmth:
         here: dict[tuple[str, str], Executor] = {}
         for pool in self._book.pools.values():
             for name, executor in pool.executors.items():
-                if not executor.takes(pool.name, now):
+                if not executor.seats[pool.name].open:
                     if self._known.get((name, pool.name)) is executor and pool.name in executor.info.models:
                         here[name, pool.name] = executor  # it is back soon, with its cache
                     continue
                 here[name, pool.name] = executor
-                if self._known.get((name, pool.name)) is not executor and not pool.rules.cold_start:
+                if self._known.get((name, pool.name)) is executor:
+                    continue
+                # One of this name may have been warmed a moment ago; it died, and its cache with it.
+                self._warmed = {key: at for key, at in self._warmed.items() if key[:2] != (name, pool.name)}
+                if not pool.rules.cold_start:
                     self._want(pool, executor, pool.hot.hottest(pool.rules.warm_prefixes), now)
         self._known = here
         self._wanted = {key: prefixes for key, prefixes in self._wanted.items() if key in here}
@@ -82,7 +86,7 @@ class Warmth:
             return
         now, whole = self._book.clock.monotonic(), len(prefix.hashes)
         having = {match.executor for match in reply.matches if match.blocks >= whole}
-        lacking = [e for name, e in sorted(pool.executors.items()) if name not in having and e.takes(pool.name, now)]
+        lacking = [e for name, e in sorted(pool.executors.items()) if name not in having and e.seats[pool.name].open]
         for executor in lacking[: max(copies - len(having), 0) if copies else None]:
             self._want(pool, executor, [prefix], now)
 
@@ -103,7 +107,7 @@ class Warmth:
             del self._wanted[key]
             return
         seat = executor.seats[pool.name]
-        idle = executor.takes(pool.name, now) and 2 * seat.works < seat.capacity.slots and not seat.backlog_s(now)
+        idle = seat.open and 2 * seat.works < seat.capacity.slots and not seat.backlog_s(now)
         if key in self._running or not idle:
             return
         prefix = wanted.popleft()
@@ -111,7 +115,7 @@ class Warmth:
         if blocks <= min(seat.capacity.blocks * MOST_BLOCKS, seat.free_blocks):
             self._running[key] = held = self._held(pool, prefix, now)
             self._book.observer.warmed(pool.name)
-            self._book.enter_aside(pool, held)
+            self._book.enter_aside(held)
             self._dispatch.place_on(pool, held, executor, "warms a prefix")
 
     def _held(self, pool: Pool, prefix: Prefix, now: float) -> Held:

@@ -101,6 +101,8 @@ class Step:
     """What the step changed in the prefix cache."""
     stats: RunnerStats = RunnerStats()
     """The state after the step."""
+    preempted: int = 0
+    """Works that the engine took out of its batch by itself, for want of blocks; where it says."""
     swaps: list[float] = field(default_factory=list)
     """Seconds that each change of the active adapter took; only where adapters are swapped."""
 

@@ -24,6 +24,7 @@ class Observer:
         self._tokens = metrics.counter(names.EXECUTOR_TOKENS)
         self._used = metrics.gauge(names.EXECUTOR_USED_BLOCKS)
         self._cached = metrics.gauge(names.EXECUTOR_CACHED_BLOCKS)
+        self._preemptions = metrics.counter(names.EXECUTOR_PREEMPTIONS)
         self._swap = metrics.histogram(names.EXECUTOR_ADAPTER_SWAP)
         self._adapters = metrics.gauge(names.EXECUTOR_ADAPTERS)
         self._adapter_asks = metrics.counter(names.EXECUTOR_ADAPTER_ASKS)
@@ -47,6 +48,8 @@ class Observer:
             self._works.labels(model, "OK" if outcome.error is None else outcome.error.reason).inc()
         for _, cached_tokens in step.started:
             self._tokens.labels(model, "cached").inc(cached_tokens)
+        if step.preempted:
+            self._preemptions.labels(model).inc(step.preempted)
         for seconds in step.swaps:
             self._swap.labels(model).observe(seconds)
         self._then(pool, step)

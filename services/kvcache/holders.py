@@ -18,9 +18,10 @@ _EMPTY: Tiers = (0, 0, 0)
 
 
 class HolderSets:
-    """Memory: 300 bytes for a set of some of 1,000 executors; and per set with other tiers than the device, 700.
+    """Memory: 300 bytes for a set of some of 1,000 executors, and 1,000 if it is not on devices alone.
 
-    Bounded by the number of blocks: a set without blocks is gone.
+    Bounded by the number of blocks: a set without blocks is gone. Were every block to have holders of its own, three
+    of 1,000, a block would take 340 bytes, and to forget an executor 0.15 µs for each.
     """
 
     __slots__ = ("_free", "_numbers", "blocks", "every", "tiers")

@@ -3,7 +3,22 @@
 Flat, after the kind of index that NVIDIA Dynamo's router keeps over a tree: because a block's hash chains
 over all blocks in front of it, the hash alone names the prefix, and a lookup is a walk along the prompt's
 hashes that stops where nobody holds the next one. Per pool one table, hash → number of a holder set
-(index_table.py), and the sets (holders.py).
+(index_table.py), and the sets (holders.py). Nothing is kept per executor: an executor that goes leaves the sets.
+
+Measured against three other designs (tests/bench/kv_index.py, which has them; 400,000 blocks of one holder on 100
+executors; two cores that others kept busy):
+
+    design                            bytes per block   lookup of 512   events of 24, blocks/s   forget
+    this one                                       39           61 µs                0.97 million   0.01 ms
+    dict of masks, set per executor               168          172 µs                 2.3 million    1.2 ms
+    dict of interned sets                         100          178 µs                 2.4 million     11 ms
+    sorted array per executor                      14          212 µs                0.04 million      0 ms
+
+Dicts take events at twice the speed, for they have no fixed cost per event; but each request asks about a whole
+chain, and ten million blocks of theirs are 1 to 2 GB, which also lie too far apart for the processor's caches. The
+array's lookup grows with the executors. Here, ten million blocks on 1,000 executors take 23 bytes each; a chain of 64
+blocks is found in 34 µs and one of 8 in 20, in 15 and 7 µs where the table fits into the caches; twenty events at
+once are taken in at 1.8 million blocks/s; and 1,000 snapshots make it whole at 0.6 s per million blocks.
 """
 
 from collections.abc import Iterable

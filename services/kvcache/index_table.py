@@ -5,7 +5,8 @@ chain in a handful of operations: gather the rows, compare. What finds its row f
 (index_spill.py): 1 or 2 blocks in 100. Block hashes are uniform already (libs.tokens.blocks), so nothing is mixed; were
 they not, more would lie in the dict, and everything would still hold.
 
-It grows by linear hashing (Litwin, VLDB 1980), some rows at a time while changes come in.
+It grows by linear hashing (Litwin, VLDB 1980), some rows at a time while changes come in: below a millisecond each, or
+10 where a virtual machine has to get the next huge page from its host first.
 """
 
 from collections.abc import Callable, Iterator

@@ -101,7 +101,7 @@ class _Asker:
                 ]
                 if probe.late_tokens:
                     late = group.create_task(self._follow(probe.late_tokens, decoding))
-        except* HeadraceError as errors:
+        except* (HeadraceError, ValueError) as errors:
             raise errors.exceptions[0] from None
         return [each.result() for each in batch], late.result() if late else None
 
@@ -119,16 +119,15 @@ class _Asker:
         asked = time.perf_counter()
         arrivals: list[tuple[float, int]] = []
         count = 0
-        async with asyncio.timeout(PATIENCE_S):
-            async for chunk in self._client.generate(self._model, prompt=text, options=options):
-                if chunk.token_ids:
-                    count += len(chunk.token_ids)
-                    arrivals.append((time.perf_counter(), count))
-                if decoding is not None and (count >= probes.AHEAD or chunk.finish):
-                    decoding.set()
-                if chunk.finish is not None:
-                    usage = chunk.finish.usage
-                    return Timed(asked, usage.prompt_tokens, usage.cached_tokens, arrivals)
+        async for chunk in self._client.generate(self._model, prompt=text, options=options):
+            if chunk.token_ids:
+                count += len(chunk.token_ids)
+                arrivals.append((time.perf_counter(), count))
+            if decoding is not None and (count >= probes.AHEAD or chunk.finish):
+                decoding.set()
+            if chunk.finish is not None:
+                usage = chunk.finish.usage
+                return Timed(asked, usage.prompt_tokens, usage.cached_tokens, arrivals)
         raise ValueError("an answer had no end")
 
     async def _follow(self, prompt_tokens: int, decoding: Sequence[asyncio.Event]) -> Timed:

@@ -7,11 +7,12 @@ from services.batcher import asked as asked_module
 from services.batcher.asked import Asked, Demand
 from services.batcher.pool import Pool
 from services.batcher.queue import Entry
+from services.batcher.scheduling import SchedulingRules
 
 
 def pool(name: str, held: int, *waiting: tuple[Tier, float]) -> Pool:
     """A pool with works that wait, by tier and arrival, among those that it holds."""
-    made = Pool(name)
+    made = Pool(name, SchedulingRules())
     made.held = held
     for key, (tier, at) in enumerate(waiting):
         made.queue.push(Entry(key, tier, 4, at))

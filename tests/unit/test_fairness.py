@@ -61,6 +61,17 @@ class Server:
 works = st.tuples(st.integers(1, 2_000), st.integers(1, 500), st.integers(1, 500))
 
 
+def test_what_is_taken_back_was_never_charged() -> None:
+    counters = Counters()
+    counters.charge("a", 7, 5, 3.0)
+    before, cost = counters.served("a"), counters.cost
+    counters.charge("a", 1000, 10, 3.0)
+    counters.take_back("a", 1000, 10, 3.0)
+    assert (counters.served("a"), counters.cost) == (before, cost)
+    counters.take_back("never seen", 1000, 10)
+    assert len(counters) == 1, "of a tenant that was forgotten nothing is left that could be taken back"
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(works, min_size=4, max_size=12), st.sampled_from([1, 4]))
 def test_backlogged_tenants_are_served_by_weight_within_the_bound(

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 SERVICES = ("admission", "router", "batcher", "kvcache", "executor", "placement")
-"""The services that know nothing of each other. The console composes them, so it is not among them."""
+"""The services that know nothing of each other. The console and the simulator compose them, and are not among them."""
 
 EFFECTS = {
     "asyncio", "etcdserverpb", "google", "grpc", "headrace", "os", "random", "socket", "subprocess", "threading",
@@ -38,9 +38,13 @@ NAMED_SHELLS = {
     "services/admission/session.py": "many requests on one stream",
     "services/admission/stages.py": "asks the processes of the stages behind",
     "services/admission/tokenizers.py": "loads tokenizers in a thread",
+    "services/admission/pin_operations.py": "the calls of the operations API about pins",
+    "services/admission/pin_writer.py": "tokenizes and swaps pins in etcd",
     "services/batcher/demand_report.py": "tells etcd what is asked of the models",
     "services/batcher/executor_source.py": "reads the executors from etcd, connects to them",
     "services/batcher/kvcache_memory.py": "asks the KV-cache manager",
+    "services/batcher/look.py": "waits for the KV-cache manager",
+    "services/batcher/rule_source.py": "reads the rules from etcd",
     "services/executor/adapter_desk.py": "loads and unloads adapters, in tasks",
     "services/executor/cache_report.py": "finds the KV-cache manager, reports to it",
     "services/executor/child/inbox.py": "the child's end of the socket",
@@ -74,6 +78,8 @@ NAMED_SHELLS = {
     "services/executor/vllm/child.py": "the engine's process: its loop, its clock, its end",
     "services/executor/vllm/engine.py": "starts a process for each model",
     "services/executor/vllm/environment.py": "installs vLLM into an environment of its own",
+    "services/kvcache/consulting.py": "one Consult stream: messages in, messages out",
+    "services/kvcache/reporting.py": "one Report stream: messages in, messages out",
     "services/kvcache/conversation.py": "a standing stream, and its two tasks",
     "services/placement/book.py": "reads and writes the leader's keys in etcd",
     "services/placement/controller.py": "reads and writes etcd while it leads",

@@ -201,6 +201,51 @@ def test_a_tenant_whose_works_are_all_parked_lets_the_next_one_pass() -> None:
     queue.check_integrity()
 
 
+def test_what_those_that_wait_for_something_have_to_compute_is_known() -> None:
+    queue = WaitQueue()
+    for key in range(3):
+        queue.push(entry(key))
+        queue.park(key, until=5.0 + key, on="e", tokens=10**key)
+    assert (queue.awaited("e"), queue.awaited("f"), queue.waiting_for("e")) == (111, 0, [0, 1, 2])
+    queue.park(0, until=9.0, on="f", tokens=7)
+    queue.unpark_due(6.0)
+    queue.remove(1)
+    assert (queue.awaited("e"), queue.awaited("f"), queue.waiting_for("e")) == (100, 7, [2])
+    queue.unpark("e")
+    assert queue.awaited("e") == 0
+    queue.check_integrity()
+
+
+def test_a_tenant_that_is_set_aside_has_no_turns_until_it_is_taken_in() -> None:
+    queue = WaitQueue(counters := Counters())
+    for key, tenant in enumerate("aabc"):
+        queue.push(entry(key, tenant=tenant))
+    queue.push(entry(9, Tier.ASYNC, tenant="a"))
+    queue.set_aside("a")
+    queue.set_aside("nobody")
+    queue.push(entry(5, tenant="a"))
+    counters.charge("a", 1, 1)
+    assert order(queue) == [2, 3], "not even its async works"
+    queue.check_integrity()
+    queue.take_in()
+    assert order(queue) == [0, 1, 5, 9]
+    queue.take_in()
+    queue.push(entry(7, tenant="a"))
+    assert order(queue) == [7]
+    queue.check_integrity()
+
+
+def test_a_tenant_that_leaves_while_it_is_set_aside_comes_back_as_any_other() -> None:
+    queue = WaitQueue()
+    queue.push(entry(1, tenant="a"))
+    queue.set_aside("a")
+    queue.remove(1)
+    queue.push(entry(2, tenant="a"))
+    queue.take_in()
+    assert order(queue) == [2]
+    queue.check_integrity()
+
+
 def test_what_is_not_here_cannot_be_parked() -> None:
     with pytest.raises(KeyError, match="work 7"):
         WaitQueue().park(7, 1.0, "e")

@@ -6,8 +6,10 @@ than once, because it delays whoever comes behind as well), and the memory that 
 broken at random, because every fixed rule sends a burst to one place.
 
 An executor that remembers much more of the prompt and is busy is worth waiting for, when that wait and the rest of the
-prompt cost less than the whole prompt elsewhere. The wait is bounded for each work (Asked.hold_s): its first token
-must still be in time if the wait was in vain.
+prompt cost less than the whole prompt elsewhere, and the first token can be expected in time there, or not elsewhere
+either. This is looked at again halfway, and the whole wait is bounded for each work (Asked.hold_s). Whoever gives
+such works away too easily computes what somebody remembers, is slower by that, has to give away more, and ends at half
+of the hits; whoever clings to them lets them come late.
 
 The prefill that an executor is given ahead is bounded in seconds: enough that it never runs dry between two steps,
 and not more, because what is placed cannot be overtaken any more by what is more urgent. With prompts of very
@@ -41,6 +43,11 @@ SLOTS_S = 0.2
 """The same for slots."""
 ADAPTER_S = {Affinity.RUNS: 0.0, Affinity.LIES: 0.05, Affinity.ROOM: 0.2, Affinity.TAKEN: 0.4}
 """Seconds that a work's adapter costs on an executor."""
+SURE = 1.5
+"""A first token can be expected in time where it would be in this many times what is foreseen."""
+LEAST_HOLD_S = 0.05
+LOOK_AGAIN = 0.5
+"""Share of the foreseen wait after which a work that is held back is looked at again."""
 WORTH = 0.1
 """Share of its prompt that a work must find beyond what it would find elsewhere, to be held back for it."""
 _NOTHING = Match(0)
@@ -100,7 +107,11 @@ class Promise:
             return Choice(None, _lacking(slots, blocks, prefill))
         gain = busy.remembered - free.remembered
         if busy.seats and asked.hold_s > 0 and busy.cost < free.cost and gain >= WORTH * asked.prompt_tokens:
-            return _hold(asked, busy.seats[0], busy, free)
+            holder = busy.seats[0]
+            there_s = holder.backlog_s(now) + (holder.awaited + asked.prompt_tokens - busy.remembered) / rate
+            here_s = (asked.prompt_tokens - free.remembered) / rate
+            if SURE * there_s <= asked.slack_s or here_s > asked.slack_s:
+                return _hold(asked, holder, busy, free, there_s)
         seat = free.seats[pick(len(free.seats))]
         return Choice(seat, _why(asked, seat, free))
 
@@ -112,13 +123,13 @@ class Promise:
         return seat.prefill_rate > 0 and backlog_s <= self._ahead_s
 
 
-def _hold(asked: Asked, seat: Seat, there: _Best, here: _Best) -> Choice:
+def _hold(asked: Asked, seat: Seat, there: _Best, here: _Best, there_s: float) -> Choice:
     return Choice(
         None,
         f"{seat.executor} remembers {there.remembered} of {asked.prompt_tokens} tokens and is worth waiting for: "
         f"costs {there.cost:.2f} s with {seat.backlog_s(asked.now):.2f} s of prefill ahead; elsewhere {here.cost:.2f}",
         hold_for=seat.executor,
-        hold_s=asked.hold_s,
+        hold_s=min(asked.hold_s, LOOK_AGAIN * there_s + LEAST_HOLD_S),
     )
 
 

@@ -51,6 +51,7 @@ class SimulatedModel:
         self._batch = DecodeBatch(spec.block_tokens)
         self._ended: list[tuple[int, Outcome]] = []
         self._step = 0
+        self._preempted = 0
         self._looked_back = 0  # by the prompt tokens of this step
         self._brought = 0  # blocks that came back from the host in this step
 
@@ -108,6 +109,7 @@ class SimulatedModel:
         prefilled = 0
         if self._waiting or self._prefilling:
             prefilled = self._prefill(max(self._spec.step_tokens - decoded, 1), now, step)
+        step.preempted, self._preempted = self._preempted, 0
         step.events = self._blocks.drain_events()
         step.stats = RunnerStats(len(self._running), len(self._waiting), self._blocks.used, self._blocks.cached)
         return step, self._duration(decoded, context, prefilled)
@@ -138,6 +140,7 @@ class SimulatedModel:
         sequence.blocks = max(sequence.blocks, -(-total // self.capacity.block_tokens))
 
     def _preempt(self, sequence: Sequence) -> None:
+        self._preempted += 1
         again = Sequence(sequence.work_id, sequence.work, sequence.digest, sequence.end, sequence.finish)
         again.hashes, again.reported = sequence.hashes, sequence.reported
         again.cached_tokens = sequence.cached_tokens

@@ -272,7 +272,7 @@ class Scheduling(_message.Message):
     """Prompts that an executor is given ahead of what it computes, in seconds of prefill; 0 means 0.05."""
     max_hold_s: _builtins.float
     """The longest that a work waits for the executor that holds its prefix, or for another work to compute it;
-    0 means 5. Never so long that its first token would come too late elsewhere.
+    0 means 20. It is held only while its first token can be expected in time there, or not elsewhere either.
     """
     max_pushes: _builtins.int
     """How often a work may be pushed out; 0 means 2."""

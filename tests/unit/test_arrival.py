@@ -1,0 +1,204 @@
+"""Who may wait: refused at once, with the figures, or let in; and what that makes of an overload."""
+
+from statistics import quantiles
+
+import pytest
+
+from libs.errors import DeadlinePassed, Overloaded
+from services.batcher.promise import LEAST_RETRY_S, MOST_RETRY_S
+from services.batcher.rules import TierRules
+from services.batcher.scheduling import Dispatch, SchedulingRules
+from tests.unit.batching import Engine, Rig, knows
+from tests.unit.lanes import work
+
+REFUSALS = "headrace_batcher_works_total"
+
+
+def refusal(rig: Rig, **changes: object) -> object:
+    """With what one more work ends at once; None when it is let in."""
+    rig.submit(1, **changes)
+    outcome = rig.answers.outcomes.get(len(rig.works) - 1)
+    return outcome.error if outcome is not None else None
+
+
+def measured(rig: Rig, prefill_rate: float = 1000.0, token_s: float = 0.01) -> Rig:
+    """The executors of a rig have been measured."""
+    for executor in rig.book.executors.values():
+        seat = executor.seats["m"]
+        seat.prefill_rate, seat.token_s = prefill_rate, token_s
+    rig.clock.advance(1)  # the speed of a pool is looked at now and then
+    return rig
+
+
+def test_while_nothing_was_measured_only_the_hard_limits_refuse() -> None:
+    rig = Rig("a", slots=1, blocks=100_000)
+    for _ in range(200):
+        assert refusal(rig, prompt=2000) is None
+
+
+def test_a_full_queue_says_by_how_much_and_when_to_come_back() -> None:
+    rig = Rig("a", slots=1, blocks=100_000, tokens=5000)
+    rig.submit(3, prompt=2000)
+    error = refusal(rig, prompt=2000)
+    assert isinstance(error, Overloaded)
+    assert "4000 prompt tokens wait; with 2000 more the limit of 5000 is passed" in error.message
+    assert error.metadata == {"stage": "arrival", "waiting_tokens": "4000", "limit_tokens": "5000"}
+    assert error.retry_after_s == 1.0
+    assert refusal(rig, prompt=1000) is None
+
+
+def test_the_bound_is_what_can_be_worked_off_within_the_target() -> None:
+    rig = measured(Rig("a", slots=1, blocks=100_000, tier=TierRules(target_s=4.0)))
+    let_in = 0
+    while refusal(rig, prompt=200, tokens=1) is None:
+        let_in += 1
+    assert 1 + 8 <= let_in <= 1 + 20, "one runs; what waits takes between half of the target and all of it"
+    error = rig.answers.outcomes[let_in].error
+    assert isinstance(error, Overloaded)
+    assert error.retry_after_s is not None
+    assert LEAST_RETRY_S <= error.retry_after_s <= MOST_RETRY_S
+
+
+def test_a_promise_that_cannot_be_kept_is_not_made() -> None:
+    rig = measured(Rig("a", slots=1, blocks=100_000, tier=TierRules(target_s=2.0)))
+    rig.submit(1, prompt=1000)
+    rig.submit(7, prompt=200)
+    error = refusal(rig, prompt=300)
+    assert isinstance(error, Overloaded)
+    assert error.metadata["stage"] == "arrival"
+    assert float(error.metadata["estimated_first_token_s"]) == pytest.approx(1.7, rel=0.01)
+    assert float(error.metadata["due_s"]) == 2.0
+    assert "1,400 prompt tokens" in error.message
+    assert error.retry_after_s is not None
+    assert rig.count(REFUSALS, model="m", tier="interactive", result="OVERLOADED") == 1
+
+
+def test_an_unmeetable_deadline_is_said_at_once_and_counted_once() -> None:
+    rig = measured(Rig("a", slots=1, blocks=100_000))
+    for _ in range(40):
+        rig.book.lengths.seen("t", "m", 500)
+    assert refusal(rig, tokens=500, deadline=rig.clock.now() + 6) is None
+    error = refusal(rig, tokens=500, deadline=rig.clock.now() + 3)
+    assert isinstance(error, DeadlinePassed)
+    assert error.metadata["stage"] == "arrival"
+    assert float(error.metadata["estimated_end_s"]) == pytest.approx(5, rel=0.1)
+    assert "has 3.0 s" in error.message
+    assert rig.count("headrace_batcher_expired_works_total", model="m") == 1
+    assert rig.count(REFUSALS, model="m", tier="interactive", result="DEADLINE_PASSED") == 1
+    assert refusal(rig, tokens=50, deadline=rig.clock.now() + 3) is None, "no answer is longer than max_tokens"
+
+
+def test_what_fits_nowhere_says_what_would() -> None:
+    rig = Rig("a", blocks=10)
+    error = refusal(rig, prompt=4, tokens=37)
+    assert isinstance(error, Overloaded)
+    assert error.metadata == {"tokens": "41", "largest_tokens": "40"}
+    assert "41 tokens" in error.message
+
+
+def test_what_has_begun_is_let_in() -> None:
+    rig = Rig("a", slots=1, works=1)
+    rig.submit(2)
+    assert isinstance(refusal(rig), Overloaded)
+    assert refusal(rig, resumed=[3000]) is None
+
+
+# --- what would become of a work -----------------------------------------------------------------
+
+
+def state(rig: Rig) -> object:
+    """What must not change."""
+    pool = rig.pool
+    return (
+        [(entry.key, entry.due) for entry in pool.queue], pool.queue.parked(), pool.flock.leaders, pool.drain.rate(0.0),
+        pool.counters.served("t"), pool.held, dict(rig.book.held), set(rig.memory.reserved), set(rig.book.pools),
+        [(seat.works, seat.reserved, seat.prefill_tokens) for seat in pool.seats], vars(pool.policy).copy(),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dispatch", list(Dispatch))
+async def test_explain_changes_nothing(dispatch: Dispatch) -> None:
+    rig = Rig("a", "b", slots=2, blocks=1000, rules=SchedulingRules(dispatch=dispatch))
+    rig.submit(3, prompt=40, block_hashes=[1, 2], block_tokens=20)
+    before = state(rig)
+    for index in range(3):
+        await rig.batcher.explain(work(index, block_hashes=[1, 2], block_tokens=20, prompt=40))
+        await rig.batcher.explain(work(index, pool="never-heard-of"))
+    assert state(rig) == before
+
+
+async def test_explain_says_what_happens_in_each_case() -> None:
+    rig = Rig("a", "b", slots=1, blocks=1000)
+
+    async def said(**changes: object) -> list[tuple[str, str]]:
+        return [(one.choice, one.reason) for one in await rig.batcher.explain(work(**changes))]  # type: ignore[arg-type]
+
+    assert [choice for choice, _ in await said()] == ["no wait", "executor a", "run"]
+    ((choice, reason),) = await said(tokens=5000)
+    assert choice == "refuse"
+    assert "5004 tokens" in reason
+    measured(rig)
+    assert [choice for choice, _ in await said()] == ["no wait", "promise", "executor a", "run"]
+    chain = {"prompt": 80, "block_hashes": [1, 2, 3, 4], "block_tokens": 20}
+    rig.submit(1, **chain)
+    *_, (choice, reason) = await said(**chain)
+    assert choice == "hold"
+    assert "4 blocks of its prompt are being computed on a" in reason
+    rig.submit(1)
+    *_, (choice, reason) = await said()
+    assert (choice, "all slots taken" in reason) == ("wait", True)
+    rig.memory.reply = knows(b=4)
+    *_, (choice, reason) = await said(**chain)
+    assert choice == "wait", "whoever has it now, no slot is free"
+
+
+# --- ten times too much --------------------------------------------------------------------------
+
+
+def test_from_a_cold_start_the_wait_stays_near_its_target_under_ten_times_the_load() -> None:
+    """Two executors that compute 4,000 tokens a second each get prompts of 80,000; nothing was measured before."""
+    rig = Rig("a", "b", slots=16, blocks=100_000)
+    engines = [Engine(rig[name], prefill_rate=4000, token_s=0.02) for name in "ab"]
+    waits: dict[int, float] = {}
+    per_step, steps = 8, 400
+    for step in range(steps):
+        for index in range(per_step):
+            rig.submit(1, prompt=500, tokens=8, tenant=f"tenant-{index % 2}")
+        for engine in engines:
+            engine.run(0.05)
+        rig.tick(0.05)
+        for index in rig.answers.tokens.keys() - waits.keys():
+            waits[index] = (step - index // per_step) * 0.05
+    assert len(waits) * 500 > 0.95 * 8000 * steps * 0.05, "nothing is lost by refusing"
+    late = [wait for index, wait in waits.items() if index // per_step > steps // 2]
+    p99 = quantiles(late, n=100)[98]
+    assert p99 < 2.5, f"two seconds are promised; {p99:.1f} s"
+    assert len(late) > 0.9 * 7 / 8 * 16 * (steps // 2 * 0.05 - 2.5), "of eight that run seven came lately"
+    errors = [outcome.error for outcome in rig.answers.outcomes.values() if outcome.error is not None]
+    assert len(errors) > 0.85 * len(rig.works)
+    assert all(isinstance(error, Overloaded) and error.retry_after_s for error in errors)
+    assert all(outcome.output_tokens == 0 for outcome in rig.answers.outcomes.values() if outcome.error is not None)
+
+
+def test_by_how_long_works_stay_the_time_in_the_queue_does_not_count() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(3)
+    for _ in range(3):
+        rig.clock.advance(2.0)
+        rig["a"].lane.run()
+    rig.tick(1.0)
+    assert rig.pool.drain_rate(rig.clock.monotonic()) == pytest.approx(2.0), "one at a time, 4 tokens, 2 s each"
+
+
+def test_who_comes_when_nobody_waits_is_not_measured_by_what_was_asked_for() -> None:
+    rig = measured(Rig("a", "b", slots=8, blocks=1000, reply="later"))
+    for _ in range(20):
+        rig.clock.advance(0.5)
+        rig.submit(1, prompt=40, block_hashes=[1], block_tokens=20)
+        while rig.memory.asked:
+            rig.memory.answer()
+        for name in "ab":
+            rig[name].lane.run()
+        rig.batcher.tick()
+    measured(rig)
+    assert rig.pool.drain_rate(rig.clock.monotonic()) >= 2000, "80 tokens a second came; that is not what it can do"
