@@ -6,10 +6,10 @@ from dataclasses import replace
 from libs.errors import DeadlinePassed, HeadraceError, Overloaded
 from services.batcher import promise
 from services.batcher.book import Book
-from services.batcher.dispatch import late, too_large
 from services.batcher.held import Held
 from services.batcher.pool import Pool
 from services.batcher.queue import Entry
+from services.batcher.refusals import late, too_large
 
 
 class Arrival:

@@ -17,11 +17,12 @@ from libs.lane.work import FinishReason, Outcome, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Tracing
 from services.batcher.asked import Asked as Demands
+from services.batcher.executors import Executor
 from services.batcher.held import NOTHING, Held, Place
 from services.batcher.lengths import Lengths
 from services.batcher.memory import Memory
 from services.batcher.observe import Observer
-from services.batcher.pool import Executor, Pool
+from services.batcher.pool import Pool
 from services.batcher.queue import Entry
 from services.batcher.rules import Rules
 

@@ -8,20 +8,23 @@ Late binding: this runs whenever something has come free, not when a work arrive
 blocks a queue behind it. Policies that bind early are asked once, on arrival, and never find a seat taken.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from libs.errors import DeadlinePassed, Overloaded
+from libs.errors import DeadlinePassed
 from libs.kvcache.values import PrefixMatch
 from libs.lane.work import Tier
 from libs.telemetry import names
 from services.batcher import promise
 from services.batcher.book import Book
+from services.batcher.executors import Executor
 from services.batcher.flock import shared
-from services.batcher.held import NOTHING, Held, Place
+from services.batcher.held import Held, Place
 from services.batcher.memory import Ask, Reply
 from services.batcher.policies.policy import Asked, Choice, Match, Pick, Policy
-from services.batcher.pool import LEAD, Executor, Pool, lead
+from services.batcher.pool import LEAD, Pool, lead
 from services.batcher.pressure import GROWTH, Pressure
+from services.batcher.refusals import late, too_large
+from services.batcher.remembered import matches_of, more
 from services.batcher.scheduling import Reserve
 from services.batcher.seat import LEAST_MARGIN, Seat
 
@@ -141,10 +144,10 @@ class Dispatch:
         if hold_s > 0:
             remembered = max((match.tokens for match in held.matches.values()), default=0)
             blocks = remembered // held.work.block_tokens if held.work.block_tokens else 0
-            if (led := pool.flock.leader(held.work.block_hashes, blocks)) is not None:
+            if now < held.due and (led := pool.flock.leader(held.work.block_hashes, blocks)) is not None:
                 leader, common = led
                 why = f"{common} blocks of its prompt are being computed on {leader.executor}"
-                return Choice(None, why, lead(leader.key), hold_s)
+                return Choice(None, why, lead(leader.key), min(hold_s, held.due - now))
             for name in held.matches:
                 if (executor := pool.executors.get(name)) is not None:
                     executor.seats[pool.name].awaited = pool.queue.awaited(name)
@@ -261,7 +264,7 @@ class Dispatch:
     def _learn(self, pool: Pool, held: Held, executor: Executor, matches: Sequence[PrefixMatch]) -> None:
         """Takes in what executors remember of a prompt."""
         work = held.work
-        held.matches = _more(matches_of(matches, work.block_tokens), held.told)
+        held.matches = more(matches_of(matches, work.block_tokens), held.told)
         executor.correct(held, held.missing(executor.name))
         if held.once:
             return
@@ -307,7 +310,7 @@ class Dispatch:
                 common = shared(held.work.block_hashes, leader.work.block_hashes)
                 tokens = min(common, blocks) * held.work.block_tokens
                 held.told = {**held.told, executor.name: Match(tokens)}
-                held.matches = _more(held.matches, held.told)
+                held.matches = more(held.matches, held.told)
 
 
 def _able(pool: Pool, held: Held, seats: Sequence[Seat]) -> Sequence[Seat]:
@@ -320,12 +323,6 @@ def _able(pool: Pool, held: Held, seats: Sequence[Seat]) -> Sequence[Seat]:
     return seats
 
 
-def _more(matches: Mapping[str, Match], told: Mapping[str, Match]) -> Mapping[str, Match]:
-    """What executors remember by the one or the other account."""
-    more = {name: match for name, match in told.items() if name not in matches or match.tokens > matches[name].tokens}
-    return {**matches, **more} if more else matches
-
-
 def _only_elsewhere(pool: Pool, held: Held) -> bool:
     """Whether works are taken, but nowhere where this one fits."""
     if held.total_tokens <= pool.smallest:
@@ -334,35 +331,5 @@ def _only_elsewhere(pool: Pool, held: Held) -> bool:
     return bool(fits) and not any(fits)
 
 
-def too_large(pool: Pool, held: Held) -> Overloaded:
-    """The error for a work that fits on no executor of its pool."""
-    tokens, largest = held.total_tokens, pool.largest
-    why = f"prompt and max_tokens together are {tokens} tokens, and no executor's KV cache holds more than {largest}"
-    return Overloaded(why, metadata={"tokens": str(tokens), "largest_tokens": str(largest)}, retry_after_s=1.0)
-
-
-def late(estimate: promise.Estimate, stage: str) -> dict[str, str]:
-    """What a caller is told, beside the message, whose deadline cannot be met."""
-    return {
-        "stage": stage,
-        "estimated_first_token_s": f"{estimate.first_token_s:.3f}",
-        "estimated_end_s": f"{estimate.end_s:.3f}",
-    }
-
-
 def _look(held: Held) -> str:
     return f"look {held.key}"
-
-
-def matches_of(matches: Sequence[PrefixMatch], block_tokens: int) -> Mapping[str, Match]:
-    """What executors remember, in tokens."""
-    if not matches:
-        return NOTHING
-    return {
-        m.executor: Match(
-            (m.blocks - m.host_blocks - m.disk_blocks) * block_tokens,
-            m.host_blocks * block_tokens,
-            m.disk_blocks * block_tokens,
-        )
-        for m in matches
-    }

@@ -12,7 +12,7 @@ from libs.lane.neighbours import HOLD_S
 from libs.registry import keys
 from libs.registry.registry import Registry
 from libs.tasks import Tasks
-from services.batcher.pool import ExecutorInfo
+from services.batcher.executors import ExecutorInfo
 from services.batcher.seat import ModelCapacity
 
 

@@ -11,7 +11,7 @@ from libs.telemetry.tracing import Span
 from services.batcher.policies.policy import Match
 
 if TYPE_CHECKING:
-    from services.batcher.pool import Executor
+    from services.batcher.executors import Executor
 
 NOTHING: Mapping[str, Match] = {}
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from libs.lane.passing import pass_on
 from libs.lane.stage import Sink
 from libs.lane.work import Frame, Note, Outcome, Work
+from services.batcher.executors import Executor
 from services.batcher.held import Held
-from services.batcher.pool import Executor
 
 if TYPE_CHECKING:
     from services.batcher.stage import Batcher

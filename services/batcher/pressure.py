@@ -10,10 +10,11 @@ from copy import copy
 from libs.lane.work import Tier
 from services.batcher import push_out
 from services.batcher.book import Book
+from services.batcher.executors import Executor
 from services.batcher.held import Held, Place
 from services.batcher.memory import Ask, Reply
 from services.batcher.policies.policy import Asked
-from services.batcher.pool import Executor, Pool
+from services.batcher.pool import Pool
 from services.batcher.push_out import Room, Running
 from services.batcher.seat import Seat
 

@@ -101,8 +101,8 @@ def unkept(estimate: Estimate | None, due_s: float) -> str | None:
     if estimate is None or estimate.first_token_s <= ACCEPTED * due_s:
         return None
     return (
-        f"the first token is due within {_figure(due_s)}, so works are accepted that need {_figure(ACCEPTED * due_s)} for it; "
-        f"one that comes now {estimate.reason}"
+        f"the first token is due within {_figure(due_s)}, so works are accepted that need {_figure(ACCEPTED * due_s)} "
+        f"for it; one that comes now {estimate.reason}"
     )
 
 

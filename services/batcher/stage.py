@@ -26,16 +26,18 @@ from libs.telemetry.tracing import Span, Tracing
 from services.batcher.arrival import Arrival
 from services.batcher.asked import Demand
 from services.batcher.book import Book
-from services.batcher.dispatch import Dispatch, matches_of
+from services.batcher.dispatch import Dispatch
+from services.batcher.executors import Executor, ExecutorInfo
 from services.batcher.held import Held, Place
 from services.batcher.lanes import BatcherLane, ExecutorSink
 from services.batcher.look import look
 from services.batcher.memory import Ask, Memory
 from services.batcher.observe import Observer
 from services.batcher.policies.policy import Match
-from services.batcher.pool import Executor, ExecutorInfo, Pool
+from services.batcher.pool import Pool
 from services.batcher.pressure import Pressure
 from services.batcher.queue_state import queue_states
+from services.batcher.remembered import matches_of
 from services.batcher.rules import Rules
 from services.batcher.waiting import gone, why_waiting
 from services.batcher.warmth import Nobody, Warmth

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from libs.catalogue import model_of
-from services.batcher.pool import ExecutorInfo
+from services.batcher.executors import ExecutorInfo
 
 
 def gone(pool: str, versions: frozenset[str] | None, infos: Iterable[ExecutorInfo]) -> bool:

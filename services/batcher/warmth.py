@@ -13,10 +13,11 @@ from libs.lane.work import Frame, Note, Outcome, Sampling, Tier, Work
 from libs.telemetry import names
 from services.batcher.book import Book
 from services.batcher.dispatch import Dispatch
+from services.batcher.executors import Executor
 from services.batcher.held import Held
 from services.batcher.hot import Prefix
 from services.batcher.memory import Ask, Reply
-from services.batcher.pool import Executor, Pool
+from services.batcher.pool import Pool
 
 DEADLINE_S = 60.0
 """Of a warm-up."""

@@ -20,10 +20,12 @@ from libs.rpc.server import RpcServer, Service
 from libs.tasks import Tasks
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import Tracing, untraced
+from services.batcher.executors import ExecutorInfo
 from services.batcher.memory import Ask
 from services.batcher.observe import Observer as BatcherObserver
-from services.batcher.pool import ExecutorInfo, ModelCapacity
 from services.batcher.queue import Limits
+from services.batcher.rules import FixedRules, TierRules
+from services.batcher.seat import ModelCapacity
 from services.batcher.stage import Batcher
 from services.executor.host import Host
 from services.executor.simulated.engine import SimulatedEngine
@@ -59,7 +61,7 @@ class NoMemory:
     def ask(self, ask: Ask, done) -> None:  # type: ignore[no-untyped-def]
         done(None)
 
-    def release(self, reservation: int) -> None:
+    def release(self, reservation: int, found_blocks: int | None = None) -> None:
         pass
 
 
@@ -197,11 +199,12 @@ async def chain(
             made.executors[name] = await served(host)
             stack.push_async_callback(made.executors[name].cut)
         capacity = {one.pool: ModelCapacity(one.slots, one.blocks, one.block_tokens) for one in models}
+        rules = FixedRules(tiers={tier: TierRules(limits or Limits(), 60.0) for tier in Tier})
         ticking: list[Batcher] = []
         for index in range(batchers):
             name = f"batcher-{index}"
             batcher = Batcher(
-                name, NoMemory(), lambda tier: limits or Limits(), made.tracing,
+                name, NoMemory(), rules, made.tracing,
                 BatcherObserver(Metrics("batcher", name, "0")), clock, random.Random(index).randrange,
             )  # fmt: skip
             batcher.set_executors({n: ExecutorInfo(made.remote(e), capacity) for n, e in made.executors.items()})

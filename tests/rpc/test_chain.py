@@ -8,9 +8,10 @@ from libs.catalogue import Scaling, Simulation
 from libs.clock import SystemClock
 from libs.errors import Cancelled, DeadlinePassed, ModelUnknown, NoExecutor, Overloaded
 from libs.lane.forwarder import Forwarder
-from libs.lane.work import FinishReason
-from services.batcher.pool import ExecutorInfo, ModelCapacity
+from libs.lane.work import FinishReason, Tier
+from services.batcher.executors import ExecutorInfo
 from services.batcher.queue import Limits
+from services.batcher.seat import ModelCapacity
 from services.router.route import PoolState
 from tests.rpc.chain import Answers, chain, reference, served, spec, work
 
@@ -130,6 +131,22 @@ async def test_a_full_queue_refuses() -> None:
         assert isinstance(answers.outcomes[3].error, Overloaded)
         assert answers.outcomes[3].error.retry_after_s is not None
         lane.close()
+
+
+async def test_async_work_that_is_pushed_out_costs_no_token() -> None:
+    works = [work(0, tokens=300, tier=Tier.ASYNC), work(1, tokens=5)]
+    expected = await reference(works)
+    async with chain(model=spec(slots=1)) as mesh:
+        answers = Answers()
+        lane = mesh.router.open(answers)
+        lane.submit(0, works[0])
+        await answers.until(lambda a: len(a.tokens.get(0, ())) > 10)
+        lane.submit(1, works[1])
+        await answers.until(lambda a: 1 in a.outcomes)
+        assert 0 not in answers.outcomes, "the one that came later went first"
+        await answers.until(lambda a: 0 in a.outcomes)
+        assert [answers.tokens[0], answers.tokens[1]] == expected
+        assert answers.outcomes[0].finish is FinishReason.LENGTH
 
 
 async def test_an_unknown_model_is_refused_by_the_router() -> None:

@@ -11,9 +11,10 @@ from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import untraced
 from services.batcher.book import Book
 from services.batcher.dispatch import SHUT_S
+from services.batcher.executors import ExecutorInfo
 from services.batcher.memory import Ask, Reply
 from services.batcher.observe import Observer
-from services.batcher.pool import ExecutorInfo, Pool
+from services.batcher.pool import Pool
 from services.batcher.queue import Limits
 from services.batcher.rules import PinnedPrefix, TierRules
 from services.batcher.scheduling import SchedulingRules

@@ -8,8 +8,8 @@ from libs.errors import Cancelled, DeadlinePassed, InternalError, NoExecutor, Ov
 from libs.lane.forwarder import DRAINING
 from libs.lane.work import POOL_GONE, FinishReason, Frame, Note, Outcome, Tier
 from services.batcher.dispatch import AWAY_S, SHUT_S
+from services.batcher.executors import ExecutorInfo
 from services.batcher.memory import Reply
-from services.batcher.pool import ExecutorInfo
 from services.batcher.queue import AGE_S
 from services.batcher.seat import Affinity, ModelCapacity, Seat
 from services.batcher.stage import ATTEMPTS

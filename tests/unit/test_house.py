@@ -103,6 +103,8 @@ LONGEST, MEDIAN = 300, 120
 LONG = {
     "libs/lane/forwarder.py": "one state machine: a work's way through a stage in the middle",
     "libs/telemetry/names.py": "every name of telemetry, in the one place where all can be seen",
+    "services/batcher/queue.py": "the whole order of works, in the one place where it can be read",
+    "services/batcher/dispatch.py": "one way: from the head of the queue to the engine, with all its turns",
     "services/batcher/stage.py": "one state machine: a work's way through the batcher",
 }
 """Modules that may be longer, and why."""

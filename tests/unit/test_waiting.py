@@ -1,6 +1,7 @@
 """What a work waits for that has no copy to run on."""
 
-from services.batcher.pool import ExecutorInfo, ModelCapacity
+from services.batcher.executors import ExecutorInfo
+from services.batcher.seat import ModelCapacity
 from services.batcher.waiting import gone, why_waiting
 from tests.unit.lanes import HandStage
 
