@@ -11,7 +11,8 @@ Rounds are interleaved over the ways. Prints medians over rounds of the ratio co
 the greatest: throughput, and 99th percentile of the time from a request to its last token (static over continuous, so
 that above 1 is better everywhere). Under closed load the faster way also gets more requests, and long answers share
 its steps with more prompts: so on the simulated engine there is p99 under the same open load, too. On the CPU there
-is both by CPU time of the engine, which other load on the machine changes least.
+is both by CPU time of the engine, which other load on the machine changes least; where others kept more than
+QUIET_CORES busy, ratios by the clock are left out (the runs are in the JSON).
 """
 
 import argparse
@@ -67,6 +68,8 @@ NEVER = 1e12
 """Unix seconds of a deadline that does not matter."""
 
 
+QUIET_CORES = 0.25
+"""Where others kept more busy, the clock says nothing: two runs differ by what the others did meanwhile."""
 Seconds = npt.NDArray[np.float64]
 
 SHARE = 0.8
@@ -340,19 +343,28 @@ def report(engine: str, runs: Sequence[Run]) -> Table:
                 row.append(_ratio(case, way, "", lambda run: run.tokens_per_s))
                 row.append(_ratio(case, way, "", lambda run: 1 / run.end_p99_s))
                 if engine == "CPU":
-                    row.append(_ratio(case, way, "", lambda run: run.tokens / run.engine_cpu_s))
-                    row.append(_ratio(case, way, "", lambda run: 1 / run.end_p99_cpu_s))
+                    row.append(_ratio(case, way, "", lambda run: run.tokens / run.engine_cpu_s, quiet=False))
+                    row.append(_ratio(case, way, "", lambda run: 1 / run.end_p99_cpu_s, quiet=False))
                 else:
                     row.append(_ratio(case, way, way.value, lambda run: 1 / run.end_p99_s))
             table.add_row(*row, end_section=way is list(Way)[-1])
     return table
 
 
-def _ratio(runs: Sequence[Run], way: Way, load: str, of: Callable[[Run], float]) -> str:
-    """Of continuous batching to a static way under a load, by round: the median, the least and the greatest."""
-    values = {(run.round, run.way): of(run) for run in runs if run.load == load}
-    rounds = [number for number, run_way in values if run_way == way]
-    ratios = [values[number, Way.CONTINUOUS] / values[number, way] for number in rounds]
+def _ratio(runs: Sequence[Run], way: Way, load: str, of: Callable[[Run], float], quiet: bool = True) -> str:
+    """Of continuous batching to a static way under a load, by round: the median, the least and the greatest.
+
+    Args:
+        quiet: Leave rounds out in which others disturbed one of the two; "disturbed" when they did in all.
+    """
+    values = {
+        (run.round, run.way): of(run) for run in runs if run.load == load
+        if not quiet or run.other_cores <= QUIET_CORES
+    }  # fmt: skip
+    pairs = [(values.get((number, Way.CONTINUOUS)), value) for (number, name), value in values.items() if name == way]
+    ratios = [continuous / static for continuous, static in pairs if continuous is not None]
+    if not ratios:
+        return "disturbed"
     return f"{_median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 

@@ -15,8 +15,8 @@ from libs.clock import SystemClock
 from libs.lane.work import Frame, Note, Outcome, Sampling, Tier, Work
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import untraced
+from services.batcher.executors import ExecutorInfo
 from services.batcher.observe import Observer
-from services.batcher.pool import ExecutorInfo
 from services.batcher.rules import FixedRules
 from services.batcher.seat import ModelCapacity
 from services.batcher.stage import Batcher
