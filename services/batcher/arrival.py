@@ -33,7 +33,7 @@ class Arrival:
         drain = pool.drain_rate(now)
         tokens, waiting = len(work.prompt), pool.queue.waiting_tokens(work.tier)
         entry = Entry(held.key, work.tier, tokens, now, work.tenant, work.weight, held.due)
-        ahead = pool.queue.tokens_ahead(entry) if len(pool.queue) else 0
+        ahead = pool.queue.tokens_ahead(entry, coming=True) if len(pool.queue) else 0
         limits = rules.limits
         if 2 * ahead >= waiting:  # else its turn comes soon: it is not what makes the queue too long
             limits = replace(limits, tokens=promise.token_limit(rules.target_s, drain, limits.tokens))

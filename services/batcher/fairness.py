@@ -25,6 +25,10 @@ MAX_CREDIT = 4_000_000
 """Tokens, by weight, that a tenant that waits may be behind one that is served. Its class, or its pool, may have kept
 it waiting for hours; if all of that were owed, it would then shut the others out for as long."""
 
+IDLE_CREDIT = 4_000
+"""Tokens, by weight, that a tenant is owed at most when it has been idle: a few requests, so that who sends now and
+then need not wait until the others have caught up with its last one. The paper has 0."""
+
 MAX_TENANTS = 10_000
 
 
@@ -56,13 +60,17 @@ class Counters:
     beyond the others is forgotten with them. Tenants that wait are bounded by the queues.
     Counters do not drift apart either: see MAX_CREDIT; who was idle is lifted.
 
+    Who has been idle is owed `idle` tokens at most: its counter is lifted to so much below the lowest of those that
+    wait. No counter is ever lowered: who used its share is owed nothing, however often it comes and goes.
+
     What a tenant is served in one queue counts in the others. A tenant that is served fast in one queue is behind
     in a second one, as long as that goes on; where the queues have nothing in common, each needs counters of its own.
     """
 
-    def __init__(self, tenants: int = MAX_TENANTS, credit: int = MAX_CREDIT) -> None:
+    def __init__(self, tenants: int = MAX_TENANTS, credit: int = MAX_CREDIT, idle: int = 0) -> None:
         self._limit = tenants
         self._credit = credit * UNIT
+        self._idle = idle * UNIT
         self._sweep_at = min(tenants, 256)
         self._accounts: dict[str, Account] = {}
         self._waiting: LazyHeap[str] = LazyHeap()
@@ -139,11 +147,12 @@ class Counters:
         self._waiting.check_integrity()
 
     def _floor(self) -> int:
-        """The lowest counter of those that wait; if none does, that of the one that waited last."""
+        """What the counter of who has been idle is lifted to: the lowest of those that wait, or, if none does, that of
+        the one that waited last; less the credit."""
         lowest = self._waiting.top()
         if lowest is not None:
-            return int(lowest[0])
-        return self._left.served if self._left is not None else 0
+            return int(lowest[0]) - self._idle
+        return self._left.served - self._idle if self._left is not None else 0
 
     def _account(self, tenant: str) -> Account:
         account = self._accounts.get(tenant)

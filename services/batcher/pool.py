@@ -8,7 +8,7 @@ from math import inf
 from libs.catalogue import model_of
 from services.batcher.drain import Drain
 from services.batcher.executors import Executor
-from services.batcher.fairness import Counters
+from services.batcher.fairness import IDLE_CREDIT, Counters
 from services.batcher.flock import Flock
 from services.batcher.held import Held, Place
 from services.batcher.hot import Hot
@@ -50,7 +50,7 @@ class Pool:
     def __init__(self, name: str, rules: SchedulingRules) -> None:
         self.name = name
         self.model = model_of(name)
-        self.counters = Counters()
+        self.counters = Counters(idle=IDLE_CREDIT)
         """What its tenants have been served. Of this pool alone: a tenant that is served fast elsewhere would else be
         owed nothing here, for as long as that goes on."""
         self.queue = WaitQueue(self.counters)
@@ -140,8 +140,8 @@ class Pool:
 
     def looked_through(self, stuck: bool, now: float) -> None:
         """The queue was dispatched from as far as possible. `stuck`: a work is left that found no place."""
-        if stuck or self.drain.busy:
-            self.drain.observe(stuck, now)
+        if stuck or self.drain.busy:  # while no executor is up, it is not the queue that is worked off slowly
+            self.drain.observe(stuck and self.speed(now).slots > 0, now)
 
     def follow_executors(self, executors: Mapping[str, Executor]) -> None:
         """Takes in who serves it now."""

@@ -213,7 +213,7 @@ class WaitQueue:
         top = self._tiers[tier].arrivals.top()
         return None if top is None else top[0]
 
-    def tokens_ahead(self, entry: Entry) -> int:
+    def tokens_ahead(self, entry: Entry, *, coming: bool = False) -> int:
         """Prompt tokens that would run before a work that comes now, at its time of arrival; an estimate.
 
         Of the classes before its own, everything. Of its own tenant, exactly what is in front of it. Of each other
@@ -221,6 +221,10 @@ class WaitQueue:
         cost that a prompt token lately had. It leaves out what is parked (it waits for a prefix, so little of it is
         computed), what comes later, and what ages meanwhile: so it is rather too low. Of more than SAMPLE tenants
         it looks at a sample.
+
+        Args:
+            coming: Whether the other tenants that wait count as if they went on sending: what fairness lets pass of
+                each is then not bounded by what waits of it now. Under a lasting overload that is how it is.
         """
         ahead = sum(lines.tokens for tier, lines in self._classes.items() if tier < entry.tier)
         lines = self._classes[entry.tier].by_tenant
@@ -235,7 +239,8 @@ class WaitQueue:
             lag = (served - line.served / UNIT) / cost + turns
             if lag >= 0 and line is not own:
                 tokens = line.row.tokens
-                passing += min(tokens, lag * line.weight + tokens / line.works)
+                fair = lag * line.weight + tokens / line.works
+                passing += fair if coming else min(tokens, fair)
         return ahead + round(passing * step)
 
     def __len__(self) -> int:

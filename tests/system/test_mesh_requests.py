@@ -134,7 +134,8 @@ async def test_a_deadline_that_passes_says_where(client: Client) -> None:
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     info = details(caught.value)["ErrorInfo"]
     assert info.reason == "ERROR_REASON_DEADLINE_PASSED"  # type: ignore[attr-defined]
-    assert info.metadata["stage"] == "executor"  # type: ignore[attr-defined]
+    # Where answers of this length are known to take longer, it is said at once.
+    assert info.metadata["stage"] in ("arrival", "executor")  # type: ignore[attr-defined]
     assert time.monotonic() - began < 2
     request.timeout.FromMilliseconds(-5)
     with pytest.raises(aio.AioRpcError) as caught:
@@ -218,7 +219,9 @@ async def test_explain_speaks_for_every_stage(client: Client) -> None:
     )
     stages = [d.stage for d in response.decisions]
     copies = stages.count("placement")
-    assert stages == ["admission", "router", *["placement"] * copies, "batcher", "batcher", "executor"]
+    assert list(dict.fromkeys(stages)) == ["admission", "router", "placement", "batcher", "executor"]
+    batcher = [d.choice for d in response.decisions if d.stage == "batcher"]
+    assert batcher in (["no wait", "executor executor-1"], ["no wait", "promise", "executor executor-1"])
     assert copies, "nobody says why the model lies where it does"
 
 

@@ -202,3 +202,21 @@ def test_who_comes_when_nobody_waits_is_not_measured_by_what_was_asked_for() -> 
         rig.batcher.tick()
     measured(rig)
     assert rig.pool.drain_rate(rig.clock.monotonic()) >= 2000, "80 tokens a second came; that is not what it can do"
+
+
+def test_while_no_executor_is_up_nothing_is_measured_and_nobody_refused() -> None:
+    rig = Rig("a", slots=2, blocks=1000)
+    engine = Engine(rig["a"], prefill_rate=1000, token_s=0.01)
+    for _ in range(100):
+        rig.submit(1, prompt=50)
+        engine.run(0.05)
+        rig.tick(0.05)
+    assert rig.pool.drain.busy
+    waiting = len(rig.pool.queue)
+    rig["a"].lane.cut()
+    for _ in range(60):
+        rig.tick(1.0)
+    assert not rig.pool.drain.busy
+    for _ in range(50):
+        assert refusal(rig, prompt=50) is None
+    assert len(rig.pool.queue) >= waiting + 50

@@ -385,26 +385,44 @@ def test_what_cannot_meet_its_deadline_any_more_is_answered_and_counted_once() -
 # --- what it costs -------------------------------------------------------------------------------
 
 
+def questions(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows with each question to the policy."""
+    asked: list[object] = []
+    choose = rig.pool.policy.choose
+
+    def counted(*args: object) -> object:
+        asked.append(args)
+        return choose(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rig.pool.policy, "choose", counted)
+    return asked
+
+
 @pytest.mark.parametrize("size", [100, 1000])
 def test_an_event_does_not_cost_more_when_more_waits(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A slot that comes free is one question to the policy, or two, however long the queue is."""
     rig = Rig("a", "b", slots=2)
     rig.submit(size)
-    asked = 0
-    choose = rig.pool.policy.choose
-
-    def counted(*args: object) -> object:
-        nonlocal asked
-        asked += 1
-        return choose(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(rig.pool.policy, "choose", counted)
+    asked = questions(rig, monkeypatch)
     (key, _) = rig["a"].lane.works
     rig["a"].lane.step(key)
     rig["a"].lane.end(key)
-    assert asked <= 4
+    assert len(asked) <= 4
     rig.tick(0.05)
-    assert asked <= 6
+    assert len(asked) <= 6
+
+
+@pytest.mark.parametrize("size", [10, 90])
+def test_a_first_token_does_not_cost_more_when_more_are_held_back_for_its_executor(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = busy_holder(size)
+    assert 5 < len(rig.pool.queue.waiting_for("a")) < 20, "the more wait for it, the less it is worth that"
+    asked = questions(rig, monkeypatch)
+    rig.clock.advance(0.5)
+    rig["a"].lane.step()
+    assert len(rig.running("a")) > 1
+    assert len(asked) <= 4
 
 
 def test_a_lane_that_closes_places_none_of_its_own_works() -> None:

@@ -15,8 +15,8 @@ The prefill that an executor is given ahead is bounded in seconds: enough that i
 and not more, because what is placed cannot be overtaken any more by what is more urgent. With prompts of very
 different lengths that is what counts most: behind a prompt of 100,000 tokens a short one would wait for seconds.
 
-The weights below were chosen by replaying a trace of conversations on 16 simulated H100s near saturation
-(docs/scheduling.md); between half and twice their values goodput changes by less than 2 %.
+The weights below were chosen by replaying a trace of conversations on 16 and 64 simulated H100s near saturation
+(docs/performance.md, docs/decisions/0010-late-binding.md).
 """
 
 from collections.abc import Sequence
