@@ -12,7 +12,7 @@ from libs.telemetry.tracing import untraced
 from services.batcher.book import Book
 from services.batcher.dispatch import SHUT_S
 from services.batcher.executors import ExecutorInfo
-from services.batcher.memory import Ask, Reply
+from services.batcher.memory import Ask, Memory, Reply
 from services.batcher.observe import Observer
 from services.batcher.pool import Pool
 from services.batcher.queue import Limits
@@ -79,6 +79,12 @@ class Engine:
         self.most_used = 0
         """Blocks that were in use at once, at most."""
 
+    @property
+    def used(self) -> int:
+        """Blocks in use."""
+        lane = self._stage.lane
+        return sum(-(-(len(w.prompt) + lane.made[k]) // self._block_tokens) for k, w in lane.works.items())
+
     def run(self, seconds: float) -> None:
         """Computes for so long."""
         lane = self._stage.lane
@@ -101,8 +107,7 @@ class Engine:
             if key in lane.works and (count := int(self._owed[key])):
                 self._owed[key] -= count
                 lane.step(key, count=count)
-        used = sum(-(-(len(w.prompt) + lane.made[k]) // self._block_tokens) for k, w in lane.works.items())
-        self.most_used = max(self.most_used, used)
+        self.most_used = max(self.most_used, self.used)
         for key, one in list(lane.works.items()):
             if key in lane.works and lane.made[key] >= one.sampling.max_tokens:
                 lane.end(key)
@@ -138,6 +143,7 @@ class Rig:
         adapter_slots: int = 0,
         rules: SchedulingRules | None = None,
         tier: TierRules | None = None,
+        memory: Memory | None = None,
         **limits: int,
     ) -> None:
         self.clock = ManualClock()
@@ -148,7 +154,7 @@ class Rig:
         self.rules = HandRules(rules or SchedulingRules(), dict.fromkeys(Tier, of_tier))
         self.metrics = Metrics("batcher", "batcher-0", "0")
         self.batcher = Batcher(
-            "batcher-0", self.memory, self.rules, untraced(), Observer(self.metrics), self.clock, lambda n: 0
+            "batcher-0", memory or self.memory, self.rules, untraced(), Observer(self.metrics), self.clock, lambda n: 0
         )
         self.stages: dict[str, HandStage] = {}
         self.have(*executors)

@@ -2,6 +2,7 @@
 estimate, works grow, and leave before an executor has none left."""
 
 import random
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from libs.errors import Cancelled, DeadlinePassed, Overloaded
 from libs.lane.work import FinishReason, Outcome, Tier
 from services.batcher.held import Place
+from services.batcher.memory import Ask, Reply
 from services.batcher.pressure import LEAVE_S
 from services.batcher.scheduling import Dispatch, Reserve, SchedulingRules
 from services.batcher.seat import LEAST_MARGIN
+from services.kvcache.ledger import Ledger
 from tests.unit.batching import NO, Engine, Rig, knows
 from tests.unit.lanes import answer
 
@@ -359,6 +362,44 @@ def test_no_engine_runs_out_of_blocks_and_everything_comes_to_its_end(
             break
     rig.all_right()
     assert overcommit > 1 or max(pushes.values()) <= max_pushes
+
+
+class Shared:
+    """A batcher's share in one real ledger."""
+
+    def __init__(self, ledger: Ledger, batcher: str) -> None:
+        self._ledger = ledger
+        self._batcher = batcher
+
+    def ask(self, ask: Ask, done: Callable[[Reply | None], None]) -> None:
+        granted = self._ledger.reserve(self._batcher, ask.reservation, ask.executor, ask.pool, ask.blocks)
+        done(Reply(granted, (), self._ledger.free(ask.executor, ask.pool)))
+
+    def release(self, reservation: int, found_blocks: int | None = None) -> None:
+        self._ledger.release(self._batcher, reservation)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_batchers_that_know_nothing_of_each_other_share_an_executor(seed: int) -> None:
+    """Each believes that all blocks are its own; the ledger knows better."""
+    chance, blocks, ledger = random.Random(seed), 60, Ledger()
+    ledger.set_capacity("a", "m", blocks)
+    rigs = [Rig("a", slots=12, blocks=blocks, rules=ESTIMATE, memory=Shared(ledger, name)) for name in "xy"]
+    engines = [Engine(rig["a"], prefill_rate=4000, token_s=0.01) for rig in rigs]
+    for rig in rigs:
+        short_answers(rig, 8)
+        for _ in range(12):
+            rig.submit(1, prompt=chance.randint(1, 60), tokens=chance.choice([4, 8, 40, 100]))
+    for _ in range(4000):
+        for rig, engine in zip(rigs, engines, strict=True):
+            engine.run(0.05)
+            rig.tick(0.05)
+        assert sum(engine.used for engine in engines) <= blocks
+        if not any(rig.batcher.in_flight for rig in rigs):
+            break
+    for rig in rigs:
+        rig.all_right()
+    assert ledger.free("a", "m") == blocks
 
 
 def test_the_margin_of_growth_is_that_of_the_seat() -> None:
