@@ -1,6 +1,4 @@
 """Tenants that send too much, in virtual time: what the others notice, and who gets how much.
-
-`python -m tests.bench.fairness` has the figures of longer runs over more seeds, and of real processes.
 """
 
 from collections.abc import Sequence
