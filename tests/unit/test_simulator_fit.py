@@ -5,7 +5,7 @@ import pytest
 
 from libs.catalogue.options import Simulation
 from services.simulator.fit import Observation, Overhead, Shape, fit, nnls, predict, prefill
-from services.simulator.probes import SHORT, Facts, Probe, Timed, believed, design, observe
+from services.simulator.probes import SHORT, Facts, Probe, Timed, design, observe, quickest
 
 FACTS = Facts(context_tokens=8192, cache_tokens=65_536, slots=64, step_tokens=512)
 OVERHEAD = Overhead(0.004, 2e-6)
@@ -141,27 +141,9 @@ def test_what_did_not_meet_or_met_a_cache_is_dropped() -> None:
     assert observe(Probe(1, 600, 1), FACTS, [Timed(0.0, 600, 0, [])], None) is None
 
 
-def test_the_quickest_first_token_and_the_middle_gap_are_believed() -> None:
-    first = [Observation("prefill", seconds, prefill(10, 512), 10) for seconds in (0.3, 0.1, 0.2)]
-    assert believed(first).seconds == 0.1
-    gaps = [
+def test_the_quickest_run_is_believed_step_for_step() -> None:
+    runs = [
         Observation("decode", seconds, (Shape(steps, decode=1),))
-        for seconds, steps in ((0.3, 10), (0.1, 10), (0.22, 11))
+        for seconds, steps in ((0.3, 10), (0.2, 10), (0.21, 11))
     ]
-    assert believed(gaps).seconds == 0.22
-
-
-def test_a_stall_does_not_lengthen_the_steps_of_a_batch() -> None:
-    stalled = [(0.01 * index + (0.5 if index > 20 else 0.0), index + 1) for index in range(40)]
-    seen = observe(Probe(1, SHORT, 40), FACTS, [Timed(0.0, SHORT, 0, stalled)], None)
-    assert seen is not None
-    assert seen.seconds / seen.shapes[0].steps == pytest.approx(0.01)
-
-
-def test_a_probe_that_went_wrong_moves_the_constants_little() -> None:
-    fitted, held_back = observations(ENGINE)
-    worst = fitted[9]
-    fitted[9] = Observation(worst.kind, 2 * worst.seconds, worst.shapes, worst.through)
-    found = fit(fitted, held_back).simulation
-    assert found.step_base_us == pytest.approx(ENGINE.step_base_us, rel=0.03)
-    assert found.sequence_us == pytest.approx(ENGINE.sequence_us, rel=0.03)
+    assert quickest(runs).seconds == 0.21
