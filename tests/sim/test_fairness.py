@@ -1,5 +1,4 @@
-"""Tenants that send too much, in virtual time: what the others notice, and who gets how much.
-"""
+"""Tenants that send too much, in virtual time: what the others notice, and who gets how much."""
 
 from collections.abc import Sequence
 from dataclasses import replace
