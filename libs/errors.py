@@ -8,13 +8,19 @@ HeadraceError
 │   ├── ModelUnknown          NOT_FOUND
 │   ├── SwitchUnknown         NOT_FOUND
 │   ├── PinUnknown            NOT_FOUND
+│   ├── ContractUnknown       NOT_FOUND
+│   ├── ApprovalUnknown       NOT_FOUND
+│   ├── ApprovalDenied        PERMISSION_DENIED
 │   ├── SwitchedOff           FAILED_PRECONDITION
 │   ├── CatalogueChanged      ABORTED
+│   ├── ContractBroken        ABORTED, with how
 │   └── NotSupported          UNIMPLEMENTED
 ├── CapacityError             the same request may succeed later
 │   ├── QuotaExceeded         RESOURCE_EXHAUSTED, a limit of the tenant
 │   ├── Overloaded            RESOURCE_EXHAUSTED, a limit of the mesh
 │   ├── NoExecutor            UNAVAILABLE
+│   ├── ToolFailed            UNAVAILABLE
+│   ├── Rerouted              UNAVAILABLE, between stages only
 │   └── StageUnavailable      UNAVAILABLE
 ├── DeadlinePassed            DEADLINE_EXCEEDED
 ├── Cancelled                 CANCELLED
@@ -121,6 +127,34 @@ class PinUnknown(CallerError):
     reason = "PIN_UNKNOWN"
 
 
+class ContractUnknown(CallerError):
+    """The request cites a contract that does not exist, or is not for its tenant."""
+
+    code = 5
+    reason = "CONTRACT_UNKNOWN"
+
+
+class ApprovalUnknown(CallerError):
+    """No tool call waits under this approval id."""
+
+    code = 5
+    reason = "APPROVAL_UNKNOWN"
+
+
+class ApprovalDenied(CallerError):
+    """A person said no to a tool call."""
+
+    code = 7
+    reason = "APPROVAL_DENIED"
+
+
+class ContractBroken(CallerError):
+    """The answer broke its contract, all repairs included; `violations` lists how."""
+
+    code = 10
+    reason = "CONTRACT_BROKEN"
+
+
 class SwitchedOff(CallerError):
     """A kill switch covers the request; `violations` names it."""
 
@@ -167,6 +201,21 @@ class NoExecutor(CapacityError):
     reason = "NO_EXECUTOR"
 
 
+class ToolFailed(CapacityError):
+    """A tool failed, retries included."""
+
+    code = 14
+    reason = "TOOL_FAILED"
+
+
+class Rerouted(CapacityError):
+    """The router chose a model whose tokenizer is not the one that made the prompt: `metadata["model"]`. Goes from
+    the router to admission, which sends the request again, and never to a caller."""
+
+    code = 14
+    reason = "REROUTED"
+
+
 class StageUnavailable(CapacityError):
     """The process is draining, or the stage behind it is away."""
 
@@ -199,8 +248,8 @@ BY_REASON: Mapping[str, type[HeadraceError]] = {
     error.reason: error
     for error in (
         CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, PinUnknown, SwitchedOff,
-        CatalogueChanged, NotSupported, QuotaExceeded, Overloaded, NoExecutor, StageUnavailable, DeadlinePassed,
-        Cancelled, InternalError,
+        ContractUnknown, ApprovalUnknown, ApprovalDenied, ContractBroken, CatalogueChanged, NotSupported, QuotaExceeded,
+        Overloaded, NoExecutor, ToolFailed, Rerouted, StageUnavailable, DeadlinePassed, Cancelled, InternalError,
     )
 }  # fmt: skip
 """The class of each reason, to rebuild an error that came over a lane."""

@@ -7,7 +7,19 @@ from google.protobuf import timestamp_pb2
 
 from headrace.inference.v1 import inference_pb2
 from headrace.lane.v1 import lane_pb2
-from libs.lane.work import Decision, FinishReason, Frame, Grammar, Note, Outcome, QueueState, Sampling, Tier, Work
+from libs.lane.work import (
+    Asked,
+    Decision,
+    FinishReason,
+    Frame,
+    Grammar,
+    Note,
+    Outcome,
+    QueueState,
+    Sampling,
+    Tier,
+    Work,
+)
 from libs.rpc.status import from_failure, to_failure
 
 _OPTIONAL_SAMPLING = (
@@ -44,6 +56,7 @@ def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
         salt=work.salt,
         chat=chat_to_proto(work.chat) if work.chat else None,
         weight=work.weight,
+        asked=_asked_to_proto(work.asked) if work.asked is not None else None,
     )
 
 
@@ -69,6 +82,35 @@ def work_from_proto(message: lane_pb2.Work) -> Work:
         salt=message.salt,
         chat=tuple((ROLES.get(turn.role, ""), turn.content) for turn in message.chat.messages),
         weight=message.weight or 1.0,
+        asked=_asked_from_proto(message.asked) if message.HasField("asked") else None,
+    )
+
+
+def _asked_to_proto(asked: Asked) -> lane_pb2.Asked:
+    return lane_pb2.Asked(
+        alias=asked.alias,
+        tokens_of=asked.tokens_of,
+        chosen=asked.chosen,
+        tried=asked.tried,
+        tags=asked.tags,
+        capabilities=asked.capabilities,
+        text=asked.text,
+        no_extras=asked.no_extras,
+        smaller=asked.smaller,
+    )
+
+
+def _asked_from_proto(message: lane_pb2.Asked) -> Asked:
+    return Asked(
+        alias=message.alias,
+        tokens_of=message.tokens_of,
+        chosen=message.chosen,
+        tried=tuple(message.tried),
+        tags=dict(message.tags),
+        capabilities=tuple(message.capabilities),
+        text=message.text,
+        no_extras=message.no_extras,
+        smaller=message.smaller,
     )
 
 
@@ -84,12 +126,12 @@ def chat_to_proto(chat: Sequence[tuple[str, str]]) -> inference_pb2.Chat:
 
 def note_to_proto(work_id: int, note: Note) -> lane_pb2.Note:
     """The note under the work's number on a lane."""
-    return lane_pb2.Note(work_id=work_id, pool=note.pool, waiting=note.waiting)
+    return lane_pb2.Note(work_id=work_id, pool=note.pool, waiting=note.waiting, restart=note.restart, tried=note.tried)
 
 
 def note_from_proto(message: lane_pb2.Note) -> Note:
     """The note without the work's number."""
-    return Note(message.pool, message.waiting)
+    return Note(message.pool, message.waiting, message.restart, tuple(message.tried))
 
 
 def sampling_to_proto(sampling: Sampling) -> inference_pb2.Sampling:

@@ -3,7 +3,7 @@
 `libs.lane.wire` converts them to and from the messages of `headrace.lane.v1`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
@@ -53,6 +53,27 @@ class Grammar:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """What a router chooses by, of a request that asked for a route; the message is headrace.lane.v1.Asked."""
+
+    alias: str
+    tokens_of: str
+    """The model whose tokenizer made the prompt."""
+    chosen: str = ""
+    """The router's choice, after a Rerouted."""
+    tried: Sequence[str] = ()
+    """Models that were tried."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    capabilities: Sequence[str] = ()
+    text: str = ""
+    """What the user said last, where the route looks at it."""
+    no_extras: bool = False
+    """Nothing is to be done twice or ahead."""
+    smaller: bool = False
+    """It goes to the route's small model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """One generation on its way through the mesh. Its number on a lane is not part of it."""
 
@@ -83,6 +104,8 @@ class Work:
     """Role and content of each turn; only for models whose engine takes chats."""
     weight: float = 1.0
     """The tenant's share of what is scarce, against those of other tenants."""
+    asked: Asked | None = None
+    """What the router chooses by; None where a model was named itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +175,10 @@ class Note:
     """The pool that the router chose."""
     waiting: str = ""
     """Why it cannot run yet, for a person."""
+    restart: bool = False
+    """The answer begins anew, at offset 0: all tokens before are void."""
+    tried: Sequence[str] = ()
+    """Models that were tried in front of the one that answers now."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,18 @@
 ├── unplaced/{model}                  Unplaced, written by the leader of placement
 ├── failures/{executor}/{pool}        LoadFailure, written by the leader of placement, leased
 ├── demand/{instance}                 Demand, written by each batcher, leased
+├── limits/{instance}                 Spending, written by each admission process, leased
+├── approvals/{id}                    Approval, leased: gone after ten minutes
 ├── policies/
 │   ├── tenants/{name}                Tenant
 │   ├── tiers/{interactive|async}     TierPolicy
 │   ├── routes/{alias}                Route
 │   ├── scheduling/{model|default}    Scheduling
 │   ├── pins/{name}                   Pin
+│   ├── breakers/{model|default}      Breaker
+│   ├── contracts/{name}              Contract
+│   ├── tools/{name}                  Tool
+│   ├── issuers/{name}                TokenIssuer
 │   └── switches/{kind}/{name}        Switch
 └── leaders/{role}                    Leader, leased
 
@@ -31,12 +37,18 @@ PLACEMENTS = ROOT + "placements/"
 UNPLACED = ROOT + "unplaced/"
 FAILURES = ROOT + "failures/"
 DEMAND = ROOT + "demand/"
+LIMITS = ROOT + "limits/"
+APPROVALS = ROOT + "approvals/"
 POLICIES = ROOT + "policies/"
 TENANTS = POLICIES + "tenants/"
 TIERS = POLICIES + "tiers/"
 ROUTES = POLICIES + "routes/"
 SCHEDULING = POLICIES + "scheduling/"
 PINS = POLICIES + "pins/"
+BREAKERS = POLICIES + "breakers/"
+CONTRACTS = POLICIES + "contracts/"
+TOOLS = POLICIES + "tools/"
+ISSUERS = POLICIES + "issuers/"
 SWITCHES = POLICIES + "switches/"
 LEADERS = ROOT + "leaders/"
 
@@ -91,6 +103,16 @@ def demand(instance: str) -> str:
     return DEMAND + _path(instance)
 
 
+def limits(instance: str) -> str:
+    """The key of what an admission process spends of limits that hold for all."""
+    return LIMITS + _path(instance)
+
+
+def approval(id: str) -> str:  # noqa: A002  (the field's own term)
+    """The key of a person's decision on a tool call."""
+    return APPROVALS + _path(id)
+
+
 def tenant(name: str) -> str:
     """The key of a tenant."""
     return TENANTS + _path(name)
@@ -116,8 +138,28 @@ def pin(name: str) -> str:
     return PINS + _path(name)
 
 
+def breaker(name: str) -> str:
+    """The key of a model's breaker; "default" for all that have none of their own."""
+    return BREAKERS + _path(name)
+
+
+def contract(name: str) -> str:
+    """The key of a contract."""
+    return CONTRACTS + _path(name)
+
+
+def tool(name: str) -> str:
+    """The key of a tool."""
+    return TOOLS + _path(name)
+
+
+def issuer(name: str) -> str:
+    """The key of an issuer of tokens."""
+    return ISSUERS + _path(name)
+
+
 def switch(kind: str, name: str) -> str:
-    """The key of a kill switch; `kind` is "model" or "tenant"."""
+    """The key of a kill switch; `kind` is "model", "tenant", "tool" or "feature"."""
     return SWITCHES + _path(kind, name)
 
 

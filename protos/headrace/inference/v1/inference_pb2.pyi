@@ -166,6 +166,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED: somebody else changed the catalogue, or a pin, meanwhile; look again and decide anew."""
     ERROR_REASON_PIN_UNKNOWN: _ErrorReason.ValueType  # 16
     """NOT_FOUND: OperationsService was asked to unpin a prefix that is not pinned."""
+    ERROR_REASON_CONTRACT_UNKNOWN: _ErrorReason.ValueType  # 17
+    """NOT_FOUND: the request cites a contract that does not exist, or is not for its tenant."""
+    ERROR_REASON_CONTRACT_BROKEN: _ErrorReason.ValueType  # 18
+    """ABORTED: the answer broke its contract, all repairs included; PreconditionFailure lists how."""
+    ERROR_REASON_APPROVAL_UNKNOWN: _ErrorReason.ValueType  # 19
+    """NOT_FOUND: no tool call waits under this approval id."""
+    ERROR_REASON_APPROVAL_DENIED: _ErrorReason.ValueType  # 20
+    """PERMISSION_DENIED: a person said no to a tool call."""
+    ERROR_REASON_TOOL_FAILED: _ErrorReason.ValueType  # 21
+    """UNAVAILABLE: a tool failed, retries included."""
+    ERROR_REASON_REROUTED: _ErrorReason.ValueType  # 22
+    """UNAVAILABLE, between stages only: the router chose a model with another tokenizer; admission sends the request
+    again, as tokens of that one.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons in google.rpc.ErrorInfo.reason (the name of the value, in domain "headrace")."""
@@ -204,7 +218,53 @@ ERROR_REASON_CATALOGUE_CHANGED: ErrorReason.ValueType  # 15
 """ABORTED: somebody else changed the catalogue, or a pin, meanwhile; look again and decide anew."""
 ERROR_REASON_PIN_UNKNOWN: ErrorReason.ValueType  # 16
 """NOT_FOUND: OperationsService was asked to unpin a prefix that is not pinned."""
+ERROR_REASON_CONTRACT_UNKNOWN: ErrorReason.ValueType  # 17
+"""NOT_FOUND: the request cites a contract that does not exist, or is not for its tenant."""
+ERROR_REASON_CONTRACT_BROKEN: ErrorReason.ValueType  # 18
+"""ABORTED: the answer broke its contract, all repairs included; PreconditionFailure lists how."""
+ERROR_REASON_APPROVAL_UNKNOWN: ErrorReason.ValueType  # 19
+"""NOT_FOUND: no tool call waits under this approval id."""
+ERROR_REASON_APPROVAL_DENIED: ErrorReason.ValueType  # 20
+"""PERMISSION_DENIED: a person said no to a tool call."""
+ERROR_REASON_TOOL_FAILED: ErrorReason.ValueType  # 21
+"""UNAVAILABLE: a tool failed, retries included."""
+ERROR_REASON_REROUTED: ErrorReason.ValueType  # 22
+"""UNAVAILABLE, between stages only: the router chose a model with another tokenizer; admission sends the request
+again, as tokens of that one.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
+
+class _ToolState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_STATE_UNSPECIFIED: _ToolState.ValueType  # 0
+    """Not used."""
+    TOOL_STATE_WAITING: _ToolState.ValueType  # 1
+    """A person is asked."""
+    TOOL_STATE_RUNNING: _ToolState.ValueType  # 2
+    """It is being called."""
+    TOOL_STATE_DONE: _ToolState.ValueType  # 3
+    """It has answered."""
+    TOOL_STATE_FAILED: _ToolState.ValueType  # 4
+    """It has failed; the model is told."""
+
+class ToolState(_ToolState, metaclass=_ToolStateEnumTypeWrapper):
+    """How far a tool call is."""
+
+TOOL_STATE_UNSPECIFIED: ToolState.ValueType  # 0
+"""Not used."""
+TOOL_STATE_WAITING: ToolState.ValueType  # 1
+"""A person is asked."""
+TOOL_STATE_RUNNING: ToolState.ValueType  # 2
+"""It is being called."""
+TOOL_STATE_DONE: ToolState.ValueType  # 3
+"""It has answered."""
+TOOL_STATE_FAILED: ToolState.ValueType  # 4
+"""It has failed; the model is told."""
+Global___ToolState: _TypeAlias = ToolState  # noqa: Y015
 
 @_typing.final
 class Message(_message.Message):
@@ -418,6 +478,8 @@ class GenerateRequest(_message.Message):
     TIMEOUT_FIELD_NUMBER: _builtins.int
     RESUMED_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     RESUMED_MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    CONTRACT_FIELD_NUMBER: _builtins.int
+    REQUIRES_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The public name of a model or an alias; see ListModels. Required."""
     prompt: _builtins.str
@@ -434,6 +496,8 @@ class GenerateRequest(_message.Message):
     """What the responses carry."""
     resumed_model_version: _builtins.str
     """The model_version that made them; unset lets any version go on."""
+    contract: _builtins.str
+    """The contract that this request is under; see policy.proto. Its tools are offered to the model."""
     @_builtins.property
     def chat(self) -> Global___Chat:
         """A chat."""
@@ -464,6 +528,12 @@ class GenerateRequest(_message.Message):
         behind them; they count towards max_tokens and are not sent again.
         """
 
+    @_builtins.property
+    def requires(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What the model must be capable of, beyond what the request itself uses: "lang:de", "vision". Only a route
+        with several models can choose by it; any other model must have it.
+        """
+
     def __init__(
         self,
         *,
@@ -480,10 +550,12 @@ class GenerateRequest(_message.Message):
         timeout: _duration_pb2.Duration | None = ...,
         resumed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
         resumed_model_version: _builtins.str = ...,
+        contract: _builtins.str = ...,
+        requires: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "grammar", b"grammar", "input", b"input", "prompt", b"prompt", "sampling", b"sampling", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "grammar", b"grammar", "input", b"input", "log_probs", b"log_probs", "model", b"model", "output_form", b"output_form", "prompt", b"prompt", "request_id", b"request_id", "resumed_model_version", b"resumed_model_version", "resumed_token_ids", b"resumed_token_ids", "sampling", b"sampling", "tags", b"tags", "tier", b"tier", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "contract", b"contract", "grammar", b"grammar", "input", b"input", "log_probs", b"log_probs", "model", b"model", "output_form", b"output_form", "prompt", b"prompt", "request_id", b"request_id", "requires", b"requires", "resumed_model_version", b"resumed_model_version", "resumed_token_ids", b"resumed_token_ids", "sampling", b"sampling", "tags", b"tags", "tier", b"tier", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["chat", "prompt"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
@@ -504,6 +576,8 @@ class GenerateResponse(_message.Message):
     FINISH_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
+    TOOL_STEP_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """On the first message only: the id of the request."""
     text: _builtins.str
@@ -514,6 +588,8 @@ class GenerateResponse(_message.Message):
     """
     waiting: _builtins.str
     """The request cannot run yet, and why: "smollm2 is being loaded". Comes at once, and again when it changes."""
+    restart: _builtins.bool
+    """The answer begins anew with this message: what came before it is void, and was not asked for again in vain."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """New token ids, if asked for."""
@@ -526,6 +602,10 @@ class GenerateResponse(_message.Message):
     def finish(self) -> Global___Finish:
         """On the last message only."""
 
+    @_builtins.property
+    def tool_step(self) -> Global___ToolStep:
+        """What the contract's tools do."""
+
     def __init__(
         self,
         *,
@@ -536,14 +616,133 @@ class GenerateResponse(_message.Message):
         finish: Global___Finish | None = ...,
         model_version: _builtins.str = ...,
         waiting: _builtins.str = ...,
+        restart: _builtins.bool = ...,
+        tool_step: Global___ToolStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "tool_step", b"tool_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "log_probs", b"log_probs", "model_version", b"model_version", "request_id", b"request_id", "text", b"text", "token_ids", b"token_ids", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish", b"finish", "log_probs", b"log_probs", "model_version", b"model_version", "request_id", b"request_id", "restart", b"restart", "text", b"text", "token_ids", b"token_ids", "tool_step", b"tool_step", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GenerateResponse: _TypeAlias = GenerateResponse  # noqa: Y015
+
+@_typing.final
+class ToolStep(_message.Message):
+    """A tool call within an answer, told as it goes on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    TOOL_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RESULT_FIELD_NUMBER: _builtins.int
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """Counts the answers of the model, from 1."""
+    tool: _builtins.str
+    """The tool."""
+    arguments: _builtins.str
+    """What it is called with, as JSON text."""
+    state: Global___ToolState.ValueType
+    """How far it is."""
+    result: _builtins.str
+    """What it said, or why it failed; at most 64 KiB."""
+    approval_id: _builtins.str
+    """While it waits for a person: what Approve is to be called with."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        tool: _builtins.str = ...,
+        arguments: _builtins.str = ...,
+        state: Global___ToolState.ValueType = ...,
+        result: _builtins.str = ...,
+        approval_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "arguments", b"arguments", "result", b"result", "state", b"state", "step", b"step", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolStep: _TypeAlias = ToolStep  # noqa: Y015
+
+@_typing.final
+class ApproveRequest(_message.Message):
+    """Decides on a tool call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APPROVAL_ID_FIELD_NUMBER: _builtins.int
+    APPROVED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    approval_id: _builtins.str
+    """From ToolStep."""
+    approved: _builtins.bool
+    """Yes or no."""
+    reason: _builtins.str
+    """Told to the model, and kept in the audit log."""
+    def __init__(
+        self,
+        *,
+        approval_id: _builtins.str = ...,
+        approved: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_id", b"approval_id", "approved", b"approved", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveRequest: _TypeAlias = ApproveRequest  # noqa: Y015
+
+@_typing.final
+class ApproveResponse(_message.Message):
+    """The decision is known to the process where the request waits, or will be within a second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ApproveResponse: _TypeAlias = ApproveResponse  # noqa: Y015
+
+@_typing.final
+class Degradation(_message.Message):
+    """What was given up for a request, because its tier was saturated."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEVEL_FIELD_NUMBER: _builtins.int
+    RUNGS_FIELD_NUMBER: _builtins.int
+    level: _builtins.int
+    """Rungs of the ladder that were in force."""
+    @_builtins.property
+    def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Their names."""
+
+    def __init__(
+        self,
+        *,
+        level: _builtins.int = ...,
+        rungs: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "rungs", b"rungs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Degradation: _TypeAlias = Degradation  # noqa: Y015
 
 @_typing.final
 class Finish(_message.Message):
@@ -556,6 +755,8 @@ class Finish(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TIMINGS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    DEGRADATION_FIELD_NUMBER: _builtins.int
+    TRIED_FIELD_NUMBER: _builtins.int
     reason: Global___FinishReason.ValueType
     """Why."""
     stop: _builtins.str
@@ -570,6 +771,14 @@ class Finish(_message.Message):
     def timings(self) -> Global___Timings:
         """Where the time went."""
 
+    @_builtins.property
+    def degradation(self) -> Global___Degradation:
+        """What was given up; unset when nothing was. Also in the trailer `headrace-degradation: 2; short-answers, defer`."""
+
+    @_builtins.property
+    def tried(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that were tried in front of it: fallbacks, cascades."""
+
     def __init__(
         self,
         *,
@@ -578,10 +787,12 @@ class Finish(_message.Message):
         usage: Global___Usage | None = ...,
         timings: Global___Timings | None = ...,
         model: _builtins.str = ...,
+        degradation: Global___Degradation | None = ...,
+        tried: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["degradation", b"degradation", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "reason", b"reason", "stop", b"stop", "timings", b"timings", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degradation", b"degradation", "model", b"model", "reason", b"reason", "stop", b"stop", "timings", b"timings", "tried", b"tried", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -784,22 +995,32 @@ class SessionNote(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     MODEL_VERSION_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
+    TOOL_STEP_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """The client's number."""
     model_version: _builtins.str
     """The version of the model that answers; see GenerateResponse. Empty: nothing new."""
     waiting: _builtins.str
     """The request cannot run yet, and why. Empty: nothing new."""
+    restart: _builtins.bool
+    """See GenerateResponse. Comes in a message of its own, without output of this generation."""
+    @_builtins.property
+    def tool_step(self) -> Global___ToolStep:
+        """See GenerateResponse."""
+
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         model_version: _builtins.str = ...,
         waiting: _builtins.str = ...,
+        restart: _builtins.bool = ...,
+        tool_step: Global___ToolStep | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tool_step", b"tool_step"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "model_version", b"model_version", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "model_version", b"model_version", "restart", b"restart", "tool_step", b"tool_step", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,6 +59,11 @@ class InferenceServiceStub:
                 request_serializer=headrace_dot_inference_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=headrace_dot_inference_dot_v1_dot_inference__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.Approve = channel.unary_unary(
+                '/headrace.inference.v1.InferenceService/Approve',
+                request_serializer=headrace_dot_inference_dot_v1_dot_inference__pb2.ApproveRequest.SerializeToString,
+                response_deserializer=headrace_dot_inference_dot_v1_dot_inference__pb2.ApproveResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -100,6 +105,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Approve(self, request, context):
+        """Decides on a tool call that waits for a person (ToolStep.approval_id). May be called through any process, by the
+        request's tenant or an operator. NOT_FOUND when nothing waits under that id, any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -122,6 +135,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.ListModels,
                     request_deserializer=headrace_dot_inference_dot_v1_dot_inference__pb2.ListModelsRequest.FromString,
                     response_serializer=headrace_dot_inference_dot_v1_dot_inference__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'Approve': grpc.unary_unary_rpc_method_handler(
+                    servicer.Approve,
+                    request_deserializer=headrace_dot_inference_dot_v1_dot_inference__pb2.ApproveRequest.FromString,
+                    response_serializer=headrace_dot_inference_dot_v1_dot_inference__pb2.ApproveResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -237,6 +255,33 @@ class InferenceService:
             '/headrace.inference.v1.InferenceService/ListModels',
             headrace_dot_inference_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
             headrace_dot_inference_dot_v1_dot_inference__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Approve(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.inference.v1.InferenceService/Approve',
+            headrace_dot_inference_dot_v1_dot_inference__pb2.ApproveRequest.SerializeToString,
+            headrace_dot_inference_dot_v1_dot_inference__pb2.ApproveResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class InferenceServiceStub:
     """Counts the tokens of a prompt as Generate would, without running anything."""
     ListModels: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]
     """Lists the models the caller may use, ordered by name."""
+    Approve: _grpc.UnaryUnaryMultiCallable[_inference_pb2.ApproveRequest, _inference_pb2.ApproveResponse]
+    """Decides on a tool call that waits for a person (ToolStep.approval_id). May be called through any process, by the
+    request's tenant or an operator. NOT_FOUND when nothing waits under that id, any more.
+    """
 
 @_typing.type_check_only
 class InferenceServiceAsyncStub(InferenceServiceStub):
@@ -75,6 +79,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     """Counts the tokens of a prompt as Generate would, without running anything."""
     ListModels: _aio.UnaryUnaryMultiCallable[_inference_pb2.ListModelsRequest, _inference_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models the caller may use, ordered by name."""
+    Approve: _aio.UnaryUnaryMultiCallable[_inference_pb2.ApproveRequest, _inference_pb2.ApproveResponse]  # type: ignore[assignment]
+    """Decides on a tool call that waits for a person (ToolStep.approval_id). May be called through any process, by the
+    request's tenant or an operator. NOT_FOUND when nothing waits under that id, any more.
+    """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Generates text with the models of the mesh.
@@ -120,5 +128,15 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.ListModelsResponse, _abc.Awaitable[_inference_pb2.ListModelsResponse]]:
         """Lists the models the caller may use, ordered by name."""
+
+    @_abc_1.abstractmethod
+    def Approve(
+        self,
+        request: _inference_pb2.ApproveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inference_pb2.ApproveResponse, _abc.Awaitable[_inference_pb2.ApproveResponse]]:
+        """Decides on a tool call that waits for a person (ToolStep.approval_id). May be called through any process, by the
+        request's tenant or an operator. NOT_FOUND when nothing waits under that id, any more.
+        """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,37 +26,51 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from headrace.inference.v1 import inference_pb2 as headrace_dot_inference_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/lane/v1/lane.proto\x12\x10headrace.lane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%headrace/inference/v1/inference.proto\"I\n\x0f\x45xchangeRequest\x12%\n\x05works\x18\x01 \x03(\x0b\x32\x16.headrace.lane.v1.Work\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\"\x8e\x01\n\x10\x45xchangeResponse\x12&\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x17.headrace.lane.v1.Frame\x12+\n\x08outcomes\x18\x02 \x03(\x0b\x32\x19.headrace.lane.v1.Outcome\x12%\n\x05notes\x18\x03 \x03(\x0b\x32\x16.headrace.lane.v1.Note\"\xf8\x03\n\x04Work\x12\x0f\n\x07work_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12)\n\x04tier\x18\x04 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x07 \x03(\r\x12\x19\n\x11resumed_token_ids\x18\x08 \x03(\r\x12\x14\n\x0c\x62lock_hashes\x18\t \x03(\x06\x12\x14\n\x0c\x62lock_tokens\x18\n \x01(\r\x12\x31\n\x08sampling\x18\x0b \x01(\x0b\x32\x1f.headrace.inference.v1.Sampling\x12/\n\x07grammar\x18\x0c \x01(\x0b\x32\x1e.headrace.inference.v1.Grammar\x12\x11\n\tlog_probs\x18\r \x01(\x08\x12,\n\x08\x64\x65\x61\x64line\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0f \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x10 \x01(\t\x12\x0c\n\x04salt\x18\x11 \x01(\t\x12)\n\x04\x63hat\x18\x12 \x01(\x0b\x32\x1b.headrace.inference.v1.Chat\x12\x0e\n\x06weight\x18\x13 \x01(\x01\"6\n\x04Note\x12\x0f\n\x07work_id\x18\x01 \x01(\x04\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0f\n\x07waiting\x18\x03 \x01(\t\"`\n\x05\x46rame\x12\x10\n\x08work_ids\x18\x01 \x03(\x04\x12\x0f\n\x07offsets\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x11\n\tlog_probs\x18\x05 \x03(\x02\"\xe5\x01\n\x07Outcome\x12\x0f\n\x07work_id\x18\x01 \x01(\x04\x12<\n\rfinish_reason\x18\x02 \x01(\x0e\x32#.headrace.inference.v1.FinishReasonH\x00\x12\x31\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1e.headrace.inference.v1.FailureH\x00\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12\x11\n\tqueued_us\x18\x06 \x01(\x04\x12\x10\n\x08\x65xecutor\x18\x07 \x01(\tB\x05\n\x03how\"6\n\x0e\x45xplainRequest\x12$\n\x04work\x18\x01 \x01(\x0b\x32\x16.headrace.lane.v1.Work\"@\n\x0f\x45xplainResponse\x12-\n\tdecisions\x18\x01 \x03(\x0b\x32\x1a.headrace.lane.v1.Decision\"9\n\x08\x44\x65\x63ision\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\":\n\x11ListQueuesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x12ListQueuesResponse\x12\'\n\x06queues\x18\x01 \x03(\x0b\x32\x17.headrace.lane.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa7\x01\n\x05Queue\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12)\n\x04tier\x18\x03 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x05 \x01(\x04\x12\x0f\n\x07running\x18\x06 \x01(\r\x12\x19\n\x11oldest_waiting_ms\x18\x07 \x01(\x04\x32\x8d\x02\n\x0bLaneService\x12U\n\x08\x45xchange\x12!.headrace.lane.v1.ExchangeRequest\x1a\".headrace.lane.v1.ExchangeResponse(\x01\x30\x01\x12N\n\x07\x45xplain\x12 .headrace.lane.v1.ExplainRequest\x1a!.headrace.lane.v1.ExplainResponse\x12W\n\nListQueues\x12#.headrace.lane.v1.ListQueuesRequest\x1a$.headrace.lane.v1.ListQueuesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bheadrace/lane/v1/lane.proto\x12\x10headrace.lane.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a%headrace/inference/v1/inference.proto\"I\n\x0f\x45xchangeRequest\x12%\n\x05works\x18\x01 \x03(\x0b\x32\x16.headrace.lane.v1.Work\x12\x0f\n\x07\x63\x61ncels\x18\x02 \x03(\x04\"\x8e\x01\n\x10\x45xchangeResponse\x12&\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x17.headrace.lane.v1.Frame\x12+\n\x08outcomes\x18\x02 \x03(\x0b\x32\x19.headrace.lane.v1.Outcome\x12%\n\x05notes\x18\x03 \x03(\x0b\x32\x16.headrace.lane.v1.Note\"\xa0\x04\n\x04Work\x12\x0f\n\x07work_id\x18\x01 \x01(\x04\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12)\n\x04tier\x18\x04 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\r\n\x05model\x18\x05 \x01(\t\x12\x0c\n\x04pool\x18\x06 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x07 \x03(\r\x12\x19\n\x11resumed_token_ids\x18\x08 \x03(\r\x12\x14\n\x0c\x62lock_hashes\x18\t \x03(\x06\x12\x14\n\x0c\x62lock_tokens\x18\n \x01(\r\x12\x31\n\x08sampling\x18\x0b \x01(\x0b\x32\x1f.headrace.inference.v1.Sampling\x12/\n\x07grammar\x18\x0c \x01(\x0b\x32\x1e.headrace.inference.v1.Grammar\x12\x11\n\tlog_probs\x18\r \x01(\x08\x12,\n\x08\x64\x65\x61\x64line\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0btraceparent\x18\x0f \x01(\t\x12\x0f\n\x07\x61\x64\x61pter\x18\x10 \x01(\t\x12\x0c\n\x04salt\x18\x11 \x01(\t\x12)\n\x04\x63hat\x18\x12 \x01(\x0b\x32\x1b.headrace.inference.v1.Chat\x12\x0e\n\x06weight\x18\x13 \x01(\x01\x12&\n\x05\x61sked\x18\x14 \x01(\x0b\x32\x17.headrace.lane.v1.Asked\"\xee\x01\n\x05\x41sked\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x11\n\ttokens_of\x18\x02 \x01(\t\x12\x0e\n\x06\x63hosen\x18\x03 \x01(\t\x12\r\n\x05tried\x18\x04 \x03(\t\x12/\n\x04tags\x18\x05 \x03(\x0b\x32!.headrace.lane.v1.Asked.TagsEntry\x12\x14\n\x0c\x63\x61pabilities\x18\x06 \x03(\t\x12\x0c\n\x04text\x18\x07 \x01(\t\x12\x11\n\tno_extras\x18\x08 \x01(\x08\x12\x0f\n\x07smaller\x18\t \x01(\x08\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"V\n\x04Note\x12\x0f\n\x07work_id\x18\x01 \x01(\x04\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x0f\n\x07waiting\x18\x03 \x01(\t\x12\x0f\n\x07restart\x18\x04 \x01(\x08\x12\r\n\x05tried\x18\x05 \x03(\t\"`\n\x05\x46rame\x12\x10\n\x08work_ids\x18\x01 \x03(\x04\x12\x0f\n\x07offsets\x18\x02 \x03(\r\x12\x0e\n\x06\x63ounts\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x11\n\tlog_probs\x18\x05 \x03(\x02\"\xe5\x01\n\x07Outcome\x12\x0f\n\x07work_id\x18\x01 \x01(\x04\x12<\n\rfinish_reason\x18\x02 \x01(\x0e\x32#.headrace.inference.v1.FinishReasonH\x00\x12\x31\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1e.headrace.inference.v1.FailureH\x00\x12\x15\n\routput_tokens\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12\x11\n\tqueued_us\x18\x06 \x01(\x04\x12\x10\n\x08\x65xecutor\x18\x07 \x01(\tB\x05\n\x03how\"6\n\x0e\x45xplainRequest\x12$\n\x04work\x18\x01 \x01(\x0b\x32\x16.headrace.lane.v1.Work\"@\n\x0f\x45xplainResponse\x12-\n\tdecisions\x18\x01 \x03(\x0b\x32\x1a.headrace.lane.v1.Decision\"9\n\x08\x44\x65\x63ision\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\":\n\x11ListQueuesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"V\n\x12ListQueuesResponse\x12\'\n\x06queues\x18\x01 \x03(\x0b\x32\x17.headrace.lane.v1.Queue\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa7\x01\n\x05Queue\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12)\n\x04tier\x18\x03 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x0f\n\x07waiting\x18\x04 \x01(\r\x12\x16\n\x0ewaiting_tokens\x18\x05 \x01(\x04\x12\x0f\n\x07running\x18\x06 \x01(\r\x12\x19\n\x11oldest_waiting_ms\x18\x07 \x01(\x04\"\x15\n\x13ListBreakersRequest\"H\n\x14ListBreakersResponse\x12\x30\n\x08\x62reakers\x18\x01 \x03(\x0b\x32\x1e.headrace.lane.v1.BreakerState\"\x97\x01\n\x0c\x42reakerState\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x33\n\x08position\x18\x03 \x01(\x0e\x32!.headrace.lane.v1.BreakerPosition\x12\r\n\x05works\x18\x04 \x01(\r\x12\x0e\n\x06\x66\x61iled\x18\x05 \x01(\r\x12\x13\n\x0bprobes_in_s\x18\x06 \x01(\x01*\x8b\x01\n\x0f\x42reakerPosition\x12 \n\x1c\x42REAKER_POSITION_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x42REAKER_POSITION_CLOSED\x10\x01\x12\x19\n\x15\x42REAKER_POSITION_OPEN\x10\x02\x12\x1e\n\x1a\x42REAKER_POSITION_HALF_OPEN\x10\x03\x32\xec\x02\n\x0bLaneService\x12U\n\x08\x45xchange\x12!.headrace.lane.v1.ExchangeRequest\x1a\".headrace.lane.v1.ExchangeResponse(\x01\x30\x01\x12N\n\x07\x45xplain\x12 .headrace.lane.v1.ExplainRequest\x1a!.headrace.lane.v1.ExplainResponse\x12W\n\nListQueues\x12#.headrace.lane.v1.ListQueuesRequest\x1a$.headrace.lane.v1.ListQueuesResponse\x12]\n\x0cListBreakers\x12%.headrace.lane.v1.ListBreakersRequest\x1a&.headrace.lane.v1.ListBreakersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.lane.v1.lane_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ASKED_TAGSENTRY']._loaded_options = None
+  _globals['_ASKED_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_BREAKERPOSITION']._serialized_start=2298
+  _globals['_BREAKERPOSITION']._serialized_end=2437
   _globals['_EXCHANGEREQUEST']._serialized_start=121
   _globals['_EXCHANGEREQUEST']._serialized_end=194
   _globals['_EXCHANGERESPONSE']._serialized_start=197
   _globals['_EXCHANGERESPONSE']._serialized_end=339
   _globals['_WORK']._serialized_start=342
-  _globals['_WORK']._serialized_end=846
-  _globals['_NOTE']._serialized_start=848
-  _globals['_NOTE']._serialized_end=902
-  _globals['_FRAME']._serialized_start=904
-  _globals['_FRAME']._serialized_end=1000
-  _globals['_OUTCOME']._serialized_start=1003
-  _globals['_OUTCOME']._serialized_end=1232
-  _globals['_EXPLAINREQUEST']._serialized_start=1234
-  _globals['_EXPLAINREQUEST']._serialized_end=1288
-  _globals['_EXPLAINRESPONSE']._serialized_start=1290
-  _globals['_EXPLAINRESPONSE']._serialized_end=1354
-  _globals['_DECISION']._serialized_start=1356
-  _globals['_DECISION']._serialized_end=1413
-  _globals['_LISTQUEUESREQUEST']._serialized_start=1415
-  _globals['_LISTQUEUESREQUEST']._serialized_end=1473
-  _globals['_LISTQUEUESRESPONSE']._serialized_start=1475
-  _globals['_LISTQUEUESRESPONSE']._serialized_end=1561
-  _globals['_QUEUE']._serialized_start=1564
-  _globals['_QUEUE']._serialized_end=1731
-  _globals['_LANESERVICE']._serialized_start=1734
-  _globals['_LANESERVICE']._serialized_end=2003
+  _globals['_WORK']._serialized_end=886
+  _globals['_ASKED']._serialized_start=889
+  _globals['_ASKED']._serialized_end=1127
+  _globals['_ASKED_TAGSENTRY']._serialized_start=1084
+  _globals['_ASKED_TAGSENTRY']._serialized_end=1127
+  _globals['_NOTE']._serialized_start=1129
+  _globals['_NOTE']._serialized_end=1215
+  _globals['_FRAME']._serialized_start=1217
+  _globals['_FRAME']._serialized_end=1313
+  _globals['_OUTCOME']._serialized_start=1316
+  _globals['_OUTCOME']._serialized_end=1545
+  _globals['_EXPLAINREQUEST']._serialized_start=1547
+  _globals['_EXPLAINREQUEST']._serialized_end=1601
+  _globals['_EXPLAINRESPONSE']._serialized_start=1603
+  _globals['_EXPLAINRESPONSE']._serialized_end=1667
+  _globals['_DECISION']._serialized_start=1669
+  _globals['_DECISION']._serialized_end=1726
+  _globals['_LISTQUEUESREQUEST']._serialized_start=1728
+  _globals['_LISTQUEUESREQUEST']._serialized_end=1786
+  _globals['_LISTQUEUESRESPONSE']._serialized_start=1788
+  _globals['_LISTQUEUESRESPONSE']._serialized_end=1874
+  _globals['_QUEUE']._serialized_start=1877
+  _globals['_QUEUE']._serialized_end=2044
+  _globals['_LISTBREAKERSREQUEST']._serialized_start=2046
+  _globals['_LISTBREAKERSREQUEST']._serialized_end=2067
+  _globals['_LISTBREAKERSRESPONSE']._serialized_start=2069
+  _globals['_LISTBREAKERSRESPONSE']._serialized_end=2141
+  _globals['_BREAKERSTATE']._serialized_start=2144
+  _globals['_BREAKERSTATE']._serialized_end=2295
+  _globals['_LANESERVICE']._serialized_start=2440
+  _globals['_LANESERVICE']._serialized_end=2804
 # @@protoc_insertion_point(module_scope)

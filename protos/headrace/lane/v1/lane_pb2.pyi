@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from headrace.inference.v1 import inference_pb2 as _inference_pb2
 import builtins as _builtins
 import sys
@@ -19,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _BreakerPosition:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BreakerPositionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BreakerPosition.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BREAKER_POSITION_UNSPECIFIED: _BreakerPosition.ValueType  # 0
+    """Not used."""
+    BREAKER_POSITION_CLOSED: _BreakerPosition.ValueType  # 1
+    """Works pass."""
+    BREAKER_POSITION_OPEN: _BreakerPosition.ValueType  # 2
+    """No work passes."""
+    BREAKER_POSITION_HALF_OPEN: _BreakerPosition.ValueType  # 3
+    """Probes pass."""
+
+class BreakerPosition(_BreakerPosition, metaclass=_BreakerPositionEnumTypeWrapper):
+    """Whether a breaker lets works through."""
+
+BREAKER_POSITION_UNSPECIFIED: BreakerPosition.ValueType  # 0
+"""Not used."""
+BREAKER_POSITION_CLOSED: BreakerPosition.ValueType  # 1
+"""Works pass."""
+BREAKER_POSITION_OPEN: BreakerPosition.ValueType  # 2
+"""No work passes."""
+BREAKER_POSITION_HALF_OPEN: BreakerPosition.ValueType  # 3
+"""Probes pass."""
+Global___BreakerPosition: _TypeAlias = BreakerPosition  # noqa: Y015
 
 @_typing.final
 class ExchangeRequest(_message.Message):
@@ -111,6 +140,7 @@ class Work(_message.Message):
     SALT_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
+    ASKED_FIELD_NUMBER: _builtins.int
     work_id: _builtins.int
     """Numbers the work on this lane only; chosen by the stage in front."""
     request_id: _builtins.str
@@ -167,6 +197,10 @@ class Work(_message.Message):
     def chat(self) -> _inference_pb2.Chat:
         """The chat as the caller wrote it; only for models whose engine takes chats."""
 
+    @_builtins.property
+    def asked(self) -> Global___Asked:
+        """What a router chooses by; unset where the model was named itself."""
+
     def __init__(
         self,
         *,
@@ -189,14 +223,95 @@ class Work(_message.Message):
         salt: _builtins.str = ...,
         chat: _inference_pb2.Chat | None = ...,
         weight: _builtins.float = ...,
+        asked: Global___Asked | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "deadline", b"deadline", "grammar", b"grammar", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["asked", b"asked", "chat", b"chat", "deadline", b"deadline", "grammar", b"grammar", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "block_hashes", b"block_hashes", "block_tokens", b"block_tokens", "chat", b"chat", "deadline", b"deadline", "grammar", b"grammar", "log_probs", b"log_probs", "model", b"model", "pool", b"pool", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_token_ids", b"resumed_token_ids", "salt", b"salt", "sampling", b"sampling", "tenant", b"tenant", "tier", b"tier", "traceparent", b"traceparent", "weight", b"weight", "work_id", b"work_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "asked", b"asked", "block_hashes", b"block_hashes", "block_tokens", b"block_tokens", "chat", b"chat", "deadline", b"deadline", "grammar", b"grammar", "log_probs", b"log_probs", "model", b"model", "pool", b"pool", "prompt_token_ids", b"prompt_token_ids", "request_id", b"request_id", "resumed_token_ids", b"resumed_token_ids", "salt", b"salt", "sampling", b"sampling", "tenant", b"tenant", "tier", b"tier", "traceparent", b"traceparent", "weight", b"weight", "work_id", b"work_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Work: _TypeAlias = Work  # noqa: Y015
+
+@_typing.final
+class Asked(_message.Message):
+    """What a router chooses by, of a request that asked for a route."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ALIAS_FIELD_NUMBER: _builtins.int
+    TOKENS_OF_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    TRIED_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    NO_EXTRAS_FIELD_NUMBER: _builtins.int
+    SMALLER_FIELD_NUMBER: _builtins.int
+    alias: _builtins.str
+    """The route's alias."""
+    tokens_of: _builtins.str
+    """The model whose tokenizer made the prompt."""
+    chosen: _builtins.str
+    """The router's choice, after a REROUTED: runs without being chosen again."""
+    text: _builtins.str
+    """What the user said last, where the route has rules on intents; at most 2,000 characters."""
+    no_extras: _builtins.bool
+    """Nothing is to be done twice or ahead (Rung.no_extras)."""
+    smaller: _builtins.bool
+    """Goes to the route's small model (Rung.smaller_model)."""
+    @_builtins.property
+    def tried(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that were tried."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The request's tags, where the route has rules on them."""
+
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Capabilities that it needs."""
+
+    def __init__(
+        self,
+        *,
+        alias: _builtins.str = ...,
+        tokens_of: _builtins.str = ...,
+        chosen: _builtins.str = ...,
+        tried: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        text: _builtins.str = ...,
+        no_extras: _builtins.bool = ...,
+        smaller: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "capabilities", b"capabilities", "chosen", b"chosen", "no_extras", b"no_extras", "smaller", b"smaller", "tags", b"tags", "text", b"text", "tokens_of", b"tokens_of", "tried", b"tried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Asked: _TypeAlias = Asked  # noqa: Y015
 
 @_typing.final
 class Note(_message.Message):
@@ -207,6 +322,8 @@ class Note(_message.Message):
     WORK_ID_FIELD_NUMBER: _builtins.int
     POOL_FIELD_NUMBER: _builtins.int
     WAITING_FIELD_NUMBER: _builtins.int
+    RESTART_FIELD_NUMBER: _builtins.int
+    TRIED_FIELD_NUMBER: _builtins.int
     work_id: _builtins.int
     """Which work."""
     pool: _builtins.str
@@ -215,16 +332,24 @@ class Note(_message.Message):
     """
     waiting: _builtins.str
     """Why it cannot run yet, for a person: "smollm2 is being loaded on executor-1". Empty: nothing new."""
+    restart: _builtins.bool
+    """The answer begins anew, at offset 0: all tokens before are void."""
+    @_builtins.property
+    def tried(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that were tried in front of the one that answers now. Empty: nothing new."""
+
     def __init__(
         self,
         *,
         work_id: _builtins.int = ...,
         pool: _builtins.str = ...,
         waiting: _builtins.str = ...,
+        restart: _builtins.bool = ...,
+        tried: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "waiting", b"waiting", "work_id", b"work_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool", "restart", b"restart", "tried", b"tried", "waiting", b"waiting", "work_id", b"work_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -507,3 +632,86 @@ class Queue(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Queue: _TypeAlias = Queue  # noqa: Y015
+
+@_typing.final
+class ListBreakersRequest(_message.Message):
+    """Asks for breakers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBreakersRequest: _TypeAlias = ListBreakersRequest  # noqa: Y015
+
+@_typing.final
+class ListBreakersResponse(_message.Message):
+    """The breakers of a router."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BREAKERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def breakers(self) -> _containers.RepeatedCompositeFieldContainer[Global___BreakerState]:
+        """By pool."""
+
+    def __init__(
+        self,
+        *,
+        breakers: _abc.Iterable[Global___BreakerState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["breakers", b"breakers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBreakersResponse: _TypeAlias = ListBreakersResponse  # noqa: Y015
+
+@_typing.final
+class BreakerState(_message.Message):
+    """One breaker."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    WORKS_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    PROBES_IN_S_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """The router's instance."""
+    pool: _builtins.str
+    """The pool."""
+    position: Global___BreakerPosition.ValueType
+    """Where it stands."""
+    works: _builtins.int
+    """Works that ended within the window."""
+    failed: _builtins.int
+    """Of these, those that failed."""
+    probes_in_s: _builtins.float
+    """Seconds until it lets probes through; 0 unless it is open."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        pool: _builtins.str = ...,
+        position: Global___BreakerPosition.ValueType = ...,
+        works: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        probes_in_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "instance", b"instance", "pool", b"pool", "position", b"position", "probes_in_s", b"probes_in_s", "works", b"works"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BreakerState: _TypeAlias = BreakerState  # noqa: Y015

@@ -53,6 +53,11 @@ class LaneServiceStub:
                 request_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesRequest.SerializeToString,
                 response_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesResponse.FromString,
                 _registered_method=True)
+        self.ListBreakers = channel.unary_unary(
+                '/headrace.lane.v1.LaneService/ListBreakers',
+                request_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersRequest.SerializeToString,
+                response_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersResponse.FromString,
+                _registered_method=True)
 
 
 class LaneServiceServicer:
@@ -84,6 +89,13 @@ class LaneServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBreakers(self, request, context):
+        """Lists the breakers of a router; a stage without any lists none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LaneServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -101,6 +113,11 @@ def add_LaneServiceServicer_to_server(servicer, server):
                     servicer.ListQueues,
                     request_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesRequest.FromString,
                     response_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesResponse.SerializeToString,
+            ),
+            'ListBreakers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBreakers,
+                    request_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersRequest.FromString,
+                    response_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -188,6 +205,33 @@ class LaneService:
             '/headrace.lane.v1.LaneService/ListQueues',
             headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesRequest.SerializeToString,
             headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBreakers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.lane.v1.LaneService/ListBreakers',
+            headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersRequest.SerializeToString,
+            headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class LaneServiceStub:
     """Says what this stage, and every stage behind it, would decide about a work now, and why. Runs nothing."""
     ListQueues: _grpc.UnaryUnaryMultiCallable[_lane_pb2.ListQueuesRequest, _lane_pb2.ListQueuesResponse]
     """Lists what this stage holds: works waiting and running."""
+    ListBreakers: _grpc.UnaryUnaryMultiCallable[_lane_pb2.ListBreakersRequest, _lane_pb2.ListBreakersResponse]
+    """Lists the breakers of a router; a stage without any lists none."""
 
 @_typing.type_check_only
 class LaneServiceAsyncStub(LaneServiceStub):
@@ -63,6 +65,8 @@ class LaneServiceAsyncStub(LaneServiceStub):
     """Says what this stage, and every stage behind it, would decide about a work now, and why. Runs nothing."""
     ListQueues: _aio.UnaryUnaryMultiCallable[_lane_pb2.ListQueuesRequest, _lane_pb2.ListQueuesResponse]  # type: ignore[assignment]
     """Lists what this stage holds: works waiting and running."""
+    ListBreakers: _aio.UnaryUnaryMultiCallable[_lane_pb2.ListBreakersRequest, _lane_pb2.ListBreakersResponse]  # type: ignore[assignment]
+    """Lists the breakers of a router; a stage without any lists none."""
 
 class LaneServiceServicer(metaclass=_abc_1.ABCMeta):
     """Served by router, batcher and executor alike, each to the stage in front of it: admission → router →
@@ -96,5 +100,13 @@ class LaneServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_lane_pb2.ListQueuesResponse, _abc.Awaitable[_lane_pb2.ListQueuesResponse]]:
         """Lists what this stage holds: works waiting and running."""
+
+    @_abc_1.abstractmethod
+    def ListBreakers(
+        self,
+        request: _lane_pb2.ListBreakersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_lane_pb2.ListBreakersResponse, _abc.Awaitable[_lane_pb2.ListBreakersResponse]]:
+        """Lists the breakers of a router; a stage without any lists none."""
 
 def add_LaneServiceServicer_to_server(servicer: LaneServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -123,6 +123,41 @@ class OperationsServiceStub:
                 request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListCachesRequest.SerializeToString,
                 response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListCachesResponse.FromString,
                 _registered_method=True)
+        self.ApplyPolicy = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/ApplyPolicy',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyPolicyRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyPolicyResponse.FromString,
+                _registered_method=True)
+        self.DeletePolicy = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/DeletePolicy',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeletePolicyRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeletePolicyResponse.FromString,
+                _registered_method=True)
+        self.ListPolicies = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/ListPolicies',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPoliciesRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPoliciesResponse.FromString,
+                _registered_method=True)
+        self.ListDegradations = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/ListDegradations',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListDegradationsRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListDegradationsResponse.FromString,
+                _registered_method=True)
+        self.ListBreakers = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/ListBreakers',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListBreakersRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListBreakersResponse.FromString,
+                _registered_method=True)
+        self.ListAudit = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/ListAudit',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListAuditRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListAuditResponse.FromString,
+                _registered_method=True)
+        self.DeleteAudit = channel.unary_unary(
+                '/headrace.operations.v1.OperationsService/DeleteAudit',
+                request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteAuditRequest.SerializeToString,
+                response_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteAuditResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/headrace.operations.v1.OperationsService/Explain',
                 request_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ExplainRequest.SerializeToString,
@@ -260,6 +295,56 @@ class OperationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ApplyPolicy(self, request, context):
+        """Writes rules: tenants, tiers, routes and the rest, all or none of them. INVALID_ARGUMENT with every violation,
+        judged together with the rules that are there. In force in every process within a second.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeletePolicy(self, request, context):
+        """Takes a rule away. NOT_FOUND if it is not there; INVALID_ARGUMENT if others refer to it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListPolicies(self, request, context):
+        """Lists the rules, tenants without their keys' hashes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDegradations(self, request, context):
+        """Lists which rungs of the ladders are in force, and the saturation that they are in force for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBreakers(self, request, context):
+        """Lists the breakers of every router that have seen works lately.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAudit(self, request, context):
+        """Lists entries of the audit log, the newest first, of every admission process.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAudit(self, request, context):
+        """Deletes what the audit log has of a tenant, in every admission process. What remains is who deleted it, when.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Explain(self, request, context):
         """Says what every stage would decide about a request now, and why, without running it.
         """
@@ -354,6 +439,41 @@ def add_OperationsServiceServicer_to_server(servicer, server):
                     servicer.ListCaches,
                     request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListCachesRequest.FromString,
                     response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListCachesResponse.SerializeToString,
+            ),
+            'ApplyPolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyPolicy,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyPolicyRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyPolicyResponse.SerializeToString,
+            ),
+            'DeletePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeletePolicy,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeletePolicyRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeletePolicyResponse.SerializeToString,
+            ),
+            'ListPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListPolicies,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPoliciesRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListPoliciesResponse.SerializeToString,
+            ),
+            'ListDegradations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDegradations,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListDegradationsRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListDegradationsResponse.SerializeToString,
+            ),
+            'ListBreakers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBreakers,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListBreakersRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListBreakersResponse.SerializeToString,
+            ),
+            'ListAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAudit,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListAuditRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.ListAuditResponse.SerializeToString,
+            ),
+            'DeleteAudit': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAudit,
+                    request_deserializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteAuditRequest.FromString,
+                    response_serializer=headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteAuditResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -824,6 +944,195 @@ class OperationsService:
             '/headrace.operations.v1.OperationsService/ListCaches',
             headrace_dot_operations_dot_v1_dot_operations__pb2.ListCachesRequest.SerializeToString,
             headrace_dot_operations_dot_v1_dot_operations__pb2.ListCachesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/ApplyPolicy',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyPolicyRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ApplyPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeletePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/DeletePolicy',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.DeletePolicyRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.DeletePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/ListPolicies',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListPoliciesRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDegradations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/ListDegradations',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListDegradationsRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListDegradationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBreakers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/ListBreakers',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListBreakersRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListBreakersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/ListAudit',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListAuditRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.ListAuditResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAudit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/headrace.operations.v1.OperationsService/DeleteAudit',
+            headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteAuditRequest.SerializeToString,
+            headrace_dot_operations_dot_v1_dot_operations__pb2.DeleteAuditResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -78,6 +78,22 @@ class OperationsServiceStub:
     """Lists what waits and runs at each batcher."""
     ListCaches: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListCachesRequest, _operations_pb2.ListCachesResponse]
     """Lists what is known of each executor's KV cache."""
+    ApplyPolicy: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ApplyPolicyRequest, _operations_pb2.ApplyPolicyResponse]
+    """Writes rules: tenants, tiers, routes and the rest, all or none of them. INVALID_ARGUMENT with every violation,
+    judged together with the rules that are there. In force in every process within a second.
+    """
+    DeletePolicy: _grpc.UnaryUnaryMultiCallable[_operations_pb2.DeletePolicyRequest, _operations_pb2.DeletePolicyResponse]
+    """Takes a rule away. NOT_FOUND if it is not there; INVALID_ARGUMENT if others refer to it."""
+    ListPolicies: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListPoliciesRequest, _operations_pb2.ListPoliciesResponse]
+    """Lists the rules, tenants without their keys' hashes."""
+    ListDegradations: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListDegradationsRequest, _operations_pb2.ListDegradationsResponse]
+    """Lists which rungs of the ladders are in force, and the saturation that they are in force for."""
+    ListBreakers: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListBreakersRequest, _operations_pb2.ListBreakersResponse]
+    """Lists the breakers of every router that have seen works lately."""
+    ListAudit: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ListAuditRequest, _operations_pb2.ListAuditResponse]
+    """Lists entries of the audit log, the newest first, of every admission process."""
+    DeleteAudit: _grpc.UnaryUnaryMultiCallable[_operations_pb2.DeleteAuditRequest, _operations_pb2.DeleteAuditResponse]
+    """Deletes what the audit log has of a tenant, in every admission process. What remains is who deleted it, when."""
     Explain: _grpc.UnaryUnaryMultiCallable[_operations_pb2.ExplainRequest, _operations_pb2.ExplainResponse]
     """Says what every stage would decide about a request now, and why, without running it."""
 
@@ -131,6 +147,22 @@ class OperationsServiceAsyncStub(OperationsServiceStub):
     """Lists what waits and runs at each batcher."""
     ListCaches: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListCachesRequest, _operations_pb2.ListCachesResponse]  # type: ignore[assignment]
     """Lists what is known of each executor's KV cache."""
+    ApplyPolicy: _aio.UnaryUnaryMultiCallable[_operations_pb2.ApplyPolicyRequest, _operations_pb2.ApplyPolicyResponse]  # type: ignore[assignment]
+    """Writes rules: tenants, tiers, routes and the rest, all or none of them. INVALID_ARGUMENT with every violation,
+    judged together with the rules that are there. In force in every process within a second.
+    """
+    DeletePolicy: _aio.UnaryUnaryMultiCallable[_operations_pb2.DeletePolicyRequest, _operations_pb2.DeletePolicyResponse]  # type: ignore[assignment]
+    """Takes a rule away. NOT_FOUND if it is not there; INVALID_ARGUMENT if others refer to it."""
+    ListPolicies: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListPoliciesRequest, _operations_pb2.ListPoliciesResponse]  # type: ignore[assignment]
+    """Lists the rules, tenants without their keys' hashes."""
+    ListDegradations: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListDegradationsRequest, _operations_pb2.ListDegradationsResponse]  # type: ignore[assignment]
+    """Lists which rungs of the ladders are in force, and the saturation that they are in force for."""
+    ListBreakers: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListBreakersRequest, _operations_pb2.ListBreakersResponse]  # type: ignore[assignment]
+    """Lists the breakers of every router that have seen works lately."""
+    ListAudit: _aio.UnaryUnaryMultiCallable[_operations_pb2.ListAuditRequest, _operations_pb2.ListAuditResponse]  # type: ignore[assignment]
+    """Lists entries of the audit log, the newest first, of every admission process."""
+    DeleteAudit: _aio.UnaryUnaryMultiCallable[_operations_pb2.DeleteAuditRequest, _operations_pb2.DeleteAuditResponse]  # type: ignore[assignment]
+    """Deletes what the audit log has of a tenant, in every admission process. What remains is who deleted it, when."""
     Explain: _aio.UnaryUnaryMultiCallable[_operations_pb2.ExplainRequest, _operations_pb2.ExplainResponse]  # type: ignore[assignment]
     """Says what every stage would decide about a request now, and why, without running it."""
 
@@ -283,6 +315,64 @@ class OperationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.ListCachesResponse, _abc.Awaitable[_operations_pb2.ListCachesResponse]]:
         """Lists what is known of each executor's KV cache."""
+
+    @_abc_1.abstractmethod
+    def ApplyPolicy(
+        self,
+        request: _operations_pb2.ApplyPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ApplyPolicyResponse, _abc.Awaitable[_operations_pb2.ApplyPolicyResponse]]:
+        """Writes rules: tenants, tiers, routes and the rest, all or none of them. INVALID_ARGUMENT with every violation,
+        judged together with the rules that are there. In force in every process within a second.
+        """
+
+    @_abc_1.abstractmethod
+    def DeletePolicy(
+        self,
+        request: _operations_pb2.DeletePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.DeletePolicyResponse, _abc.Awaitable[_operations_pb2.DeletePolicyResponse]]:
+        """Takes a rule away. NOT_FOUND if it is not there; INVALID_ARGUMENT if others refer to it."""
+
+    @_abc_1.abstractmethod
+    def ListPolicies(
+        self,
+        request: _operations_pb2.ListPoliciesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ListPoliciesResponse, _abc.Awaitable[_operations_pb2.ListPoliciesResponse]]:
+        """Lists the rules, tenants without their keys' hashes."""
+
+    @_abc_1.abstractmethod
+    def ListDegradations(
+        self,
+        request: _operations_pb2.ListDegradationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ListDegradationsResponse, _abc.Awaitable[_operations_pb2.ListDegradationsResponse]]:
+        """Lists which rungs of the ladders are in force, and the saturation that they are in force for."""
+
+    @_abc_1.abstractmethod
+    def ListBreakers(
+        self,
+        request: _operations_pb2.ListBreakersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ListBreakersResponse, _abc.Awaitable[_operations_pb2.ListBreakersResponse]]:
+        """Lists the breakers of every router that have seen works lately."""
+
+    @_abc_1.abstractmethod
+    def ListAudit(
+        self,
+        request: _operations_pb2.ListAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.ListAuditResponse, _abc.Awaitable[_operations_pb2.ListAuditResponse]]:
+        """Lists entries of the audit log, the newest first, of every admission process."""
+
+    @_abc_1.abstractmethod
+    def DeleteAudit(
+        self,
+        request: _operations_pb2.DeleteAuditRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.DeleteAuditResponse, _abc.Awaitable[_operations_pb2.DeleteAuditResponse]]:
+        """Deletes what the audit log has of a tenant, in every admission process. What remains is who deleted it, when."""
 
     @_abc_1.abstractmethod
     def Explain(

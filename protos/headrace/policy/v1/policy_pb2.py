@@ -26,29 +26,63 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from headrace.inference.v1 import inference_pb2 as headrace_dot_inference_dot_v1_dot_inference__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/policy/v1/policy.proto\x12\x12headrace.policy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a%headrace/inference/v1/inference.proto\"\xf0\x01\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nkey_sha256\x18\x02 \x03(\t\x12\x10\n\x08operator\x18\x03 \x01(\x08\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x19\n\x11max_prompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x06 \x01(\r\x12\x17\n\x0fmax_concurrency\x18\x07 \x01(\r\x12\x31\n\x0c\x64\x65\x66\x61ult_tier\x18\x08 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x0e\n\x06weight\x18\t \x01(\x01\x12\x10\n\x08isolated\x18\n \x01(\x08\"\xc3\x02\n\nTierPolicy\x12)\n\x04tier\x18\x01 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x32\n\x0f\x64\x65\x66\x61ult_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bmax_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12max_waiting_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bmax_waiting\x18\x05 \x01(\r\x12\x35\n\x12target_first_token\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0etarget_stretch\x18\x07 \x01(\x01\x12&\n\x03\x61ge\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa8\x02\n\nScheduling\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x08\x64ispatch\x18\x02 \x01(\x0e\x32\".headrace.policy.v1.DispatchPolicy\x12\x32\n\x07reserve\x18\x03 \x01(\x0e\x32!.headrace.policy.v1.ReservePolicy\x12\x12\n\novercommit\x18\x04 \x01(\x01\x12\x10\n\x08quantile\x18\x05 \x01(\x01\x12\x17\n\x0fprefill_ahead_s\x18\x06 \x01(\x01\x12\x12\n\nmax_hold_s\x18\x07 \x01(\x01\x12\x12\n\nmax_pushes\x18\x08 \x01(\r\x12\x10\n\x08headroom\x18\t \x01(\x01\x12\x15\n\rwarm_prefixes\x18\n \x01(\r\x12\x12\n\ncold_start\x18\x0b \x01(\x08\"U\n\x03Pin\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x0e\n\x06\x63opies\x18\x05 \x01(\r\"%\n\x05Route\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"d\n\x06Switch\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.headrace.policy.v1.SwitchKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06set_by\x18\x04 \x01(\t*\x9b\x02\n\x0e\x44ispatchPolicy\x12\x1f\n\x1b\x44ISPATCH_POLICY_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44ISPATCH_POLICY_PROMISE\x10\x01\x12\x1f\n\x1b\x44ISPATCH_POLICY_ROUND_ROBIN\x10\x02\x12\"\n\x1e\x44ISPATCH_POLICY_LEAST_REQUESTS\x10\x03\x12 \n\x1c\x44ISPATCH_POLICY_POWER_OF_TWO\x10\x04\x12\x1f\n\x1b\x44ISPATCH_POLICY_CACHE_AWARE\x10\x05\x12\x1e\n\x1a\x44ISPATCH_POLICY_BLOCK_COST\x10\x06\x12#\n\x1f\x44ISPATCH_POLICY_WEIGHTED_SCORES\x10\x07*f\n\rReservePolicy\x12\x1e\n\x1aRESERVE_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14RESERVE_POLICY_WHOLE\x10\x01\x12\x1b\n\x17RESERVE_POLICY_ESTIMATE\x10\x02*X\n\nSwitchKind\x12\x1b\n\x17SWITCH_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SWITCH_KIND_MODEL\x10\x01\x12\x16\n\x12SWITCH_KIND_TENANT\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fheadrace/policy/v1/policy.proto\x12\x12headrace.policy.v1\x1a\x1egoogle/protobuf/duration.proto\x1a%headrace/inference/v1/inference.proto\"\x9f\x04\n\x06Tenant\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nkey_sha256\x18\x02 \x03(\t\x12\x10\n\x08operator\x18\x03 \x01(\x08\x12\x0e\n\x06models\x18\x04 \x03(\t\x12\x19\n\x11max_prompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x06 \x01(\r\x12\x17\n\x0fmax_concurrency\x18\x07 \x01(\r\x12\x31\n\x0c\x64\x65\x66\x61ult_tier\x18\x08 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x0e\n\x06weight\x18\t \x01(\x01\x12\x10\n\x08isolated\x18\n \x01(\x08\x12\x11\n\tprotected\x18\x0b \x01(\x08\x12\x10\n\x08\x66\x65\x61tures\x18\x0c \x03(\t\x12\x16\n\x0erequests_per_s\x18\r \x01(\x01\x12\x16\n\x0etokens_per_min\x18\x0e \x01(\x04\x12\x34\n\x0cmodel_limits\x18\x0f \x03(\x0b\x32\x1e.headrace.policy.v1.ModelLimit\x12\x19\n\x11\x63\x65rtificate_names\x18\x10 \x03(\t\x12\x38\n\x0etoken_subjects\x18\x11 \x03(\x0b\x32 .headrace.policy.v1.TokenSubject\x12\x39\n\x0eprompt_storage\x18\x12 \x01(\x0e\x32!.headrace.policy.v1.PromptStorage\x12\x12\n\naudit_days\x18\x13 \x01(\r\"Q\n\nModelLimit\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11max_prompt_tokens\x18\x02 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x03 \x01(\r\"/\n\x0cTokenSubject\x12\x0e\n\x06issuer\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\"e\n\x0bTokenIssuer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x10\n\x08\x61udience\x18\x03 \x01(\t\x12\x0f\n\x07key_set\x18\x04 \x01(\t\x12\x15\n\rsubject_claim\x18\x05 \x01(\t\"\x9f\x03\n\nTierPolicy\x12)\n\x04tier\x18\x01 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x32\n\x0f\x64\x65\x66\x61ult_timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bmax_timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1a\n\x12max_waiting_tokens\x18\x04 \x01(\x04\x12\x13\n\x0bmax_waiting\x18\x05 \x01(\r\x12\x35\n\x12target_first_token\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0etarget_stretch\x18\x07 \x01(\x01\x12&\n\x03\x61ge\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x06ladder\x18\t \x03(\x0b\x32\x18.headrace.policy.v1.Rung\x12\x30\n\rrecover_after\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\"\xad\x01\n\x04Rung\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02\x61t\x18\x02 \x01(\x01\x12\x1d\n\x13\x63lamp_output_tokens\x18\x03 \x01(\rH\x00\x12\x17\n\rsmaller_model\x18\x04 \x01(\x08H\x00\x12\x13\n\ttools_off\x18\x05 \x01(\x08H\x00\x12\x13\n\tno_extras\x18\x06 \x01(\x08H\x00\x12\x0f\n\x05\x64\x65\x66\x65r\x18\x07 \x01(\x08H\x00\x12\x10\n\x06reject\x18\x08 \x01(\x08H\x00\x42\x06\n\x04step\"\xa8\x02\n\nScheduling\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x34\n\x08\x64ispatch\x18\x02 \x01(\x0e\x32\".headrace.policy.v1.DispatchPolicy\x12\x32\n\x07reserve\x18\x03 \x01(\x0e\x32!.headrace.policy.v1.ReservePolicy\x12\x12\n\novercommit\x18\x04 \x01(\x01\x12\x10\n\x08quantile\x18\x05 \x01(\x01\x12\x17\n\x0fprefill_ahead_s\x18\x06 \x01(\x01\x12\x12\n\nmax_hold_s\x18\x07 \x01(\x01\x12\x12\n\nmax_pushes\x18\x08 \x01(\r\x12\x10\n\x08headroom\x18\t \x01(\x01\x12\x15\n\rwarm_prefixes\x18\n \x01(\r\x12\x12\n\ncold_start\x18\x0b \x01(\x08\"U\n\x03Pin\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x0e\n\x06\x63opies\x18\x05 \x01(\r\"\xc9\x02\n\x05Route\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x05rules\x18\x03 \x03(\x0b\x32\x1d.headrace.policy.v1.RouteRule\x12/\n\tfallbacks\x18\x04 \x03(\x0b\x32\x1c.headrace.policy.v1.Fallback\x12*\n\x06\x63\x61nary\x18\x05 \x01(\x0b\x32\x1a.headrace.policy.v1.Canary\x12*\n\x06shadow\x18\x06 \x01(\x0b\x32\x1a.headrace.policy.v1.Shadow\x12(\n\x05hedge\x18\x07 \x01(\x0b\x32\x19.headrace.policy.v1.Hedge\x12,\n\x07\x63\x61scade\x18\x08 \x01(\x0b\x32\x1b.headrace.policy.v1.Cascade\x12\x13\n\x0bsmall_model\x18\t \x01(\t\"\xba\x02\n\tRouteRule\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07tenants\x18\x03 \x03(\t\x12)\n\x04tier\x18\x04 \x01(\x0e\x32\x1b.headrace.inference.v1.Tier\x12\x19\n\x11min_prompt_tokens\x18\x05 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x06 \x01(\r\x12\x0f\n\x07intents\x18\x07 \x03(\t\x12\x35\n\x04tags\x18\x08 \x03(\x0b\x32\'.headrace.policy.v1.RouteRule.TagsEntry\x12\x14\n\x0c\x63\x61pabilities\x18\t \x03(\t\x12\x13\n\x0bmin_waiting\x18\n \x01(\r\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"^\n\x08\x46\x61llback\x12\x0f\n\x05model\x18\x01 \x01(\tH\x00\x12)\n\x04wait\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12\x10\n\x06reject\x18\x03 \x01(\x08H\x00\x42\x04\n\x02to\"K\n\x06\x43\x61nary\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x0f\n\x07tenants\x18\x03 \x03(\t\x12\x12\n\nsticky_tag\x18\x04 \x01(\t\"N\n\x06Shadow\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05share\x18\x02 \x01(\x01\x12\x0f\n\x07tenants\x18\x03 \x03(\t\x12\x15\n\rmax_in_flight\x18\x04 \x01(\r\";\n\x05Hedge\x12\x10\n\x08quantile\x18\x01 \x01(\x01\x12\x11\n\tmax_share\x18\x02 \x01(\x01\x12\r\n\x05model\x18\x03 \x01(\t\"z\n\x07\x43\x61scade\x12\x0e\n\x06models\x18\x01 \x03(\t\x12\x19\n\x11min_mean_log_prob\x18\x02 \x01(\x01\x12\x14\n\x0c\x63heck_schema\x18\x03 \x01(\x08\x12\x18\n\x10refusal_patterns\x18\x04 \x03(\t\x12\x14\n\x0cstream_first\x18\x05 \x01(\x08\"\xa7\x01\n\x07\x42reaker\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x65rror_share\x18\x02 \x01(\x01\x12\x11\n\tmin_works\x18\x03 \x01(\r\x12)\n\x06window\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08open_for\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06probes\x18\x06 \x01(\r\"\x86\x02\n\x08\x43ontract\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\routput_schema\x18\x02 \x01(\t\x12\x0f\n\x07repairs\x18\x03 \x01(\r\x12/\n\x05tools\x18\x04 \x03(\x0b\x32 .headrace.policy.v1.ContractTool\x12\x11\n\tmax_steps\x18\x05 \x01(\r\x12\x19\n\x11max_prompt_tokens\x18\x06 \x01(\r\x12\x19\n\x11max_output_tokens\x18\x07 \x01(\r\x12\x39\n\x0eprompt_storage\x18\x08 \x01(\x0e\x32!.headrace.policy.v1.PromptStorage\x12\x0f\n\x07tenants\x18\t \x03(\t\"q\n\x0c\x43ontractTool\x12\x0c\n\x04tool\x18\x01 \x01(\t\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07retries\x18\x03 \x01(\r\x12\x16\n\x0eneeds_approval\x18\x04 \x01(\x08\"\x90\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x18\n\x10\x61rguments_schema\x18\x03 \x01(\t\x12\x0b\n\x03url\x18\x04 \x01(\t\x12*\n\x07timeout\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x12\n\nidempotent\x18\x06 \x01(\x08\"d\n\x06Switch\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.headrace.policy.v1.SwitchKind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06set_by\x18\x04 \x01(\t*~\n\rPromptStorage\x12\x1e\n\x1aPROMPT_STORAGE_UNSPECIFIED\x10\x00\x12\x17\n\x13PROMPT_STORAGE_NONE\x10\x01\x12\x1b\n\x17PROMPT_STORAGE_REDACTED\x10\x02\x12\x17\n\x13PROMPT_STORAGE_FULL\x10\x03*\x9b\x02\n\x0e\x44ispatchPolicy\x12\x1f\n\x1b\x44ISPATCH_POLICY_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x44ISPATCH_POLICY_PROMISE\x10\x01\x12\x1f\n\x1b\x44ISPATCH_POLICY_ROUND_ROBIN\x10\x02\x12\"\n\x1e\x44ISPATCH_POLICY_LEAST_REQUESTS\x10\x03\x12 \n\x1c\x44ISPATCH_POLICY_POWER_OF_TWO\x10\x04\x12\x1f\n\x1b\x44ISPATCH_POLICY_CACHE_AWARE\x10\x05\x12\x1e\n\x1a\x44ISPATCH_POLICY_BLOCK_COST\x10\x06\x12#\n\x1f\x44ISPATCH_POLICY_WEIGHTED_SCORES\x10\x07*f\n\rReservePolicy\x12\x1e\n\x1aRESERVE_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14RESERVE_POLICY_WHOLE\x10\x01\x12\x1b\n\x17RESERVE_POLICY_ESTIMATE\x10\x02*\x87\x01\n\nSwitchKind\x12\x1b\n\x17SWITCH_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SWITCH_KIND_MODEL\x10\x01\x12\x16\n\x12SWITCH_KIND_TENANT\x10\x02\x12\x14\n\x10SWITCH_KIND_TOOL\x10\x03\x12\x17\n\x13SWITCH_KIND_FEATURE\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.policy.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DISPATCHPOLICY']._serialized_start=1223
-  _globals['_DISPATCHPOLICY']._serialized_end=1506
-  _globals['_RESERVEPOLICY']._serialized_start=1508
-  _globals['_RESERVEPOLICY']._serialized_end=1610
-  _globals['_SWITCHKIND']._serialized_start=1612
-  _globals['_SWITCHKIND']._serialized_end=1700
+  _globals['_ROUTERULE_TAGSENTRY']._loaded_options = None
+  _globals['_ROUTERULE_TAGSENTRY']._serialized_options = b'8\001'
+  _globals['_PROMPTSTORAGE']._serialized_start=3773
+  _globals['_PROMPTSTORAGE']._serialized_end=3899
+  _globals['_DISPATCHPOLICY']._serialized_start=3902
+  _globals['_DISPATCHPOLICY']._serialized_end=4185
+  _globals['_RESERVEPOLICY']._serialized_start=4187
+  _globals['_RESERVEPOLICY']._serialized_end=4289
+  _globals['_SWITCHKIND']._serialized_start=4292
+  _globals['_SWITCHKIND']._serialized_end=4427
   _globals['_TENANT']._serialized_start=127
-  _globals['_TENANT']._serialized_end=367
-  _globals['_TIERPOLICY']._serialized_start=370
-  _globals['_TIERPOLICY']._serialized_end=693
-  _globals['_SCHEDULING']._serialized_start=696
-  _globals['_SCHEDULING']._serialized_end=992
-  _globals['_PIN']._serialized_start=994
-  _globals['_PIN']._serialized_end=1079
-  _globals['_ROUTE']._serialized_start=1081
-  _globals['_ROUTE']._serialized_end=1118
-  _globals['_SWITCH']._serialized_start=1120
-  _globals['_SWITCH']._serialized_end=1220
+  _globals['_TENANT']._serialized_end=670
+  _globals['_MODELLIMIT']._serialized_start=672
+  _globals['_MODELLIMIT']._serialized_end=753
+  _globals['_TOKENSUBJECT']._serialized_start=755
+  _globals['_TOKENSUBJECT']._serialized_end=802
+  _globals['_TOKENISSUER']._serialized_start=804
+  _globals['_TOKENISSUER']._serialized_end=905
+  _globals['_TIERPOLICY']._serialized_start=908
+  _globals['_TIERPOLICY']._serialized_end=1323
+  _globals['_RUNG']._serialized_start=1326
+  _globals['_RUNG']._serialized_end=1499
+  _globals['_SCHEDULING']._serialized_start=1502
+  _globals['_SCHEDULING']._serialized_end=1798
+  _globals['_PIN']._serialized_start=1800
+  _globals['_PIN']._serialized_end=1885
+  _globals['_ROUTE']._serialized_start=1888
+  _globals['_ROUTE']._serialized_end=2217
+  _globals['_ROUTERULE']._serialized_start=2220
+  _globals['_ROUTERULE']._serialized_end=2534
+  _globals['_ROUTERULE_TAGSENTRY']._serialized_start=2491
+  _globals['_ROUTERULE_TAGSENTRY']._serialized_end=2534
+  _globals['_FALLBACK']._serialized_start=2536
+  _globals['_FALLBACK']._serialized_end=2630
+  _globals['_CANARY']._serialized_start=2632
+  _globals['_CANARY']._serialized_end=2707
+  _globals['_SHADOW']._serialized_start=2709
+  _globals['_SHADOW']._serialized_end=2787
+  _globals['_HEDGE']._serialized_start=2789
+  _globals['_HEDGE']._serialized_end=2848
+  _globals['_CASCADE']._serialized_start=2850
+  _globals['_CASCADE']._serialized_end=2972
+  _globals['_BREAKER']._serialized_start=2975
+  _globals['_BREAKER']._serialized_end=3142
+  _globals['_CONTRACT']._serialized_start=3145
+  _globals['_CONTRACT']._serialized_end=3407
+  _globals['_CONTRACTTOOL']._serialized_start=3409
+  _globals['_CONTRACTTOOL']._serialized_end=3522
+  _globals['_TOOL']._serialized_start=3525
+  _globals['_TOOL']._serialized_end=3669
+  _globals['_SWITCH']._serialized_start=3671
+  _globals['_SWITCH']._serialized_end=3771
 # @@protoc_insertion_point(module_scope)

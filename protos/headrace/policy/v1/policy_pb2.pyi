@@ -21,6 +21,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _PromptStorage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PromptStorageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PromptStorage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PROMPT_STORAGE_UNSPECIFIED: _PromptStorage.ValueType  # 0
+    """Counts as REDACTED."""
+    PROMPT_STORAGE_NONE: _PromptStorage.ValueType  # 1
+    """Nothing but their lengths."""
+    PROMPT_STORAGE_REDACTED: _PromptStorage.ValueType  # 2
+    """The text, with what looks like personal data replaced."""
+    PROMPT_STORAGE_FULL: _PromptStorage.ValueType  # 3
+    """The text."""
+
+class PromptStorage(_PromptStorage, metaclass=_PromptStorageEnumTypeWrapper):
+    """What is kept of prompts and answers."""
+
+PROMPT_STORAGE_UNSPECIFIED: PromptStorage.ValueType  # 0
+"""Counts as REDACTED."""
+PROMPT_STORAGE_NONE: PromptStorage.ValueType  # 1
+"""Nothing but their lengths."""
+PROMPT_STORAGE_REDACTED: PromptStorage.ValueType  # 2
+"""The text, with what looks like personal data replaced."""
+PROMPT_STORAGE_FULL: PromptStorage.ValueType  # 3
+"""The text."""
+Global___PromptStorage: _TypeAlias = PromptStorage  # noqa: Y015
+
 class _DispatchPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -105,6 +133,10 @@ class _SwitchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SwitchKind
     """A model of the catalogue."""
     SWITCH_KIND_TENANT: _SwitchKind.ValueType  # 2
     """A tenant."""
+    SWITCH_KIND_TOOL: _SwitchKind.ValueType  # 3
+    """A tool: it is not called, and not offered to models."""
+    SWITCH_KIND_FEATURE: _SwitchKind.ValueType  # 4
+    """A feature, everywhere: "grammar", "log_probs", "tools", "session", "hedging", "shadows", "cascades", "canaries"."""
 
 class SwitchKind(_SwitchKind, metaclass=_SwitchKindEnumTypeWrapper):
     """What a kill switch stops."""
@@ -115,6 +147,10 @@ SWITCH_KIND_MODEL: SwitchKind.ValueType  # 1
 """A model of the catalogue."""
 SWITCH_KIND_TENANT: SwitchKind.ValueType  # 2
 """A tenant."""
+SWITCH_KIND_TOOL: SwitchKind.ValueType  # 3
+"""A tool: it is not called, and not offered to models."""
+SWITCH_KIND_FEATURE: SwitchKind.ValueType  # 4
+"""A feature, everywhere: "grammar", "log_probs", "tools", "session", "hedging", "shadows", "cascades", "canaries"."""
 Global___SwitchKind: _TypeAlias = SwitchKind  # noqa: Y015
 
 @_typing.final
@@ -133,6 +169,15 @@ class Tenant(_message.Message):
     DEFAULT_TIER_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     ISOLATED_FIELD_NUMBER: _builtins.int
+    PROTECTED_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_S_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_MIN_FIELD_NUMBER: _builtins.int
+    MODEL_LIMITS_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_NAMES_FIELD_NUMBER: _builtins.int
+    TOKEN_SUBJECTS_FIELD_NUMBER: _builtins.int
+    PROMPT_STORAGE_FIELD_NUMBER: _builtins.int
+    AUDIT_DAYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name: [a-z0-9][a-z0-9._-]*, at most 63 characters."""
     operator: _builtins.bool
@@ -149,6 +194,20 @@ class Tenant(_message.Message):
     """Its share of what is scarce, against those of other tenants; 0 counts as 1."""
     isolated: _builtins.bool
     """Its prompts share no cache with those of other tenants, not even to be noticed by timing."""
+    protected: _builtins.bool
+    """When a tier degrades, it is spared as long as others can give way."""
+    requests_per_s: _builtins.float
+    """Most requests per second, over all admission processes together; 0 means no limit. Up to one second's worth
+    may come at once.
+    """
+    tokens_per_min: _builtins.int
+    """Most tokens per minute, prompts and answers, over all admission processes together; 0 means no limit. The whole
+    answer is reserved on entry and what it did not use given back at its end.
+    """
+    prompt_storage: Global___PromptStorage.ValueType
+    """What the audit log keeps of its prompts and answers. Unspecified counts as REDACTED."""
+    audit_days: _builtins.int
+    """Days for which the audit log keeps its entries; 0 means 30."""
     @_builtins.property
     def key_sha256(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """SHA-256 of each API key, in hexadecimal. Keys themselves are never stored."""
@@ -156,6 +215,24 @@ class Tenant(_message.Message):
     @_builtins.property
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models it may use; empty means all."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What it may use: "chat", "grammar", "log_probs", "tools", "session"; empty means all."""
+
+    @_builtins.property
+    def model_limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLimit]:
+        """Limits for single models, on top of max_prompt_tokens and max_output_tokens."""
+
+    @_builtins.property
+    def certificate_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Certificates that come in as this tenant: URI or DNS names (subject alternative names) of client certificates,
+        as Envoy has verified them.
+        """
+
+    @_builtins.property
+    def token_subjects(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenSubject]:
+        """Tokens that come in as this tenant: subjects of a TokenIssuer."""
 
     def __init__(
         self,
@@ -170,14 +247,117 @@ class Tenant(_message.Message):
         default_tier: _inference_pb2.Tier.ValueType = ...,
         weight: _builtins.float = ...,
         isolated: _builtins.bool = ...,
+        protected: _builtins.bool = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+        requests_per_s: _builtins.float = ...,
+        tokens_per_min: _builtins.int = ...,
+        model_limits: _abc.Iterable[Global___ModelLimit] | None = ...,
+        certificate_names: _abc.Iterable[_builtins.str] | None = ...,
+        token_subjects: _abc.Iterable[Global___TokenSubject] | None = ...,
+        prompt_storage: Global___PromptStorage.ValueType = ...,
+        audit_days: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_tier", b"default_tier", "isolated", b"isolated", "key_sha256", b"key_sha256", "max_concurrency", b"max_concurrency", "max_output_tokens", b"max_output_tokens", "max_prompt_tokens", b"max_prompt_tokens", "models", b"models", "name", b"name", "operator", b"operator", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audit_days", b"audit_days", "certificate_names", b"certificate_names", "default_tier", b"default_tier", "features", b"features", "isolated", b"isolated", "key_sha256", b"key_sha256", "max_concurrency", b"max_concurrency", "max_output_tokens", b"max_output_tokens", "max_prompt_tokens", b"max_prompt_tokens", "model_limits", b"model_limits", "models", b"models", "name", b"name", "operator", b"operator", "prompt_storage", b"prompt_storage", "protected", b"protected", "requests_per_s", b"requests_per_s", "token_subjects", b"token_subjects", "tokens_per_min", b"tokens_per_min", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tenant: _TypeAlias = Tenant  # noqa: Y015
+
+@_typing.final
+class ModelLimit(_message.Message):
+    """What a tenant may send to one model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    max_prompt_tokens: _builtins.int
+    """Most prompt tokens of one request; 0 means no limit of its own."""
+    max_output_tokens: _builtins.int
+    """Most answer tokens of one request; 0 means no limit of its own."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        max_prompt_tokens: _builtins.int = ...,
+        max_output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_output_tokens", b"max_output_tokens", "max_prompt_tokens", b"max_prompt_tokens", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelLimit: _TypeAlias = ModelLimit  # noqa: Y015
+
+@_typing.final
+class TokenSubject(_message.Message):
+    """A subject of JSON Web Tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ISSUER_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    issuer: _builtins.str
+    """The name of a TokenIssuer."""
+    subject: _builtins.str
+    """What its claim says."""
+    def __init__(
+        self,
+        *,
+        issuer: _builtins.str = ...,
+        subject: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["issuer", b"issuer", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenSubject: _TypeAlias = TokenSubject  # noqa: Y015
+
+@_typing.final
+class TokenIssuer(_message.Message):
+    """Somebody whose signed JSON Web Tokens (RFC 7519) are believed. Key: policies/issuers/{name}."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ISSUER_FIELD_NUMBER: _builtins.int
+    AUDIENCE_FIELD_NUMBER: _builtins.int
+    KEY_SET_FIELD_NUMBER: _builtins.int
+    SUBJECT_CLAIM_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name here."""
+    issuer: _builtins.str
+    """What the claim `iss` says."""
+    audience: _builtins.str
+    """What the claim `aud` has to contain."""
+    key_set: _builtins.str
+    """Its public keys: a JSON Web Key Set (RFC 7517), as JSON text. Only RS256, PS256, ES256 and EdDSA are believed."""
+    subject_claim: _builtins.str
+    """The claim that names the subject; empty means "sub"."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        issuer: _builtins.str = ...,
+        audience: _builtins.str = ...,
+        key_set: _builtins.str = ...,
+        subject_claim: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "issuer", b"issuer", "key_set", b"key_set", "name", b"name", "subject_claim", b"subject_claim"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenIssuer: _TypeAlias = TokenIssuer  # noqa: Y015
 
 @_typing.final
 class TierPolicy(_message.Message):
@@ -193,6 +373,8 @@ class TierPolicy(_message.Message):
     TARGET_FIRST_TOKEN_FIELD_NUMBER: _builtins.int
     TARGET_STRETCH_FIELD_NUMBER: _builtins.int
     AGE_FIELD_NUMBER: _builtins.int
+    LADDER_FIELD_NUMBER: _builtins.int
+    RECOVER_AFTER_FIELD_NUMBER: _builtins.int
     tier: _inference_pb2.Tier.ValueType
     """Which tier."""
     max_waiting_tokens: _builtins.int
@@ -219,6 +401,16 @@ class TierPolicy(_message.Message):
     def age(self) -> _duration_pb2.Duration:
         """After this long in the queue a work counts as interactive, so that it never starves."""
 
+    @_builtins.property
+    def ladder(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rung]:
+        """What is given up under saturation, mildest first: rung 1 is in force from its `at` on, and so on. All rungs up to
+        the one reached are in force together.
+        """
+
+    @_builtins.property
+    def recover_after(self) -> _duration_pb2.Duration:
+        """A rung is left when saturation has stayed below its `at` for this long, one rung at a time. Unset means 15 s."""
+
     def __init__(
         self,
         *,
@@ -230,14 +422,70 @@ class TierPolicy(_message.Message):
         target_first_token: _duration_pb2.Duration | None = ...,
         target_stretch: _builtins.float = ...,
         age: _duration_pb2.Duration | None = ...,
+        ladder: _abc.Iterable[Global___Rung] | None = ...,
+        recover_after: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "target_first_token", b"target_first_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "recover_after", b"recover_after", "target_first_token", b"target_first_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "max_waiting_tokens", b"max_waiting_tokens", "target_first_token", b"target_first_token", "target_stretch", b"target_stretch", "tier", b"tier"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age", b"age", "default_timeout", b"default_timeout", "ladder", b"ladder", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "max_waiting_tokens", b"max_waiting_tokens", "recover_after", b"recover_after", "target_first_token", b"target_first_token", "target_stretch", b"target_stretch", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TierPolicy: _TypeAlias = TierPolicy  # noqa: Y015
+
+@_typing.final
+class Rung(_message.Message):
+    """One rung of a degradation ladder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    CLAMP_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    SMALLER_MODEL_FIELD_NUMBER: _builtins.int
+    TOOLS_OFF_FIELD_NUMBER: _builtins.int
+    NO_EXTRAS_FIELD_NUMBER: _builtins.int
+    DEFER_FIELD_NUMBER: _builtins.int
+    REJECT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Told to callers: "short-answers"."""
+    at: _builtins.float
+    """The saturation from which it is in force. 1 is where a promise breaks: the oldest work has waited for the
+    target, the KV cache is full, or as many works were refused as were accepted; whichever is largest.
+    """
+    clamp_output_tokens: _builtins.int
+    """Answers are at most this long, in tokens."""
+    smaller_model: _builtins.bool
+    """Requests of a route go to its `small_model`."""
+    tools_off: _builtins.bool
+    """Requests run without tools."""
+    no_extras: _builtins.bool
+    """Nothing is done twice or ahead: no hedging, no cascades, no shadows."""
+    defer: _builtins.bool
+    """Interactive requests are treated as async."""
+    reject: _builtins.bool
+    """Requests are refused at once, with RetryInfo."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        at: _builtins.float = ...,
+        clamp_output_tokens: _builtins.int = ...,
+        smaller_model: _builtins.bool = ...,
+        tools_off: _builtins.bool = ...,
+        no_extras: _builtins.bool = ...,
+        defer: _builtins.bool = ...,
+        reject: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clamp_output_tokens", b"clamp_output_tokens", "defer", b"defer", "no_extras", b"no_extras", "reject", b"reject", "smaller_model", b"smaller_model", "step", b"step", "tools_off", b"tools_off"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "clamp_output_tokens", b"clamp_output_tokens", "defer", b"defer", "name", b"name", "no_extras", b"no_extras", "reject", b"reject", "smaller_model", b"smaller_model", "step", b"step", "tools_off", b"tools_off"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_step: _TypeAlias = _typing.Literal["clamp_output_tokens", "smaller_model", "tools_off", "no_extras", "defer", "reject"]  # noqa: Y015
+    _WhichOneofArgType_step: _TypeAlias = _typing.Literal["step", b"step"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_step) -> _WhichOneofReturnType_step | None: ...
+
+Global___Rung: _TypeAlias = Rung  # noqa: Y015
 
 @_typing.final
 class Scheduling(_message.Message):
@@ -277,7 +525,7 @@ class Scheduling(_message.Message):
     max_pushes: _builtins.int
     """How often a work may be pushed out; 0 means 2."""
     headroom: _builtins.float
-    """Share of an executor's slots that tenants beyond their fair share leave to those below it; 0 means 0.1."""
+    """Share of an executor's slots that tenants beyond their fair share leave to those below it; 0 means 0.05."""
     warm_prefixes: _builtins.int
     """Hot prefixes that a new executor is warmed with, at most; 0 means 8."""
     cold_start: _builtins.bool
@@ -347,29 +595,529 @@ Global___Pin: _TypeAlias = Pin  # noqa: Y015
 
 @_typing.final
 class Route(_message.Message):
-    """A second name for a model. Key: policies/routes/{alias}."""
+    """A stable name, and what runs behind it: products never name a model's version. Key: policies/routes/{alias}."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ALIAS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    FALLBACKS_FIELD_NUMBER: _builtins.int
+    CANARY_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    HEDGE_FIELD_NUMBER: _builtins.int
+    CASCADE_FIELD_NUMBER: _builtins.int
+    SMALL_MODEL_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
     """What callers say."""
     model: _builtins.str
-    """What runs."""
+    """What runs, where no rule says otherwise."""
+    small_model: _builtins.str
+    """What runs where a rung of a ladder says `smaller_model`."""
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouteRule]:
+        """Other models for some requests; the first rule that matches counts."""
+
+    @_builtins.property
+    def fallbacks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fallback]:
+        """What is tried in turn before the first token when the chosen model cannot answer."""
+
+    @_builtins.property
+    def canary(self) -> Global___Canary:
+        """A share of the requests goes to another model."""
+
+    @_builtins.property
+    def shadow(self) -> Global___Shadow:
+        """A share of the requests also goes to another model, whose answers nobody sees."""
+
+    @_builtins.property
+    def hedge(self) -> Global___Hedge:
+        """A slow interactive request is sent twice."""
+
+    @_builtins.property
+    def cascade(self) -> Global___Cascade:
+        """A cheaper model is asked first."""
+
     def __init__(
         self,
         *,
         alias: _builtins.str = ...,
         model: _builtins.str = ...,
+        rules: _abc.Iterable[Global___RouteRule] | None = ...,
+        fallbacks: _abc.Iterable[Global___Fallback] | None = ...,
+        canary: Global___Canary | None = ...,
+        shadow: Global___Shadow | None = ...,
+        hedge: Global___Hedge | None = ...,
+        cascade: Global___Cascade | None = ...,
+        small_model: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["canary", b"canary", "cascade", b"cascade", "hedge", b"hedge", "shadow", b"shadow"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "canary", b"canary", "cascade", b"cascade", "fallbacks", b"fallbacks", "hedge", b"hedge", "model", b"model", "rules", b"rules", "shadow", b"shadow", "small_model", b"small_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Route: _TypeAlias = Route  # noqa: Y015
+
+@_typing.final
+class RouteRule(_message.Message):
+    """Says which requests run elsewhere. Everything that is set has to hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TagsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    MIN_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    INTENTS_FIELD_NUMBER: _builtins.int
+    TAGS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    MIN_WAITING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, for people and spans."""
+    model: _builtins.str
+    """What runs."""
+    tier: _inference_pb2.Tier.ValueType
+    """This tier."""
+    min_prompt_tokens: _builtins.int
+    """Prompts of at least so many tokens."""
+    max_prompt_tokens: _builtins.int
+    """Prompts of at most so many tokens; 0 means any."""
+    min_waiting: _builtins.int
+    """The route's model has at least so many works waiting."""
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Any of these tenants."""
+
+    @_builtins.property
+    def intents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Any of these intents; see `headrace intents`."""
+
+    @_builtins.property
+    def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The request has all of these tags, with these values."""
+
+    @_builtins.property
+    def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The request asks for all of these capabilities: "chat", "grammar", "log_probs", "tools", or what it says in
+        `requires`.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        model: _builtins.str = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+        tier: _inference_pb2.Tier.ValueType = ...,
+        min_prompt_tokens: _builtins.int = ...,
+        max_prompt_tokens: _builtins.int = ...,
+        intents: _abc.Iterable[_builtins.str] | None = ...,
+        tags: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        min_waiting: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "intents", b"intents", "max_prompt_tokens", b"max_prompt_tokens", "min_prompt_tokens", b"min_prompt_tokens", "min_waiting", b"min_waiting", "model", b"model", "name", b"name", "tags", b"tags", "tenants", b"tenants", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouteRule: _TypeAlias = RouteRule  # noqa: Y015
+
+@_typing.final
+class Fallback(_message.Message):
+    """What is tried when a model cannot answer: it has no executor, its breaker is open, its queue is full, or it failed
+    before the first token. Exactly one is set.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    REJECT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """Another model: a pool of its own, or a remote one."""
+    reject: _builtins.bool
+    """Give up: nothing behind this is tried."""
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """Wait this long for a model that answered before to come back."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        wait: _duration_pb2.Duration | None = ...,
+        reject: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "reject", b"reject", "to", b"to", "wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "reject", b"reject", "to", b"to", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_to: _TypeAlias = _typing.Literal["model", "wait", "reject"]  # noqa: Y015
+    _WhichOneofArgType_to: _TypeAlias = _typing.Literal["to", b"to"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_to) -> _WhichOneofReturnType_to | None: ...
+
+Global___Fallback: _TypeAlias = Fallback  # noqa: Y015
+
+@_typing.final
+class Canary(_message.Message):
+    """A share of the requests goes to another model: sticky, the same caller always there or never."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    STICKY_TAG_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    share: _builtins.float
+    """Of the requests of tenants that are not in `tenants`, from 0 to 1."""
+    sticky_tag: _builtins.str
+    """What sticks: the value of this tag. Empty: the tenant."""
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All requests of these tenants."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        share: _builtins.float = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+        sticky_tag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "share", b"share", "sticky_tag", b"sticky_tag", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Canary: _TypeAlias = Canary  # noqa: Y015
+
+@_typing.final
+class Shadow(_message.Message):
+    """A copy of a share of the requests goes to another model as async work. It needs the tokenizer of the route's model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SHARE_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    MAX_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The model."""
+    share: _builtins.float
+    """From 0 to 1."""
+    max_in_flight: _builtins.int
+    """Most copies in flight in one router; 0 means 8."""
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Only of these tenants; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        share: _builtins.float = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+        max_in_flight: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_in_flight", b"max_in_flight", "model", b"model", "share", b"share", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Shadow: _TypeAlias = Shadow  # noqa: Y015
+
+@_typing.final
+class Hedge(_message.Message):
+    """A second copy of an interactive request that has no token yet; the first to answer counts, the other is cancelled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUANTILE_FIELD_NUMBER: _builtins.int
+    MAX_SHARE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    quantile: _builtins.float
+    """The quantile of times to the first token, of this route lately, after which the copy is sent; 0 means 0.95."""
+    max_share: _builtins.float
+    """Copies are at most this share of the requests; 0 means 0.05."""
+    model: _builtins.str
+    """The model of the copy; empty means the same one. It needs the same tokenizer."""
+    def __init__(
+        self,
+        *,
+        quantile: _builtins.float = ...,
+        max_share: _builtins.float = ...,
+        model: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_share", b"max_share", "model", b"model", "quantile", b"quantile"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Hedge: _TypeAlias = Hedge  # noqa: Y015
+
+@_typing.final
+class Cascade(_message.Message):
+    """Asks a cheap model first and a better one when its answer is in doubt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODELS_FIELD_NUMBER: _builtins.int
+    MIN_MEAN_LOG_PROB_FIELD_NUMBER: _builtins.int
+    CHECK_SCHEMA_FIELD_NUMBER: _builtins.int
+    REFUSAL_PATTERNS_FIELD_NUMBER: _builtins.int
+    STREAM_FIRST_FIELD_NUMBER: _builtins.int
+    min_mean_log_prob: _builtins.float
+    """In doubt: the mean log-probability of the answer's tokens is below this. 0 means not looked at."""
+    check_schema: _builtins.bool
+    """In doubt: the request has a JSON schema, and the answer is not valid by it."""
+    stream_first: _builtins.bool
+    """The cheap answer is streamed while it is made; when it is in doubt, the caller is told to begin anew
+    (GenerateResponse.restart). Else nothing is sent before it is judged.
+    """
+    @_builtins.property
+    def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """From the cheapest on, each asked when the one before is in doubt; the last one's answer counts. At most 4."""
+
+    @_builtins.property
+    def refusal_patterns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """In doubt: the answer matches one of these regular expressions ("I('m| am) (sorry|unable)")."""
+
+    def __init__(
+        self,
+        *,
+        models: _abc.Iterable[_builtins.str] | None = ...,
+        min_mean_log_prob: _builtins.float = ...,
+        check_schema: _builtins.bool = ...,
+        refusal_patterns: _abc.Iterable[_builtins.str] | None = ...,
+        stream_first: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check_schema", b"check_schema", "min_mean_log_prob", b"min_mean_log_prob", "models", b"models", "refusal_patterns", b"refusal_patterns", "stream_first", b"stream_first"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cascade: _TypeAlias = Cascade  # noqa: Y015
+
+@_typing.final
+class Breaker(_message.Message):
+    """Opens when a pool fails: for a while it gets no works but probes. Key: policies/breakers/{model}, or "default"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ERROR_SHARE_FIELD_NUMBER: _builtins.int
+    MIN_WORKS_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    OPEN_FOR_FIELD_NUMBER: _builtins.int
+    PROBES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The model, or "default" for all that have none of their own."""
+    error_share: _builtins.float
+    """The share of works that failed, of the last `window`, at which it opens; 0 means 0.5."""
+    min_works: _builtins.int
+    """Works that must have ended within the window; 0 means 10."""
+    probes: _builtins.int
+    """Probes that have to succeed in a row before it closes; 0 means 3."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """What counts as lately; unset means 10 s."""
+
+    @_builtins.property
+    def open_for(self) -> _duration_pb2.Duration:
+        """How long it stays open before works are let through to probe; doubles each time it opens again at once, up to
+        ten times. Unset means 5 s.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        error_share: _builtins.float = ...,
+        min_works: _builtins.int = ...,
+        window: _duration_pb2.Duration | None = ...,
+        open_for: _duration_pb2.Duration | None = ...,
+        probes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open_for", b"open_for", "window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error_share", b"error_share", "min_works", b"min_works", "name", b"name", "open_for", b"open_for", "probes", b"probes", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Breaker: _TypeAlias = Breaker  # noqa: Y015
+
+@_typing.final
+class Contract(_message.Message):
+    """An agreement that a request may cite, enforced by the mesh. Key: policies/contracts/{name}."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    OUTPUT_SCHEMA_FIELD_NUMBER: _builtins.int
+    REPAIRS_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
+    MAX_STEPS_FIELD_NUMBER: _builtins.int
+    MAX_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    PROMPT_STORAGE_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    output_schema: _builtins.str
+    """The JSON schema (draft 2020-12) of the answer, as JSON text. Where the engine can, decoding is constrained by it;
+    where it cannot, answers are validated.
+    """
+    repairs: _builtins.int
+    """How often an answer that is not valid is asked for again, with what is wrong; at most 5."""
+    max_steps: _builtins.int
+    """Most steps, answers of the model, of one request; 0 means 8."""
+    max_prompt_tokens: _builtins.int
+    """Most prompt tokens of one step; 0 means no limit of its own."""
+    max_output_tokens: _builtins.int
+    """Most answer tokens of one request, all steps together; 0 means no limit of its own."""
+    prompt_storage: Global___PromptStorage.ValueType
+    """What is kept of prompts and answers; unspecified: as the tenant has it. The stricter of both counts."""
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___ContractTool]:
+        """Tools that its requests may use."""
+
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tenants that may cite it; empty means all."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        output_schema: _builtins.str = ...,
+        repairs: _builtins.int = ...,
+        tools: _abc.Iterable[Global___ContractTool] | None = ...,
+        max_steps: _builtins.int = ...,
+        max_prompt_tokens: _builtins.int = ...,
+        max_output_tokens: _builtins.int = ...,
+        prompt_storage: Global___PromptStorage.ValueType = ...,
+        tenants: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_output_tokens", b"max_output_tokens", "max_prompt_tokens", b"max_prompt_tokens", "max_steps", b"max_steps", "name", b"name", "output_schema", b"output_schema", "prompt_storage", b"prompt_storage", "repairs", b"repairs", "tenants", b"tenants", "tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Contract: _TypeAlias = Contract  # noqa: Y015
+
+@_typing.final
+class ContractTool(_message.Message):
+    """A tool within a contract."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    RETRIES_FIELD_NUMBER: _builtins.int
+    NEEDS_APPROVAL_FIELD_NUMBER: _builtins.int
+    tool: _builtins.str
+    """The name of a Tool."""
+    retries: _builtins.int
+    """How often a call that failed is repeated; at most 5."""
+    needs_approval: _builtins.bool
+    """A person has to agree to each call: see InferenceService.Approve."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Each call may take this long; unset means the tool's own."""
+
+    def __init__(
+        self,
+        *,
+        tool: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        retries: _builtins.int = ...,
+        needs_approval: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["needs_approval", b"needs_approval", "retries", b"retries", "timeout", b"timeout", "tool", b"tool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContractTool: _TypeAlias = ContractTool  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """Something that a model may call. Key: policies/tools/{name}."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_SCHEMA_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    IDEMPOTENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name, for the model too."""
+    description: _builtins.str
+    """What it does, for the model."""
+    arguments_schema: _builtins.str
+    """The JSON schema of its arguments, as JSON text."""
+    url: _builtins.str
+    """Where it is: "http://…" or "https://…". Called by POST with the arguments as JSON; its answer, at most 64 KiB of
+    text, goes back to the model.
+    """
+    idempotent: _builtins.bool
+    """A call may be repeated without harm: without it nothing is ever called twice."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """A call may take this long; unset means 10 s."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        arguments_schema: _builtins.str = ...,
+        url: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        idempotent: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_schema", b"arguments_schema", "description", b"description", "idempotent", b"idempotent", "name", b"name", "timeout", b"timeout", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
 @_typing.final
 class Switch(_message.Message):

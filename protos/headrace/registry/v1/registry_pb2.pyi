@@ -10,6 +10,7 @@ from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from headrace.inference.v1 import inference_pb2 as _inference_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -927,7 +928,10 @@ Global___RemoteOptions: _TypeAlias = RemoteOptions  # noqa: Y015
 
 @_typing.final
 class Simulation(_message.Message):
-    """The step-time model: step = base + per_prefill_token × tokens prefilled + per_sequence × sequences."""
+    """The step-time model: step = base + max(weights, prompt tokens computed × prefill_token + sequences that decode ×
+    sequence) + attention, where attention is prefill_context and decode_context times what they are counted in; and
+    host_block for each block that comes back from the host's memory.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1152,6 +1156,7 @@ class ModelDemand(_message.Message):
     OLDEST_WAITING_MS_FIELD_NUMBER: _builtins.int
     LAST_REQUEST_FIELD_NUMBER: _builtins.int
     QUEUED_S_FIELD_NUMBER: _builtins.int
+    SATURATIONS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The base model."""
     requests: _builtins.int
@@ -1166,6 +1171,10 @@ class ModelDemand(_message.Message):
     """When the last one arrived, Unix seconds."""
     queued_s: _builtins.float
     """Seconds in the queue of all works that left it, added up."""
+    @_builtins.property
+    def saturations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Saturation]:
+        """How saturated it is, by tier."""
+
     def __init__(
         self,
         *,
@@ -1176,14 +1185,151 @@ class ModelDemand(_message.Message):
         oldest_waiting_ms: _builtins.int = ...,
         last_request: _builtins.float = ...,
         queued_s: _builtins.float = ...,
+        saturations: _abc.Iterable[Global___Saturation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_request", b"last_request", "model", b"model", "oldest_waiting_ms", b"oldest_waiting_ms", "queued_s", b"queued_s", "requests", b"requests", "running", b"running", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_request", b"last_request", "model", b"model", "oldest_waiting_ms", b"oldest_waiting_ms", "queued_s", b"queued_s", "requests", b"requests", "running", b"running", "saturations", b"saturations", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelDemand: _TypeAlias = ModelDemand  # noqa: Y015
+
+@_typing.final
+class Saturation(_message.Message):
+    """How saturated a model's queue is, for one tier, in one batcher."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    tier: _inference_pb2.Tier.ValueType
+    """The tier."""
+    waiting: _builtins.int
+    """Works that wait."""
+    wait: _builtins.float
+    """The longest wait of a work that waits, or has left the queue within the last 2 s, over the tier's target for the
+    first token.
+    """
+    blocks: _builtins.float
+    """Blocks that are reserved, of those that the open executors have, from 0 to 1."""
+    refused: _builtins.float
+    """Of the works that came within the last 5 s, the share that was refused for want of room."""
+    def __init__(
+        self,
+        *,
+        tier: _inference_pb2.Tier.ValueType = ...,
+        waiting: _builtins.int = ...,
+        wait: _builtins.float = ...,
+        blocks: _builtins.float = ...,
+        refused: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "refused", b"refused", "tier", b"tier", "wait", b"wait", "waiting", b"waiting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Saturation: _TypeAlias = Saturation  # noqa: Y015
+
+@_typing.final
+class Spending(_message.Message):
+    """What one admission process spends of limits that hold for all of them together. Key: limits/{instance}, leased."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    TENANTS_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """The process."""
+    @_builtins.property
+    def tenants(self) -> _containers.RepeatedCompositeFieldContainer[Global___TenantSpending]:
+        """Tenants with limits that sent something within the last minute."""
+
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        tenants: _abc.Iterable[Global___TenantSpending] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "tenants", b"tenants"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Spending: _TypeAlias = Spending  # noqa: Y015
+
+@_typing.final
+class TenantSpending(_message.Message):
+    """What one tenant asks of one admission process."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: _builtins.int
+    REQUESTS_PER_S_FIELD_NUMBER: _builtins.int
+    TOKENS_PER_S_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    tenant: _builtins.str
+    """The tenant."""
+    requests_per_s: _builtins.float
+    """Requests per second that came lately, refused ones included."""
+    tokens_per_s: _builtins.float
+    """Tokens per second that these asked for."""
+    running: _builtins.int
+    """Requests in flight."""
+    def __init__(
+        self,
+        *,
+        tenant: _builtins.str = ...,
+        requests_per_s: _builtins.float = ...,
+        tokens_per_s: _builtins.float = ...,
+        running: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests_per_s", b"requests_per_s", "running", b"running", "tenant", b"tenant", "tokens_per_s", b"tokens_per_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TenantSpending: _TypeAlias = TenantSpending  # noqa: Y015
+
+@_typing.final
+class Approval(_message.Message):
+    """A person's decision on a tool call. Key: approvals/{id}, leased for 10 minutes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    APPROVED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """ToolStep.approval_id."""
+    approved: _builtins.bool
+    """Yes or no."""
+    reason: _builtins.str
+    """Why."""
+    decided_by: _builtins.str
+    """The tenant that decided."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        approved: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        decided_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved", b"approved", "decided_by", b"decided_by", "id", b"id", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Approval: _TypeAlias = Approval  # noqa: Y015
 
 @_typing.final
 class Leader(_message.Message):
