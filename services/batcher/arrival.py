@@ -2,8 +2,10 @@
 to come back; what has begun elsewhere was accepted once and is let in."""
 
 from dataclasses import replace
+from math import inf
 
 from libs.errors import DeadlinePassed, HeadraceError, Overloaded
+from libs.lane.work import Tier, Work
 from services.batcher import promise
 from services.batcher.book import Book
 from services.batcher.held import Held
@@ -34,6 +36,7 @@ class Arrival:
         tokens, waiting = len(work.prompt), pool.queue.waiting_tokens(work.tier)
         entry = Entry(held.key, work.tier, tokens, now, work.tenant, work.weight, held.due)
         ahead = pool.queue.tokens_ahead(entry, coming=True) if len(pool.queue) else 0
+        own = pool.queue.own_ahead(entry)
         limits = rules.limits
         if 2 * ahead >= waiting:  # else its turn comes soon: it is not what makes the queue too long
             limits = replace(limits, tokens=promise.token_limit(rules.target_s, drain, limits.tokens))
@@ -46,6 +49,9 @@ class Arrival:
         estimate = promise.estimate(ahead, tokens, 0, likely, drain, speed.seat_prefill, speed.token_s)
         if estimate is None:
             return None, ""
+        if (rate := pool.standing.rate(work.tenant, work.tier, now)) is not None:
+            estimate = promise.measured(estimate, own, rate, self._most(pool, work, own, drain))
+            estimate = replace(estimate, standing=work.tier is Tier.INTERACTIVE)
         due_s = held.due - now
         if drain and (unkept := promise.unkept(estimate, due_s)) is not None:
             figures = late(estimate, "arrival") | {"due_s": f"{due_s:.3f}"}
@@ -55,3 +61,10 @@ class Arrival:
         if why is None:
             return None, estimate.reason
         return DeadlinePassed(f"the deadline cannot be met: {why}", metadata=late(estimate, "arrival")), estimate.reason
+
+    def _most(self, pool: Pool, work: Work, own: int, drain: float) -> float:
+        """Seconds after which the turn of a work has come, however slowly those before it leave the queue now: async
+        work joins the interactive class, and has its tenant's share there."""
+        if work.tier is not Tier.ASYNC or not drain:
+            return inf
+        return self._book.rules.tier(Tier.ASYNC).limits.age_s + own / (drain * pool.rivals.share(work.tenant))

@@ -13,7 +13,7 @@ from libs.catalogue import model_of
 from libs.clock import Clock
 from libs.errors import Cancelled, HeadraceError
 from libs.lane.deadlines import Deadlines
-from libs.lane.work import FinishReason, Outcome, Work
+from libs.lane.work import FinishReason, Outcome, Tier, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Tracing
 from services.batcher.asked import Asked as Demands
@@ -98,6 +98,7 @@ class Book:
         pool.held += 1
         pool.rivals.came(held.work.tenant, held.work.weight, held.arrived)
         self.demands.arrived(pool.name, self.clock.now())
+        pool.load.arrived(held.work.tenant, held.work.tier, False, held.arrived)
 
     def enter_aside(self, held: Held) -> None:
         """A work of the batcher's own: it does not wait, and is no demand."""
@@ -106,10 +107,13 @@ class Book:
         self.deadlines.add(held.work.deadline, held)
 
     def place(self, pool: Pool, held: Held, executor: Executor, blocks: int, compute: int, reason: str) -> None:
-        """A work has a slot and blocks; it is not running yet. To be called when it has left the queue, or a slot
-        somewhere else."""
+        """A work leaves the queue, or has left a slot somewhere else: it has a slot and blocks; it is not running
+        yet."""
         now = self.clock.monotonic()
         waits, waited = held.place is Place.WAITING and not held.once, now - held.queued_since
+        if waits:
+            self._leave_queue(pool, held, held.prompt_tokens, now)
+            held.aged = held.aged or waited >= self.rules.tier(Tier.ASYNC).limits.age_s
         held.place = Place.ASKING
         executor.add(held, blocks, compute, now)
         pool.rivals.placed(held.work.tenant)
@@ -194,7 +198,7 @@ class Book:
         name = executor.name if executor is not None else ""
         if executor is None:
             pool = self.pools[held.work.pool]
-            pool.queue.remove(held.key)
+            self._leave_queue(pool, held, 0, self.clock.monotonic())
             held.queue_span.end()
         elif place is Place.ASKING:
             self.vacate(held, executor)
@@ -256,6 +260,13 @@ class Book:
             pool.queue.push_front(entry)
         else:
             pool.queue.push(entry)
+        pool.standing.came(work.tenant, work.tier, self.clock.monotonic())
+
+    def _leave_queue(self, pool: Pool, held: Held, tokens: int, now: float) -> None:
+        """A work waits no more. `tokens` of its prompt go to an executor."""
+        if (entry := pool.queue.remove(held.key)) is not None:
+            pool.load.left(entry, self.rules.tier(entry.tier).target_s, now)
+        pool.standing.left(held.work.tenant, held.work.tier, tokens, now)
 
     def _charge(self, pool: Pool, held: Held) -> None:
         """Charges a tenant for a work once, with the answer that it likely has; set right at its end."""

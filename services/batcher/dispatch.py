@@ -90,7 +90,6 @@ class Dispatch:
                 if (late := self._too_late(pool, held, choice.seat)) is not None:
                     book.stop(held, late)
                     continue
-                pool.queue.remove(entry.key)
                 self._place(pool, held, choice.seat, choice.reason)
             elif choice.hold_for:
                 self._hold(pool, held, choice, now)
@@ -134,7 +133,6 @@ class Dispatch:
             if (late := self._too_late(pool, held, choice.seat)) is not None:
                 self._book.stop(held, late)
                 continue
-            pool.queue.remove(key)
             self._place(pool, held, choice.seat, choice.reason)
 
     def choose(self, pool: Pool, held: Held, now: float, policy: Policy) -> Choice:

@@ -5,6 +5,9 @@ to executors per second are the rate, whatever the bottleneck is: prefill, slots
 only say how much is asked for.) Before that it is foreseen by Little's law: so many works at once, each for as long as
 works stay, but no more than the prefill rate allows. A measurement starts from the forecast, and leaves it behind when
 it is PRIOR_S long: what is foreseen at a cold start can be several times too high.
+
+Little's law bounds the measurement as well, by the works that run now. An empty mesh that is flooded takes in as many
+prompts as it can compute, and then none until the first answers end: for some seconds what left is not what will.
 """
 
 HALF_LIFE_S = 5.0
@@ -15,64 +18,84 @@ STAY_WEIGHT = 0.05
 """Of the newest work, in the mean of how long works stay."""
 
 
-class Drain:
-    """The drain of one pool's queue. Times are monotonic seconds, amounts prompt tokens."""
+class Flow:
+    """What passes per second of the time that counts; it forgets exponentially. Times are monotonic seconds."""
 
-    __slots__ = ("_amount", "_busy", "_prompt", "_seconds", "_since", "_stay_s")
+    __slots__ = ("_since", "amount", "counts", "seconds")
 
     def __init__(self) -> None:
-        self._amount = 0.0
-        self._seconds = 0.0
+        self.amount = 0.0
+        self.seconds = 0.0
+        """Time that counted."""
+        self.counts = False
+        """Whether time counts now."""
         self._since = 0.0
-        self._busy = False
-        self._stay_s = 0.0
-        self._prompt = 0.0
 
-    def observe(self, stuck: bool, now: float) -> None:
-        """To be told when a work begins to wait that finds no place, when none does any more, and now and then."""
+    def observe(self, counts: bool, now: float) -> None:
+        """Time counts from now on, or no more."""
         self._pass(now)
-        self._busy = stuck
+        self.counts = counts
 
-    def left(self, tokens: int, now: float) -> None:
-        """A work that was in the queue was sent to an engine."""
-        self._prompt += (tokens - self._prompt) * (STAY_WEIGHT if self._prompt else 1.0)
-        if self._busy:
+    def add(self, amount: float, now: float) -> None:
+        """So much has passed. What passes while time does not count is left out."""
+        if self.counts:
             self._pass(now)
-            self._amount += tokens
-
-    def stayed(self, seconds: float) -> None:
-        """A work ended that well, after so long on its executor."""
-        self._stay_s += (seconds - self._stay_s) * (STAY_WEIGHT if self._stay_s else 1.0)
-
-    def forecast(self, at_once: int, prefill_rate: float, computed_share: float) -> float:
-        """Prompt tokens per second that could leave the queue; 0 when nothing was measured.
-
-        Args:
-            at_once: Works that the pool runs at once.
-            prefill_rate: Of the whole pool, in tokens computed per second.
-            computed_share: Share of prompt tokens that has to be computed.
-        """
-        by_prefill = prefill_rate / max(computed_share, 0.02)
-        by_stay = at_once * self._prompt / self._stay_s if self._stay_s else 0.0
-        return min(by_prefill, by_stay) if by_prefill and by_stay else by_prefill or by_stay
-
-    @property
-    def busy(self) -> bool:
-        """Whether a work waited at the last look that found no place."""
-        return self._busy
-
-    def rate(self, forecast: float) -> float:
-        """Prompt tokens per second: as measured while works wait; foreseen while none does, and as far as too little
-        was measured; 0 when nothing is known. Changes nothing."""
-        lacking = max(PRIOR_S - self._seconds, 0.0)
-        if not self._busy or (lacking and not forecast):
-            return forecast
-        return (self._amount + forecast * lacking) / (self._seconds + lacking)
+            self.amount += amount
 
     def _pass(self, now: float) -> None:
         passed = max(now - self._since, 0.0)
         self._since = now
         if passed:
             kept = 0.5 ** (passed / HALF_LIFE_S)
-            self._amount *= kept
-            self._seconds = self._seconds * kept + (passed if self._busy else 0.0)
+            self.amount *= kept
+            self.seconds = self.seconds * kept + (passed if self.counts else 0.0)
+
+
+class Drain:
+    """The drain of one pool's queue. Times are monotonic seconds, amounts prompt tokens."""
+
+    __slots__ = ("_left", "_prompt", "_stay_s")
+
+    def __init__(self) -> None:
+        self._left = Flow()
+        """Counts while a work waits that finds no place."""
+        self._stay_s = 0.0
+        self._prompt = 0.0
+
+    def observe(self, stuck: bool, now: float) -> None:
+        """To be told when a work begins to wait that finds no place, when none does any more, and now and then."""
+        self._left.observe(stuck, now)
+
+    def left(self, tokens: int, now: float) -> None:
+        """A work that was in the queue was sent to an engine."""
+        self._prompt += (tokens - self._prompt) * (STAY_WEIGHT if self._prompt else 1.0)
+        self._left.add(tokens, now)
+
+    def stayed(self, seconds: float) -> None:
+        """A work ended that well, after so long on its executor."""
+        self._stay_s += (seconds - self._stay_s) * (STAY_WEIGHT if self._stay_s else 1.0)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a work waited at the last look that found no place."""
+        return self._left.counts
+
+    def rate(self, at_once: int, prefill_rate: float, computed_share: float) -> float:
+        """Prompt tokens per second that leave the queue: as measured while works wait; foreseen while none does, and
+        as far as too little was measured; 0 when nothing is known. Changes nothing.
+
+        Args:
+            at_once: Works that the pool runs at once: those that run now while works wait, else as many as it has
+                slots for.
+            prefill_rate: Of the whole pool, in tokens computed per second.
+            computed_share: Share of prompt tokens that has to be computed.
+        """
+        by_stay = at_once * self._prompt / self._stay_s if self._stay_s else 0.0
+        by_prefill = prefill_rate / max(computed_share, 0.02)
+        forecast = min(by_prefill, by_stay) if by_prefill and by_stay else by_prefill or by_stay
+        left = self._left
+        lacking = max(PRIOR_S - left.seconds, 0.0)
+        if not left.counts or (lacking and not forecast):
+            return forecast
+        measured = (left.amount + forecast * lacking) / (left.seconds + lacking)
+        return min(measured, by_stay) if by_stay else measured

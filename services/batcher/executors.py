@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from libs.lane.stage import Lane, Stage
-from libs.lane.work import Tier
 from services.batcher.held import Held
 from services.batcher.rates import Rates
 from services.batcher.seat import ModelCapacity, Seat
@@ -56,10 +55,15 @@ class Executor:
         self._forget()
         self.refresh(now)
 
+    @property
+    def up(self) -> bool:
+        """Whether its lane carries works."""
+        return not self.gone and self.lane is not None and self.lane.ready
+
     def refresh(self, now: float) -> None:
         """Sets which seats are open. To be called when its lane or its record has changed, and now and then, since a
         refusal lapses by itself: so that whoever looks at a seat need not ask for all that."""
-        up = not self.gone and self.lane is not None and self.lane.ready
+        up = self.up
         for pool, seat in self.seats.items():
             seat.open = up and pool in self.info.models and self._shut_until.get(pool, 0.0) <= now
 
@@ -78,7 +82,7 @@ class Executor:
         seat.partial += held.partial
         seat.filled += seat.filled_by(held.prompt_tokens, held.total_tokens)
         held.prefill_s = seat.foresee(held.prompt_tokens, compute)
-        seat.take(held.work.adapter, held.work.tier is Tier.ASYNC, blocks, compute, held.prefill_s, now)
+        seat.take(held.work.adapter, held.patient, blocks, compute, held.prefill_s, now)
 
     def sent(self, held: Held, now: float) -> None:
         """A work was sent to the engine."""
@@ -119,9 +123,7 @@ class Executor:
         rates.ended(held.key, now, 0 if lost else made)
         seat.token_s = rates.token_s
         work = held.work
-        seat.give_back(
-            work.adapter, work.tier is Tier.ASYNC, held.blocks, held.compute, held.prefill_s, held.context, now
-        )
+        seat.give_back(work.adapter, held.patient, held.blocks, held.compute, held.prefill_s, held.context, now)
         held.executor, held.blocks, held.compute, held.context, held.growing = None, 0, 0, 0, False
         if self._shut_until.pop(pool, None) is not None:
             self.refresh(now)
@@ -142,7 +144,7 @@ class Executor:
             waiting = [held for held in works if not held.context]
             assert seat.works == len(works)
             assert seat.adapters == Counter(held.work.adapter for held in works)
-            assert seat.patient == sum(held.work.tier is Tier.ASYNC for held in works)
+            assert seat.patient == sum(held.patient for held in works)
             assert seat.reserved == sum(held.blocks for held in works)
             assert seat.partial == sum(held.partial for held in works)
             assert seat.prefilling == len(waiting)

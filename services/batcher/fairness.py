@@ -129,6 +129,13 @@ class Counters:
         account.waiters.append(waiter)
         return account
 
+    def join(self, account: Account, lowest: float) -> None:
+        """A tenant that has waited where it had no turns begins to have some beside others, of which `lowest` is the
+        lowest counter. It is owed no more than who was idle: its share from now on, and not that of all the time."""
+        lifted = int(lowest) - self._idle
+        if lifted > account.served:
+            self._move(account, lifted - account.served)
+
     def leave(self, account: Account, waiter: Waiter) -> None:
         """It ceases to wait there."""
         account.waiters.remove(waiter)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from libs.lane.progress import Progress
 from libs.lane.stage import Sink
-from libs.lane.work import Work
+from libs.lane.work import Tier, Work
 from libs.telemetry.tracing import Span
 from services.batcher.policies.policy import Match
 
@@ -49,7 +49,7 @@ class Held:
     """A work, how far it has come, and where it stands. Times are monotonic seconds."""
 
     __slots__ = (
-        "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "charged", "compute", "context",
+        "aged", "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "charged", "compute", "context",
         "dispatch_span", "down_id", "due", "executor", "given_tokens", "growing", "hold_until", "key", "lane",
         "looked", "matches", "once", "place", "prefill_s", "progress", "pushes", "queue_span", "queued_s",
         "queued_since", "ran", "reservation", "sent_at", "sent_tokens", "told",
@@ -74,6 +74,8 @@ class Held:
         """What executors will have found to remember of it when the manager hears of it: another work computed that."""
         self.looked = False
         """Whether the manager was asked for that."""
+        self.aged = False
+        """It was dispatched as an interactive one, since it had waited so long."""
         self.due = now
         """When its first token is due."""
         self.hold_until: float | None = None
@@ -121,6 +123,11 @@ class Held:
     def streaming(self) -> bool:
         """Whether its tokens are still wanted."""
         return self.place is Place.RUNNING or self.place is Place.LEAVING
+
+    @property
+    def patient(self) -> bool:
+        """Whether it may be pushed out for interactive works."""
+        return self.work.tier is Tier.ASYNC and not self.aged
 
     def missing(self, executor: str) -> int:
         """Tokens that it would have to compute on an executor; the last one in any case."""

@@ -24,7 +24,7 @@ class Line:
     most LATE_TURN turns of its tenant for itself and for each that was due before it.
     """
 
-    __slots__ = ("_account", "_lines", "_passed", "aside", "number", "row", "tenant", "weight", "works")
+    __slots__ = ("_lines", "_passed", "account", "aside", "number", "row", "tenant", "weight", "works")
 
     def __init__(self, tenant: str, number: int, lines: "Lines") -> None:
         self.tenant = tenant
@@ -40,12 +40,13 @@ class Line:
         self._passed = 0
         """Turns since the first of those that are late had one."""
         self._lines = lines
-        self._account = lines.counters.enter(tenant, self)
+        self.account = lines.counters.enter(tenant, self)
+        """What the tenant has been served."""
 
     @property
     def served(self) -> int:
         """The tenant's counter."""
-        return self._account.served
+        return self.account.served
 
     def show(self, item: Item) -> None:
         """A work that may run from now on."""
@@ -80,19 +81,20 @@ class Line:
         return first[1]
 
     def tokens_before(self, order: float, key: int, now: float) -> int:
-        """Prompt tokens that would run before a new work if it stood here, and no other came."""
-        returned = self.row.tokens_before((CAME_BACK, inf))
-        late = self.row.tokens_before((now, inf)) - returned
+        """Prompt tokens that would run before a new work if it stood here, and no other came.
+
+        What is late counts whole, though it has few turns as long as others are in time: its tokens were promised
+        first. If they did not count, as much would be promised again, and come to be late as well.
+        """
         before = self.row.tokens_before((order, key))
-        if order <= now:
-            return before + self.row.tokens - returned - late
-        in_time = before - returned - late
-        return returned + in_time + min(late, in_time // (LATE_TURN - 1))
+        if order > now:
+            return before
+        return before + self.row.tokens - self.row.tokens_before((now, inf))  # what is in time goes before it
 
     def moved(self) -> None:
         """The tenant's counter has changed, or whether it has turns."""
         if self.row and not self.aside:
-            self._lines.heads.set(self.number, self._account.served)
+            self._lines.heads.set(self.number, self.account.served)
         else:
             self._lines.heads.discard(self.number)
 
@@ -104,7 +106,7 @@ class Line:
 
     def close(self) -> None:
         """The tenant waits here no more."""
-        self._lines.counters.leave(self._account, self)
+        self._lines.counters.leave(self.account, self)
 
 
 class Lines:
@@ -120,6 +122,7 @@ class Lines:
         self.by_tenant: dict[str, Line] = {}
         self._by_number: dict[int, Line] = {}
         self._opened = 0
+        self._aside: list[Line] = []
 
     def enter(self, tenant: str, weight: float) -> Line:
         """The line that a work joins."""
@@ -140,6 +143,30 @@ class Lines:
         """Whose turn it is; None when no work may run."""
         top = self.heads.top()
         return None if top is None else self._by_number[top[1]]
+
+    def lowest(self) -> float | None:
+        """The smallest counter of those that have turns."""
+        top = self.heads.top()
+        return None if top is None else top[0]
+
+    def set_aside(self, tenant: str) -> None:
+        """A tenant has no turns until `take_in`."""
+        if (line := self.by_tenant.get(tenant)) is not None:
+            line.aside = True
+            line.moved()
+            self._aside.append(line)
+
+    def take_in(self) -> None:
+        """Ends what `set_aside` did."""
+        for line in self._aside:
+            line.aside = False
+            line.moved()
+        self._aside.clear()
+
+    @property
+    def withholds(self) -> bool:
+        """Whether works could run whose tenants were set aside."""
+        return any(line.row for line in self._aside)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the order of the lines is not that of the counters."""

@@ -6,7 +6,7 @@ from libs import process
 from libs.lane.server import lane_service
 from libs.process import TICK_S, MeshProcess
 from services.batcher.config import Settings
-from services.batcher.demand_report import EVERY_S, DemandReport
+from services.batcher.demand_report import LOOK_S, DemandReport
 from services.batcher.executor_source import ExecutorSource
 from services.batcher.kvcache_memory import KvCacheMemory
 from services.batcher.observe import Observer
@@ -32,11 +32,11 @@ async def run(settings: Settings) -> None:
         await source.start(batcher.set_executors, batcher.set_versions)
         mesh.every(TICK_S, batcher.tick, "tick")
 
-        demand = DemandReport(mesh.registry, mesh.instance)
+        demand = DemandReport(mesh.registry, mesh.instance, batcher.demands, mesh.clock)
         mesh.owns(demand.close)
         await demand.start()
-        batcher.starved = lambda: demand.say(batcher.demands())
-        mesh.every(EVERY_S, lambda: demand.say(batcher.demands()), "report demand")
+        batcher.starved = demand.starved
+        mesh.every(LOOK_S, demand.tick, "report demand")
         await mesh.listen([lane_service(batcher)])
         await mesh.announce_stage()
 

@@ -15,8 +15,10 @@ from services.batcher.hot import Hot
 from services.batcher.policies import make
 from services.batcher.queue import WaitQueue
 from services.batcher.rivals import Rivals
+from services.batcher.saturation import Load
 from services.batcher.scheduling import SchedulingRules
 from services.batcher.seat import Seat
+from services.batcher.standing import Standing
 
 SPEED_S = 0.1
 """How old a look at the speed of a pool may be, in seconds."""
@@ -67,6 +69,8 @@ class Pool:
         self.flock = Flock()
         self.hot = Hot()
         self.drain = Drain()
+        self.standing = Standing()
+        self.load = Load()
         self._speed = Speed()
         self._speed_at = -inf
         self.computed_share = 1.0
@@ -136,7 +140,10 @@ class Pool:
     def drain_rate(self, now: float) -> float:
         """Prompt tokens per second by which the queue is worked off; 0 when nothing was measured. Changes nothing."""
         speed = self.speed(now)
-        return self.drain.rate(self.drain.forecast(speed.slots, speed.pool_prefill, self.computed_share))
+        # A seat that is shut for a moment still runs what it has.
+        running = sum(e.seats[self.name].works for e in self.executors.values() if not e.gone)
+        at_once = running if self.drain.busy else speed.slots
+        return self.drain.rate(at_once, speed.pool_prefill, self.computed_share)
 
     def looked_through(self, stuck: bool, now: float) -> None:
         """The queue was dispatched from as far as possible. `stuck`: a work is left that found no place."""
@@ -172,6 +179,8 @@ class Pool:
         assert self.rivals.running == Counter(work.work.tenant for work in placed)
         assert self.flock.leaders <= {work.key for work in placed}
         assert [seat.executor for seat in self.seats] == [executor.name for executor in self.executors.values()]
+        queued = Counter((work.work.tenant, work.work.tier) for work in held if work.key in waiting)
+        assert self.standing.waiting() == queued
         self.queue.check_integrity()
         self.rivals.check_integrity()
         self.flock.check_integrity()

@@ -144,4 +144,5 @@ _STAYING = (Place.ASKING, Place.RUNNING)
 
 def _running(held: Held, blocks: int) -> Running:
     lost = 0 if held.once else held.prompt_tokens  # a warm-up is not made good
-    return Running(held.key, held.work.tier, blocks, lost, held.pushes, held.sent_at)
+    tier = Tier.ASYNC if held.patient else Tier.INTERACTIVE
+    return Running(held.key, tier, blocks, lost, held.pushes, held.sent_at)

@@ -6,7 +6,8 @@ nothing, so an estimate errs to the early side, and only a work is refused that 
 the median of its expected length, not its max_tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 LEAST_RETRY_S, MOST_RETRY_S = 0.05, 30.0
 RETRY_UNMEASURED_S = 1.0
@@ -14,7 +15,12 @@ RETRY_UNMEASURED_S = 1.0
 ACCEPTED = 0.75
 """Of the time to a first token's due, how much an estimate may come to for its work to be accepted. The rest is for
 what it leaves out: the rate falls while slots and blocks fill up, others come later and go first, and what has been
-placed ahead on the seat is not in it. A shorter queue costs no throughput, as long as something always waits."""
+placed ahead on the seat is not in it."""
+STANDING = 0.4
+"""Of the same time, how much interactive works may spend in a queue in which their tenant has had works all the time
+for a while. A burst is worth a long queue, because it ends; a queue that stands is a delay and nothing else. As long
+as something always waits, a shorter one costs no throughput, and fewer of its works are late when the rate falls. Their
+own prompts are not in it: else long ones would hardly ever be accepted, since the queue is always nearly full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +33,8 @@ class Estimate:
     prefill_tokens: int
     decode_s: float
     output_tokens: int
+    standing: bool = False
+    """Whether it joins a queue that stands, and ought not to."""
 
     @property
     def first_token_s(self) -> float:
@@ -81,6 +89,22 @@ def estimate(
     )
 
 
+def measured(estimate: Estimate, own_tokens: int, rate: float, most_s: float = inf) -> Estimate:
+    """An estimate for a tenant that has had works waiting for a while: what is in front of a work may count for less
+    than how slowly those before it leave the queue. Where none has left yet, and nothing bounds it, nothing is known
+    of how long that takes.
+
+    Args:
+        own_tokens: Of the tenant's own prompts, those in front.
+        rate: At which these leave the queue, in tokens per second.
+        most_s: However slow that is now, it will not take longer.
+    """
+    own_s = min(own_tokens / rate if rate else inf, most_s) if own_tokens else 0.0
+    if not estimate.ahead_s < own_s < inf:
+        return estimate
+    return replace(estimate, ahead_s=own_s, ahead_tokens=own_tokens)
+
+
 def broken(estimate: Estimate | None, left_s: float) -> str | None:
     """Why a deadline cannot be met, with the figures; None when it can, or nothing is known.
 
@@ -98,12 +122,17 @@ def unkept(estimate: Estimate | None, due_s: float) -> str | None:
     Args:
         due_s: Seconds until it is due.
     """
-    if estimate is None or estimate.first_token_s <= ACCEPTED * due_s:
+    if estimate is None:
         return None
-    return (
-        f"the first token is due within {_figure(due_s)}, so works are accepted that need {_figure(ACCEPTED * due_s)} "
-        f"for it; one that comes now {estimate.reason}"
-    )
+    due = f"the first token is due within {_figure(due_s)}, so works are accepted that"
+    if estimate.first_token_s > ACCEPTED * due_s:
+        return f"{due} need {_figure(ACCEPTED * due_s)} for it; one that comes now {estimate.reason}"
+    if estimate.standing and estimate.ahead_s > STANDING * due_s:
+        return (
+            f"{due} wait for {_figure(STANDING * due_s)}, when their tenant has had others waiting for a while; one "
+            f"that comes now {estimate.reason}"
+        )
+    return None
 
 
 def token_limit(target_s: float, pool_prefill_rate: float, hard_limit: int) -> int:

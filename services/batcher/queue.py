@@ -93,7 +93,6 @@ class WaitQueue:
         self._ageing: LazyHeap[int] = LazyHeap()
         """Async works that have not aged yet, by arrival."""
         self._parking = Parking()
-        self._aside: list[Line] = []
 
     def refusal(self, tier: Tier, tokens: int, limits: Limits) -> str | None:
         """Why a new work does not fit, or None. Does not modify the queue."""
@@ -124,22 +123,20 @@ class WaitQueue:
         for lines in self._classes.values():
             if (line := lines.first()) is not None:
                 return self._works[line.head(now)].entry
+            if lines.withholds:
+                return None
         return None
 
     def set_aside(self, tenant: str) -> None:
-        """Gives other tenants the turns of one, until `take_in`."""
+        """Gives other tenants of its class the turns of one, until `take_in`. What is left to them is not for the next
+        class: async work there would be pushed out as soon as anybody interactive finds no place."""
         for lines in self._classes.values():
-            if (line := lines.by_tenant.get(tenant)) is not None:
-                line.aside = True
-                line.moved()
-                self._aside.append(line)
+            lines.set_aside(tenant)
 
     def take_in(self) -> None:
         """Ends what `set_aside` did."""
-        for line in self._aside:
-            line.aside = False
-            line.moved()
-        self._aside.clear()
+        for lines in self._classes.values():
+            lines.take_in()
 
     def remove(self, key: int) -> Entry | None:
         """Takes a work out, wherever it stands; None if it is not here."""
@@ -216,7 +213,7 @@ class WaitQueue:
     def tokens_ahead(self, entry: Entry, *, coming: bool = False) -> int:
         """Prompt tokens that would run before a work that comes now, at its time of arrival; an estimate.
 
-        Of the classes before its own, everything. Of its own tenant, exactly what is in front of it. Of each other
+        Of the classes before its own, everything. Of its own tenant, what is in front of it, or late. Of each other
         tenant, what fairness lets pass until that one's counter is where this one's will be, and one work; at the
         cost that a prompt token lately had. It leaves out what is parked (it waits for a prefix, so little of it is
         computed), what comes later, and what ages meanwhile: so it is rather too low. Of more than SAMPLE tenants
@@ -242,6 +239,11 @@ class WaitQueue:
                 fair = lag * line.weight + tokens / line.works
                 passing += fair if coming else min(tokens, fair)
         return ahead + round(passing * step)
+
+    def own_ahead(self, entry: Entry) -> int:
+        """Of these tokens, those of its own tenant and class."""
+        own = self._classes[entry.tier].by_tenant.get(entry.tenant)
+        return own.tokens_before(_order(entry), entry.key, entry.arrived) if own is not None else 0
 
     def __len__(self) -> int:
         return len(self._works)
@@ -294,12 +296,15 @@ class WaitQueue:
 
     def _age(self, arrived: float) -> None:
         """Moves async works that arrived by then into the interactive class."""
+        into = self._classes[Tier.INTERACTIVE]
         while (top := self._ageing.top()) is not None and top[0] <= arrived:
             self._ageing.discard(top[1])
             waiting = self._works[top[1]]
-            before = waiting.line
-            # First in, then out: a tenant that waits all the time is not lifted.
-            waiting.line = self._classes[Tier.INTERACTIVE].enter(waiting.entry.tenant, waiting.entry.weight)
+            before, tenant = waiting.line, waiting.entry.tenant
+            if tenant not in into.by_tenant and (lowest := into.lowest()) is not None:
+                self._counters.join(before.account, lowest)
+            # First in, then out: a tenant that waits all the time is not lifted by more.
+            waiting.line = into.enter(tenant, waiting.entry.weight)
             if top[1] not in self._parking:
                 before.hide(waiting.item)
                 waiting.line.show(waiting.item)

@@ -55,6 +55,11 @@ class Rivals:
         _, weight = self._came[tenant]
         return self._running[tenant] * self._whole > weight * self._total
 
+    def share(self, tenant: str) -> float:
+        """A tenant's share of the pool, against all that contend; 1 of one that does not."""
+        _, weight = self._came.get(tenant, (0.0, 0.0))
+        return weight / self._whole if weight else 1.0
+
     @property
     def running(self) -> Counter[str]:
         """Works on executors, by tenant."""

@@ -43,7 +43,7 @@ class SchedulingRules:
     """The longest that a work waits for the holder of its prefix, or for another work to compute it."""
     max_pushes: int = 2
     """How often a work may be pushed out."""
-    headroom: float = 0.1
+    headroom: float = 0.05
     """Share of an executor's slots that tenants beyond their fair share leave to those below it."""
     warm_prefixes: int = 8
     """Hot prefixes that a new executor is warmed with, at most."""

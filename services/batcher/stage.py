@@ -20,7 +20,7 @@ from libs.errors import Cancelled, CapacityError, DeadlinePassed, InternalError,
 from libs.lane.forwarder import DRAINING
 from libs.lane.progress import Gap
 from libs.lane.stage import Sink
-from libs.lane.work import POOL_GONE, Decision, Note, Outcome, QueueState, Work
+from libs.lane.work import POOL_GONE, Decision, Note, Outcome, QueueState, Tier, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Span, Tracing
 from services.batcher.arrival import Arrival
@@ -37,6 +37,7 @@ from services.batcher.policies.policy import Match
 from services.batcher.pool import Pool
 from services.batcher.pressure import Pressure
 from services.batcher.queue_state import queue_states
+from services.batcher.refusals import for_room
 from services.batcher.remembered import matches_of
 from services.batcher.rules import Rules
 from services.batcher.waiting import gone, why_waiting
@@ -109,7 +110,9 @@ class Batcher:
 
     def demands(self) -> Sequence[Demand]:
         """What is asked of each model."""
-        return self._book.demands.demands(self._book.pools.values(), self._clock.monotonic())
+        book = self._book
+        targets = {tier: book.rules.tier(tier).target_s for tier in Tier}
+        return book.demands.demands(book.pools.values(), targets, self._clock.monotonic())
 
     def tick(self) -> None:
         """Ends what is past its deadline and tries again what waits. To be called several times a second."""
@@ -193,6 +196,8 @@ class Batcher:
             span.error(refusal.message, refusal.reason)
             span.end()
             self._observer.refused(pool.name, work.tier, refusal)
+            if for_room(pool, held, refusal):
+                pool.load.arrived(work.tenant, work.tier, True, now)
             if isinstance(refusal, DeadlinePassed):
                 self._observer.expired(pool.name)
             lane.sink.on_outcome(down_id, Outcome(error=refusal, output_tokens=len(work.resumed)))

@@ -74,6 +74,8 @@ class Request:
     queued: float = 0.0
     """In the batcher's queue, as the answer says."""
     tokens: int = 0
+    prompt_tokens: int = 0
+    """As the answer says; 0 while it has no end."""
     code: int = -1
     """0 when it was answered; -1 while it has no end."""
     retry: float = -1.0
@@ -131,6 +133,7 @@ async def send(stub: "inference_pb2_grpc.InferenceServiceAsyncStub", plan: Plan,
         if ended.HasField("finish"):
             request.code, queued = 0, ended.finish.timings.queued
             request.queued = queued.seconds + queued.nanos / 1e9
+            request.prompt_tokens = ended.finish.usage.prompt_tokens
         else:
             request.code, request.message = ended.failure.code, ended.failure.message
             for detail in ended.failure.details:

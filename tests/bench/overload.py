@@ -2,10 +2,11 @@
 
     python -m tests.bench.overload [--factor 10] [--seconds 60] [--executors 2] [--out FILE.json]
 
-A mesh of its own, real processes, the simulated engine. First the peak: requests in flight grow, and the best 5 s
-count. Goodput is requests a second that are answered, interactive ones with their first token within the target as the
-client sees it. Then the flood: FACTOR times the peak, open loop, from three interactive tenants, of which one stays
-below its share, and one async tenant; nobody heeds RetryInfo. Then 10 s of silence.
+A mesh of its own, real processes, the simulated engine. First the peak: requests in flight grow stage by stage, and
+the best stage counts, from when it has settled. Goodput is requests a second that are answered, interactive ones with
+their first token within the target as the client sees it. Then the flood: FACTOR times the peak, open loop, from three
+interactive tenants, of which one stays below its share, and one async tenant; nobody heeds RetryInfo. Then 10 s of
+silence.
 
 The engine is slow enough to be the bottleneck on two cores. How long the mesh's own threads waited for a core stands
 beside the figures: on a machine that others use, milliseconds are theirs.
@@ -50,7 +51,8 @@ SHARES = {"flood": 0.5, "torrent": 0.28, "brook": 0.02, "night": 0.2}
 """Of the offered load; a fair share would be a third of a tenth for each interactive tenant. `night` is async."""
 FLIGHTS = (64, 48, 32, 32)
 """In flight, added one after the other while the peak is looked for."""
-PEAK_WINDOW_S = 5.0
+SETTLED_S = 3.0
+"""Of each stage of that, and of the flood, what is not counted."""
 QUIET_S = 10.0
 RESOURCE_EXHAUSTED = 8
 
@@ -60,12 +62,14 @@ def key(name: str) -> str:
     return f"headrace-bench-{name}"
 
 
-def write_policy(folder: Path, *names_: str, models: Sequence[Mapping[str, object]] = (ENGINE,)) -> None:
-    """Tenants and models, as files of the policy."""
+def write_policy(
+    folder: Path, weights: Mapping[str, float], models: Sequence[Mapping[str, object]] = (ENGINE,)
+) -> None:
+    """Tenants, by name, and models, as files of the policy."""
     for kind in ("tenants", "models"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    for name in names_:
-        record = {"name": name, "key_sha256": [hashlib.sha256(key(name).encode()).hexdigest()]}
+    for name, weight in weights.items():
+        record = {"name": name, "key_sha256": [hashlib.sha256(key(name).encode()).hexdigest()], "weight": weight}
         (folder / "tenants" / f"{name}.yaml").write_text(yaml.safe_dump(record))
     for model in models:
         (folder / "models" / f"{model['name']}.yaml").write_text(yaml.safe_dump(dict(model)))
@@ -111,14 +115,14 @@ class Goodput:
         return cls(len(good) / length, sum(each.prompt + each.tokens for each in good) / length)
 
 
-def find_peak(mesh: Mesh, stage_s: float) -> Goodput:
-    """The best 5 s of a closed loop that grows."""
-    loops = [Tenant("flood", key("flood"), flight=n, from_s=i * stage_s) for i, n in enumerate(FLIGHTS)]
-    seconds = stage_s * len(FLIGHTS)
+def find_peak(mesh: Mesh, stage_s: float, flights: Sequence[int] = FLIGHTS) -> Goodput:
+    """The best stage of a closed loop that grows: a mean of seconds, since the best of many short windows is chance."""
+    loops = [Tenant("flood", key("flood"), flight=n, from_s=i * stage_s) for i, n in enumerate(flights)]
+    seconds = stage_s * len(flights)
     requests, _ = play(Plan(mesh.target, MODEL, loops, seconds, seed=1, drain=False))
-    window = min(PEAK_WINDOW_S, stage_s)
-    starts = [start / 2 for start in range(int(2 * (seconds - window)) + 1)]
-    return max((Goodput.of(requests, start, start + window) for start in starts), key=lambda g: g.requests_per_s)
+    settled = min(SETTLED_S, stage_s / 2)
+    stages = [Goodput.of(requests, each.from_s + settled, each.from_s + stage_s) for each in loops]
+    return max(stages, key=lambda stage: stage.requests_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,8 @@ class Result:
     """Interactive, at the client."""
     late_share: float = 0.0
     """Of the interactive requests that were answered, those whose first token came after the target."""
+    overdue_share: float = 0.0
+    """Of the same, those that were in the queue for longer than that: the mesh's doing, however slow the client is."""
     preemptions: float = 0.0
     pushes: float = 0.0
     refused: int = 0
@@ -178,11 +184,11 @@ class Result:
     waited: dict[str, float] = field(default_factory=dict)
     """Share of the flood in which the main thread could have run and had no core."""
     others_cpu: float = 0.0
-    """Cores that processes used that are neither the mesh nor its clients."""
+    """Cores that all other processes used, the clients among them."""
 
 
-def flood(mesh: Mesh, executors: int, peak: Goodput, factor: float, seconds: float) -> Result:
-    """Offers a multiple of the peak, and looks at what comes of it."""
+def flood(mesh: Mesh, executors: int, peak: Goodput, factor: float, seconds: float, quiet_s: float = QUIET_S) -> Result:
+    """Offers a multiple of the peak, and looks at what comes of it, then and `quiet_s` later."""
     rate = factor * peak.requests_per_s
     tenants = [Tenant(name, key(name), rate * share, patient=name == "night") for name, share in SHARES.items()]
     ports = [mesh.metrics_port(f"executor-{number}") for number in range(1, executors + 1)]
@@ -194,15 +200,15 @@ def flood(mesh: Mesh, executors: int, peak: Goodput, factor: float, seconds: flo
         return sum(scrape.total(port, names.EXECUTOR_PREEMPTIONS.name, model=MODEL) for port in ports)
 
     thrown, pushed = preemptions(), scrape.total(batcher, names.BATCHER_PUSHES.name, model=MODEL)
-    waits, before, machine = scrape.buckets(batcher, wait, **labels), scrape.look(mesh, components), _busy_s()
+    waits, before, machine = scrape.buckets(batcher, wait, **labels), scrape.look(mesh, components), busy_s()
     looks: list[scrape.Look] = []
     requests, late = play(
         Plan(mesh.target, MODEL, tenants, seconds, seed=2, drain=False),
         lambda: looks.append(scrape.look(mesh, components)),
     )
-    machine = _busy_s() - machine
+    machine = busy_s() - machine
     waits = scrape.since(waits, scrape.buckets(batcher, wait, **labels))
-    time.sleep(QUIET_S)
+    time.sleep(quiet_s)
     end, after = looks[0], scrape.look(mesh, components)
     result = Result(executors, factor, seconds, peak, offered_per_s=len(requests) / seconds)
     result.preemptions = preemptions() - thrown
@@ -217,14 +223,15 @@ def flood(mesh: Mesh, executors: int, peak: Goodput, factor: float, seconds: flo
 
 
 def _judge(result: Result, requests: Sequence[Request], late: Sequence[tuple[float, float]]) -> None:
-    settled = min(PEAK_WINDOW_S, result.seconds / 2)
+    settled = min(SETTLED_S, result.seconds / 2)
     result.goodput = Goodput.of(requests, settled, result.seconds)
     result.share_of_peak = result.goodput.requests_per_s / result.peak.requests_per_s
     result.share_of_peak_tokens = result.goodput.tokens_per_s / result.peak.tokens_per_s
     answered = [each for each in requests if each.code == 0 and not each.patient]
-    result.queued_p99_s = _rank([each.queued for each in answered], 0.99)
-    result.first_token_p99_s = _rank([each.first - each.sent for each in answered], 0.99)
+    result.queued_p99_s = rank([each.queued for each in answered], 0.99)
+    result.first_token_p99_s = rank([each.first - each.sent for each in answered], 0.99)
     result.late_share = sum(not is_good(each) for each in answered) / max(len(answered), 1)
+    result.overdue_share = sum(each.queued > TARGET_S for each in answered) / max(len(answered), 1)
     refused = [each for each in requests if each.code > 0]
     took = [(each.ended - each.sent) for each in refused]
     calm = [t for t, each in zip(took, refused, strict=True) if not _was_late(late, each.sent, each.ended)]
@@ -232,8 +239,8 @@ def _judge(result: Result, requests: Sequence[Request], late: Sequence[tuple[flo
     result.refused_code = sum(each.code == RESOURCE_EXHAUSTED for each in refused)
     result.refused_in_time = sum(t < REFUSED_S for t in took) / max(len(took), 1)
     result.refused_in_time_calm = sum(t < REFUSED_S for t in calm) / max(len(calm), 1)
-    result.refused_p50_ms, result.refused_p99_ms = (1000 * _rank(took, share) for share in (0.5, 0.99))
-    result.refused_p99_calm_ms = 1000 * _rank(calm, 0.99)
+    result.refused_p50_ms, result.refused_p99_ms = (1000 * rank(took, share) for share in (0.5, 0.99))
+    result.refused_p99_calm_ms = 1000 * rank(calm, 0.99)
     result.unanswered = sum(each.code < 0 for each in requests)
     for name in SHARES:
         own = [each for each in requests if each.tenant == name]
@@ -241,8 +248,8 @@ def _judge(result: Result, requests: Sequence[Request], late: Sequence[tuple[flo
         turned_away = sum(each.code > 0 for each in own)
         result.parties[name] = Party(
             "async" if own[0].patient else "interactive", len(own), len(well), sum(map(is_good, well)), turned_away,
-            turned_away / len(own), _rank([each.queued for each in well], 0.99),
-            _rank([each.first - each.sent for each in well], 0.99),
+            turned_away / len(own), rank([each.queued for each in well], 0.99),
+            rank([each.first - each.sent for each in well], 0.99),
         )  # fmt: skip
 
 
@@ -250,12 +257,14 @@ def _was_late(late: Sequence[tuple[float, float]], start: float, end: float) -> 
     return any(at < end and at + how_much + 0.005 > start for at, how_much in late)
 
 
-def _rank(values: Sequence[float], share: float) -> float:
+def rank(values: Sequence[float], share: float) -> float:
+    """The value that so large a share of them is below; 0 for none."""
     ranked = sorted(values)
     return ranked[min(int(share * len(ranked)), len(ranked) - 1)] if ranked else 0.0
 
 
-def _busy_s() -> float:
+def busy_s() -> float:
+    """Seconds that the cores of this machine have worked, for whomever, added up."""
     times = psutil.cpu_times()
     return float(times.user + times.nice + times.system + times.irq + times.softirq)
 
@@ -273,6 +282,7 @@ def show(result: Result, console: Console) -> None:
         ("the same, batcher's metric", f"{result.queued_p99_metric_s:.2f} s", f"{TARGET_S:g} s"),
         ("interactive first token, p99", f"{result.first_token_p99_s:.2f} s", ""),
         ("first token late", f"{result.late_share:.2%} of the answered", ""),
+        ("in the queue for longer", f"{result.overdue_share:.2%} of the answered", ""),
         ("engine preemptions", f"{result.preemptions:g}", "0"),
         ("async pushed out", f"{result.pushes:g}", ""),
         ("refused", f"{result.refused:,}; {result.refused_with_retry:,} with RetryInfo", "all"),
@@ -306,13 +316,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--factor", type=float, default=10.0)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--stage", type=float, default=6.0, help="seconds of each step of the search for the peak")
+    parser.add_argument("--stage", type=float, default=12.0, help="seconds of each step of the search for the peak")
     parser.add_argument("--executors", type=int, default=2)
     parser.add_argument("--out", type=Path, help="also write the result as JSON")
     arguments = parser.parse_args()
     console = Console(width=120)
     with tempfile.TemporaryDirectory() as folder:
-        write_policy(Path(folder), *SHARES)
+        write_policy(Path(folder), dict.fromkeys(SHARES, 1.0))
         environment = {"HEADRACE_TRACE_RATIO": "0"}
         with Mesh(executors=arguments.executors, envoy=False, extra_policy=Path(folder), env=environment) as mesh:
             peak = find_peak(mesh, arguments.stage)

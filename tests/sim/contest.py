@@ -31,15 +31,18 @@ class Tenant:
     """Tokens, uniform from … to …; no two prompts have a prefix in common."""
     answers: tuple[int, int] = (50, 300)
     weight: float = 1.0
+    tier: Tier = Tier.INTERACTIVE
+    begins: float = 0.0
+    """When it begins to send."""
 
     def arrivals(self, seconds: float, seed: int) -> list[Arrival]:
-        """The same for the same name, rate and seed."""
-        chance, at, found = random.Random(f"{seed} {self.name}"), 0.0, list[Arrival]()
+        """Up to this time; the same for the same name, rate and seed."""
+        chance, at, found = random.Random(f"{seed} {self.name}"), self.begins, list[Arrival]()
         while (at := at + chance.expovariate(self.per_s)) < seconds:
             prompt, answer = chance.randint(*self.prompts), chance.randint(*self.answers)
             first = chance.getrandbits(62)
             hashes = tuple(range(first, first - (-prompt // BLOCK)))
-            found.append(Arrival(at, self.name, Tier.INTERACTIVE, prompt, answer, hashes, BLOCK, weight=self.weight))
+            found.append(Arrival(at, self.name, self.tier, prompt, answer, hashes, BLOCK, weight=self.weight))
         return found
 
 

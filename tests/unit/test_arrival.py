@@ -5,8 +5,10 @@ from statistics import quantiles
 import pytest
 
 from libs.errors import DeadlinePassed, Overloaded
-from services.batcher.promise import LEAST_RETRY_S, MOST_RETRY_S
-from services.batcher.rules import TierRules
+from libs.lane.work import Tier
+from services.batcher.promise import ACCEPTED, LEAST_RETRY_S, MOST_RETRY_S, STANDING
+from services.batcher.queue import AGE_S, Limits
+from services.batcher.rules import TARGET_S, TierRules
 from services.batcher.scheduling import Dispatch, SchedulingRules
 from tests.unit.batching import Engine, Rig, knows
 from tests.unit.lanes import work
@@ -110,8 +112,9 @@ def state(rig: Rig) -> object:
     """What must not change."""
     pool = rig.pool
     return (
-        [(entry.key, entry.due) for entry in pool.queue], pool.queue.parked(), pool.flock.leaders, pool.drain.rate(0.0),
-        pool.counters.served("t"), pool.held, dict(rig.book.held), set(rig.memory.reserved), set(rig.book.pools),
+        [(entry.key, entry.due) for entry in pool.queue], pool.queue.parked(), pool.flock.leaders,
+        pool.drain.rate(0, 0.0, 1.0), pool.standing.waiting(), pool.counters.served("t"), pool.held,
+        dict(rig.book.held), set(rig.memory.reserved), set(rig.book.pools),
         [(seat.works, seat.reserved, seat.prefill_tokens) for seat in pool.seats], vars(pool.policy).copy(),
     )  # fmt: skip
 
@@ -152,6 +155,104 @@ async def test_explain_says_what_happens_in_each_case() -> None:
     assert choice == "wait", "whoever has it now, no slot is free"
 
 
+# --- a queue that stands -------------------------------------------------------------------------
+
+
+def drive(rig: Rig, engine: Engine, seconds: float, **changes: object) -> None:
+    """So long, an engine computes; 40 short works a second come, if anything is said of them."""
+    for _ in range(round(seconds / 0.05)):
+        if changes:
+            rig.submit(2, prompt=100, tokens=8, **changes)
+        engine.run(0.05)
+        rig.tick(0.05)
+
+
+def burst(rig: Rig, **changes: object) -> tuple[int, object]:
+    """How many more works are let in at once, and with what the next one ends."""
+    let_in = 0
+    while (error := refusal(rig, prompt=100, tokens=8, **changes)) is None:
+        let_in += 1
+    return let_in, error
+
+
+def test_who_always_has_works_waiting_is_refused_earlier_than_a_burst() -> None:
+    """A thousand tokens a second are computed, and the first token is due after four."""
+    rig = Rig("a", slots=4, blocks=100_000, tier=TierRules(target_s=4.0))
+    engine = Engine(rig["a"], prefill_rate=1000, token_s=0.01)
+    drive(rig, engine, 10.0, tenant="day")
+    waiting = len(rig.pool.queue)
+    assert STANDING * 4000 - 200 <= 100 * waiting <= STANDING * 4000 + 100
+    let_in, error = burst(rig, tenant="day")
+    assert let_in <= 1
+    assert isinstance(error, Overloaded)
+    assert "when their tenant has had others waiting for a while" in error.message
+    drive(rig, engine, 30.0)
+    assert len(rig.pool.queue) == 0
+    _, error = burst(rig, tenant="day")
+    waiting = len(rig.pool.queue)
+    assert ACCEPTED * 4000 - 200 <= 100 * waiting <= ACCEPTED * 4000 + 100, "what was is forgotten: a burst ends"
+    assert isinstance(error, Overloaded)
+    assert "need 3.0 s for it" in error.message
+
+
+def test_a_queue_that_stands_is_that_of_one_tenant() -> None:
+    rig = Rig("a", slots=4, blocks=100_000, tier=TierRules(target_s=4.0))
+    engine = Engine(rig["a"], prefill_rate=1000, token_s=0.01)
+    drive(rig, engine, 10.0, tenant="day")
+    assert burst(rig, tenant="day")[0] <= 1
+    assert burst(rig, tenant="other")[0] >= 8, "it takes turns with the first, from now on"
+
+
+def beside_a_flood() -> tuple[Rig, Engine]:
+    """Somebody sends four times as much as there is room for, so that async works wait until they age."""
+    rig = measured(Rig("a", slots=1, blocks=100_000))
+    rig.rules.tiers[Tier.ASYNC] = TierRules(Limits(), TARGET_S[Tier.ASYNC])
+    engine = Engine(rig["a"], prefill_rate=1000, token_s=0.01)
+    drive(rig, engine, 10.0, tenant="day")
+    return rig, engine
+
+
+def test_async_works_are_let_in_as_long_as_their_share_is_enough_once_they_have_aged() -> None:
+    rig, engine = beside_a_flood()
+    night: dict[str, object] = {"tenant": "night", "tier": Tier.ASYNC}
+    assert refusal(rig, prompt=100, tokens=8, **night) is None
+    drive(rig, engine, 3.0, tenant="day")
+    now = rig.clock.monotonic()
+    assert rig.pool.standing.rate("night", Tier.ASYNC, now) == 0.0, "nothing of it runs, and nothing will for a while"
+    before = len(rig.works)
+    let_in, error = burst(rig, **night)
+    share = rig.pool.drain_rate(now) / 2
+    assert AGE_S + 100 * let_in / share == pytest.approx(ACCEPTED * 60, abs=100 / share + 0.2)
+    assert isinstance(error, Overloaded)
+    drive(rig, engine, 60.0, tenant="day")
+    assert all(rig.answers.tokens.get(before + index) for index in range(let_in)), "the promise is kept"
+
+
+def test_an_async_tenant_alone_has_a_queue_of_its_target() -> None:
+    """Its queue stands, but nobody waits for it: what counts is that its works come in time."""
+    rig = measured(Rig("a", slots=1, blocks=100_000))
+    rig.rules.tiers[Tier.ASYNC] = TierRules(Limits(), 20.0)
+    engine = Engine(rig["a"], prefill_rate=1000, token_s=0.01)
+    drive(rig, engine, 30.0, tenant="night", tier=Tier.ASYNC)
+    waits = 100 * len(rig.pool.queue) / rig.pool.drain_rate(rig.clock.monotonic())
+    assert waits == pytest.approx(ACCEPTED * 20.0, abs=0.5)
+
+
+@pytest.mark.parametrize("tier", Tier)
+@pytest.mark.parametrize("ran", [0, 2])
+def test_who_has_had_no_turn_yet_is_not_refused_for_that(tier: Tier, ran: int) -> None:
+    """One slot, held by another for longer than is needed to measure: that nothing has left says nothing."""
+    rig = measured(Rig("a", slots=1, blocks=100_000, tier=TierRules(target_s=60.0)))
+    rig.submit(2 + ran, prompt=100, tenant="x")
+    for _ in range(ran):
+        rig.tick(1.0)
+        rig["a"].lane.run()
+    assert refusal(rig, prompt=100, tenant="y", tier=tier) is None
+    rig.tick(1.2)
+    assert rig.pool.standing.rate("y", tier, rig.clock.monotonic()) == 0.0
+    assert refusal(rig, prompt=100, tenant="y", tier=tier) is None
+
+
 # --- ten times too much --------------------------------------------------------------------------
 
 
@@ -190,6 +291,32 @@ def test_by_how_long_works_stay_the_time_in_the_queue_does_not_count() -> None:
     assert rig.pool.drain_rate(rig.clock.monotonic()) == pytest.approx(2.0), "one at a time, 4 tokens, 2 s each"
 
 
+def test_while_works_wait_slots_that_stay_empty_do_not_count() -> None:
+    """Blocks are what is scarce: of forty slots four are taken, and each work stays for two seconds."""
+    rig = Rig("a", slots=40, blocks=12, tier=TierRules(target_s=60.0))
+    rig.submit(4)
+    rig.clock.advance(2.0)
+    rig["a"].lane.run()
+    rig.submit(12)
+    measured(rig)
+    assert len(rig.running("a")) == 4
+    rig.clock.advance(1.0)
+    assert rig.pool.drain_rate(rig.clock.monotonic()) <= 8.0, "four at a time, 4 tokens, 2 s each"
+    rig["a"].lane.run()
+    assert rig.pool.drain_rate(rig.clock.monotonic()) == pytest.approx(8.0)
+
+
+def test_who_was_cancelled_while_it_waited_was_not_served() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(1, tenant="x")
+    rig.submit(9, tenant="y")
+    rig.tick(2.0)
+    for index in range(1, 9):
+        rig.lane.cancel(index)
+    assert len(rig.pool.queue) == 1
+    assert rig.pool.standing.rate("y", Tier.INTERACTIVE, rig.clock.monotonic()) == 0.0
+
+
 def test_who_comes_when_nobody_waits_is_not_measured_by_what_was_asked_for() -> None:
     rig = measured(Rig("a", "b", slots=8, blocks=1000, reply="later"))
     for _ in range(20):
@@ -211,7 +338,7 @@ def test_while_no_executor_is_up_nothing_is_measured_and_nobody_refused() -> Non
         rig.submit(1, prompt=50)
         engine.run(0.05)
         rig.tick(0.05)
-    assert rig.pool.drain.rate(0.0) > 0
+    assert rig.pool.drain.rate(0, 0.0, 1.0) > 0
     waiting = len(rig.pool.queue)
     rig["a"].lane.cut()
     for _ in range(60):

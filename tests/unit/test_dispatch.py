@@ -325,7 +325,7 @@ def test_nothing_goes_where_it_could_never_fit(dispatch: Dispatch) -> None:
 
 def test_what_a_tenant_leaves_to_others_they_get() -> None:
     """Even from behind it: its turn may have come, but not for that."""
-    rig = Rig("a", slots=20, blocks=1000)
+    rig = Rig("a", slots=20, blocks=1000, rules=SchedulingRules(headroom=0.1))
     rig.submit(1, tenant="other")
     rig.submit(19)
     assert len(rig.running("a")) == 18
@@ -333,6 +333,20 @@ def test_what_a_tenant_leaves_to_others_they_get() -> None:
     assert len(rig.running("a")) == 20
     assert waiting(rig) == [18, 19]
     rig.book.check_integrity()
+    rig.run_all()
+    rig.all_right()
+
+
+def test_async_work_does_not_get_what_a_tenant_leaves_to_others() -> None:
+    """It would be pushed out for the next of them."""
+    rig = Rig("a", slots=20, blocks=1000, rules=SchedulingRules(headroom=0.1))
+    rig.submit(1, tenant="other")
+    rig.submit(19)
+    rig.submit(3, tenant="night", tier=Tier.ASYNC)
+    assert len(rig.running("a")) == 18
+    rig.submit(2, tenant="other")
+    assert len(rig.running("a")) == 20
+    assert not rig["a"].lane.cancels
     rig.run_all()
     rig.all_right()
 

@@ -12,6 +12,8 @@ from services.batcher.fairness import INPUT_COST, OUTPUT_COST, UNIT, Account, Co
 from services.batcher.queue import Entry, WaitQueue
 
 WEIGHTS = {"a": 1.0, "b": 3.0, "c": 0.5}
+IDLE = 300
+"""Tokens that who was idle is owed, in the book."""
 
 
 class Waiting:
@@ -159,6 +161,22 @@ def test_credit_is_bounded_and_keeps_the_order_of_those_that_have_it() -> None:
     counters.check_integrity()
 
 
+def test_who_begins_to_have_turns_is_lifted_to_the_credit_of_who_was_idle_and_never_lowered() -> None:
+    counters, line = Counters(idle=100), Waiting()
+    first, second = counters.enter("first", line), counters.enter("second", line)
+    start = counters.served("second")
+    counters.charge("first", 10_000, 0)
+    counters.join(second, float(first.served))
+    assert counters.served("first") - counters.served("second") == 100
+    counters.charge("second", 60, 0)
+    counters.join(second, float(first.served))
+    assert counters.served("first") - counters.served("second") == 40
+    counters.join(first, float(second.served))
+    assert counters.served("first") - counters.served("second") == 40
+    assert counters.served("second") > start
+    counters.check_integrity()
+
+
 def test_the_cost_of_a_prompt_token_is_learned() -> None:
     counters = Counters()
     assert counters.cost == 1.0
@@ -218,7 +236,7 @@ class AgainstTheBook(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counters = Counters()
+        self.counters = Counters(idle=IDLE)
         self.served: dict[str, int] = {}
         self.waits: dict[str, list[tuple[Account, Waiting]]] = {tenant: [] for tenant in WEIGHTS}
         self.left = ""
@@ -226,7 +244,9 @@ class AgainstTheBook(RuleBasedStateMachine):
 
     def floor(self) -> int:
         waiting = [self.served[tenant] for tenant, waits in self.waits.items() if waits]
-        return min(waiting, default=self.served.get(self.left, 0))
+        if not waiting and not self.left:
+            return 0
+        return min(waiting, default=self.served.get(self.left, 0)) - IDLE * UNIT
 
     def add(self, tenant: str, input_tokens: int, output_tokens: int) -> None:
         unit = UNIT / WEIGHTS[tenant]
@@ -249,6 +269,19 @@ class AgainstTheBook(RuleBasedStateMachine):
         self.counters.leave(account, line)
         if not self.waits[tenant]:
             self.left = tenant
+
+    @precondition(lambda self: any(self.waits.values()))
+    @rule(data=st.data())
+    def join(self, data: st.DataObject) -> None:
+        """One that waits begins to have turns beside another."""
+        waiting = st.sampled_from(sorted(name for name, waits in self.waits.items() if waits))
+        tenant, other = data.draw(waiting), data.draw(waiting)
+        account, line = self.waits[tenant][0]
+        told, lowest = line.told, self.served[other]
+        self.counters.join(account, float(lowest))
+        lifted = max(self.served[tenant], lowest - IDLE * UNIT)
+        assert line.told == told + (lifted > self.served[tenant])
+        self.served[tenant] = lifted
 
     @rule(tenant=tenants, input_tokens=st.integers(0, 1_000), output_tokens=st.integers(0, 1_000))
     def charge(self, tenant: str, input_tokens: int, output_tokens: int) -> None:

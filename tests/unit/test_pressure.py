@@ -13,6 +13,7 @@ from libs.lane.work import FinishReason, Outcome, Tier
 from services.batcher.held import Place
 from services.batcher.memory import Ask, Reply
 from services.batcher.pressure import LEAVE_S
+from services.batcher.queue import AGE_S
 from services.batcher.scheduling import Dispatch, Reserve, SchedulingRules
 from services.batcher.seat import LEAST_MARGIN
 from services.kvcache.ledger import Ledger
@@ -99,9 +100,44 @@ def test_async_work_pushes_nobody_out() -> None:
     assert not rig["a"].lane.cancels
 
 
+@pytest.mark.parametrize("waited", [AGE_S - 1, AGE_S])
+def test_async_work_that_has_aged_keeps_its_place(waited: float) -> None:
+    """It had its turn as any other. Else it would wait again, and what was computed of it would be lost."""
+    rig = Rig("a", slots=1)
+    rig.submit(1)
+    rig.submit(1, tier=ASYNC, tenant="night")
+    rig.tick(waited)
+    rig["a"].lane.run()
+    assert rig.running("a") == [1]
+    assert rig.seat("a").patient == (waited < AGE_S)
+    rig["a"].lane.step()
+    rig.submit(1)
+    rig.tick(0.05)
+    assert cancelled(rig, "a") == ([1] if waited < AGE_S else [])
+    obey(rig, "a")
+    rig.run_all()
+    rig.all_right()
+
+
+def test_aged_work_whose_executor_went_away_keeps_its_place_on_the_next_one() -> None:
+    rig = Rig("a", slots=1)
+    rig.submit(1)
+    rig.submit(1, tier=ASYNC)
+    rig.tick(AGE_S)
+    rig["a"].lane.run()
+    rig["a"].lane.cut()
+    rig["a"].lane.mend()
+    rig.tick()
+    assert rig.running("a") == [1]
+    rig.submit(1)
+    assert not rig["a"].lane.cancels
+    rig.run_all()
+    rig.all_right()
+
+
 def test_where_it_would_lack_something_else_nobody_leaves() -> None:
     """A tenant with more than its share leaves a tenth of the slots to others: one of twenty would not help it."""
-    rig = Rig("a", slots=20, blocks=1000)
+    rig = Rig("a", slots=20, blocks=1000, rules=SchedulingRules(headroom=0.1))
     rig.submit(1, tenant="other", tier=ASYNC)
     rig.submit(18)
     assert len(rig.running("a")) == 18, "two slots are not for this tenant"

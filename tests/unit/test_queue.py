@@ -1,5 +1,6 @@
 """The order in which works of one pool run."""
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from math import inf
 
@@ -14,6 +15,8 @@ from services.batcher.line import LATE_TURN
 from services.batcher.queue import AGE_S, SAMPLE, Entry, Limits, WaitQueue
 
 WEIGHTS = {"a": 1.0, "b": 3.0, "c": 0.5}
+IDLE = 20
+"""Tokens that who was idle is owed, in the model."""
 
 
 def entry(
@@ -129,6 +132,46 @@ def test_how_long_that_takes_is_a_rule() -> None:
     assert head.key == 1
 
 
+def test_a_tenant_whose_async_works_age_is_owed_no_more_than_one_that_was_idle() -> None:
+    """While the others were served 10,000 tokens it had no turn."""
+    counters = Counters(idle=100)
+    queue = WaitQueue(counters)
+    for key in range(100, 200):
+        queue.push(entry(key, tenant="flood"))
+    for key in range(50):
+        queue.push(entry(key, Tier.ASYNC, arrived=0.0 if key < 40 else 1.0, tenant="night"))
+    counters.charge("flood", 10_000, 0)
+    queue.peek(AGE_S)
+    assert counters.served("flood") - counters.served("night") == 100
+    counters.charge("flood", 50, 0)
+    queue.peek(AGE_S + 1.0)
+    assert counters.served("flood") - counters.served("night") == 150, "it is in the class already: it earns its share"
+    assert [key < 50 for key in order(queue, AGE_S + 1.0, counters)[:25]] == 15 * [True] + 5 * [False, True]
+
+
+def test_who_was_served_more_than_those_it_joins_is_not_made_up_to() -> None:
+    counters = Counters(idle=100)
+    queue = WaitQueue(counters)
+    queue.push(entry(2, tenant="flood"))
+    queue.push(entry(1, Tier.ASYNC, tenant="night"))
+    before = counters.served("night"), counters.served("flood")
+    counters.charge("flood", 10_000, 0)
+    counters.charge("night", 12_000, 0)
+    queue.peek(AGE_S)
+    assert (counters.served("night"), counters.served("flood")) == (before[0] + 12_000, before[1] + 10_000)
+
+
+def test_where_nobody_has_turns_who_ages_joins_as_it_is() -> None:
+    counters = Counters(idle=100)
+    queue = WaitQueue(counters)
+    queue.push(entry(1, Tier.ASYNC, tenant="night"))
+    queue.push(entry(2, tenant="flood"))
+    counters.charge("flood", 10_000, 0)
+    queue.park(2, until=inf, on="e")
+    queue.peek(AGE_S)
+    assert counters.served("night") == 0
+
+
 @pytest.mark.parametrize("due", [inf, 600.0, 1.0])
 @pytest.mark.parametrize("tenant", ["flood0", "calm"])
 def test_async_work_never_starves(tenant: str, due: float) -> None:
@@ -235,6 +278,20 @@ def test_a_tenant_that_is_set_aside_has_no_turns_until_it_is_taken_in() -> None:
     queue.check_integrity()
 
 
+def test_what_a_tenant_leaves_to_others_is_not_for_the_next_class() -> None:
+    queue = WaitQueue()
+    queue.push(entry(1, tenant="a"))
+    queue.push(entry(2, tenant="b"))
+    queue.push(entry(3, Tier.ASYNC, tenant="c"))
+    queue.set_aside("a")
+    assert order(queue) == [2], "async work would be pushed out again"
+    queue.take_in()
+    queue.park(1, until=9.0, on="e")
+    queue.set_aside("a")
+    assert order(queue) == [3], "it leaves nothing: it could not run"
+    queue.take_in()
+
+
 def test_a_tenant_that_leaves_while_it_is_set_aside_comes_back_as_any_other() -> None:
     queue = WaitQueue()
     queue.push(entry(1, tenant="a"))
@@ -304,13 +361,39 @@ def test_within_a_tenant_what_is_ahead_is_known() -> None:
     queue.push(entry(5, Tier.ASYNC, tokens=7))
     queue.push_front(entry(6, tokens=1_000_000))
     new = entry(9, arrived=10.0, due=35.0)
-    assert queue.tokens_ahead(new) == 1_000_000 + 100 + 1_000 + 11  # the late ones have some turns
-    assert queue.tokens_ahead(replace(new, due=15.0)) == 1_000_000
+    assert queue.tokens_ahead(new) == 1_000_000 + 100 + 1_000 + 11, "what is late was promised first"
+    assert queue.tokens_ahead(replace(new, due=15.0)) == 1_000_000 + 11
     assert queue.tokens_ahead(replace(new, due=4.0)) == 1_000_000 + 100 + 1_000 + 10_000 + 1
     assert queue.tokens_ahead(replace(new, due=inf)) == 1_011_111
     assert queue.tokens_ahead(replace(new, tier=Tier.ASYNC, due=inf)) == 1_011_111 + 7
     queue.park(6, 20.0, "e")
-    assert queue.tokens_ahead(replace(new, due=15.0)) == 0
+    assert queue.tokens_ahead(replace(new, due=15.0)) == 11
+
+
+def test_what_is_late_counts_whole_so_that_no_more_is_promised() -> None:
+    queue = WaitQueue()
+    for key in range(100):
+        queue.push(entry(key, due=2.0))
+    new = entry(100, arrived=3.0, due=5.0)
+    assert queue.tokens_ahead(new) == 1_000
+    queue.push(entry(101, arrived=3.0, due=4.0))
+    assert queue.tokens_ahead(new) == 1_010
+    assert queue.tokens_ahead(replace(new, due=3.5)) == 1_000
+
+
+def test_of_what_is_ahead_its_own_are_known() -> None:
+    queue = WaitQueue()
+    assert queue.own_ahead(entry(9, tenant="x")) == 0
+    for key, (tenant, tier, due) in enumerate([
+        ("x", Tier.INTERACTIVE, 2.0), ("x", Tier.INTERACTIVE, 20.0), ("x", Tier.INTERACTIVE, 40.0),
+        ("x", Tier.ASYNC, 10.0), ("y", Tier.INTERACTIVE, 1.0),
+    ]):  # fmt: skip
+        queue.push(entry(key, tier, tokens=10**key, tenant=tenant, due=due))
+    new = entry(9, tenant="x", arrived=5.0, due=30.0)
+    assert queue.own_ahead(new) == 11
+    assert queue.own_ahead(new) <= queue.tokens_ahead(new)
+    assert queue.own_ahead(replace(new, tier=Tier.ASYNC)) == 1_000
+    assert queue.own_ahead(replace(new, tenant="z")) == 0
 
 
 @pytest.mark.parametrize("tenants", [3, 40, 2 * SAMPLE])
@@ -357,7 +440,7 @@ def test_nothing_is_ahead_of_who_was_served_least() -> None:
     counters = Counters()
     queue = WaitQueue(counters)
     for key, tenant in enumerate(["", "x", "y"]):
-        queue.push(entry(key, tenant=tenant))
+        queue.push(entry(key, tenant=tenant, due=2.0))
         counters.charge(tenant, 1_000 if tenant else 0, 0)
     assert queue.tokens_ahead(entry(9, tenant="", due=1.0)) == 0
 
@@ -395,11 +478,12 @@ class AgainstLists(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counters = Counters()
+        self.counters = Counters(idle=IDLE)
         self.queue = WaitQueue(self.counters)
         self.mine: dict[int, Mine] = {}
         self.lines: dict[tuple[Tier, str], MyLine] = {}
         self.running: dict[int, tuple[Entry, int]] = {}
+        self.served: dict[str, float] = {}
         self.now = 0.0
         self.key = 0
         self.opened = 0
@@ -421,10 +505,23 @@ class AgainstLists(RuleBasedStateMachine):
     def run(self, output: int) -> None:
         expected = self.expected()
         assert self.queue.peek(self.now) == self.queue.peek(self.now) == expected
+        assert self.served == {tenant: self.counters.served(tenant) for tenant in self.served}
         if expected is not None:
             self.take(expected.key)
             self.counters.charge(expected.tenant, expected.tokens, output, expected.weight)
             self.running[expected.key] = (expected, output)
+
+    @rule(aside=st.sets(tenants))
+    def pass_over(self, aside: set[str]) -> None:
+        """Some leave their turns to others."""
+        self.age()
+        self.queue.peek(self.now)
+        for tenant in sorted(aside):
+            self.queue.set_aside(tenant)
+        expected = self.expected(aside)
+        assert self.queue.peek(self.now) == expected
+        self.queue.check_integrity()
+        self.queue.take_in()
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), back=st.booleans(), output=st.integers(0, 80))
@@ -471,21 +568,17 @@ class AgainstLists(RuleBasedStateMachine):
         could = [mine.entry.tokens for mine in self.mine.values() if mine.tier <= tier and not mine.on]
         assert sum(before) <= self.queue.tokens_ahead(new) <= sum(could)
 
-    def expected(self) -> Entry | None:
+    def expected(self, aside: AbstractSet[str] = frozenset()) -> Entry | None:
         """The order, as it is documented."""
-        aged = [m for m in self.mine.values() if m.tier is Tier.ASYNC and m.entry.arrived <= self.now - AGE_S]
-        for mine in sorted(aged, key=lambda m: (m.entry.arrived, m.entry.key)):
-            self.leave(mine)
-            mine.tier = Tier.INTERACTIVE
-            self.join(mine)
+        self.age()
         ready = [mine for mine in self.mine.values() if not mine.on]
         if not ready:
             return None
         tier = min(mine.tier for mine in ready)
-        tenant = min(
-            {mine.entry.tenant for mine in ready if mine.tier is tier},
-            key=lambda tenant: (self.counters.served(tenant), self.lines[tier, tenant].number),
-        )
+        turns = {mine.entry.tenant for mine in ready if mine.tier is tier} - aside
+        if not turns:
+            return None
+        tenant = min(turns, key=lambda tenant: (self.served[tenant], self.lines[tier, tenant].number))
         line = [mine for mine in ready if mine.tier is tier and mine.entry.tenant == tenant]
         late = [mine for mine in line if not mine.came_back and mine.due <= self.now]
         late_turn = late and self.lines[tier, tenant].passed >= LATE_TURN - 1
@@ -495,6 +588,20 @@ class AgainstLists(RuleBasedStateMachine):
             return (not mine.came_back, behind, 0.0 if mine.came_back else mine.due, mine.entry.key)
 
         return min(line, key=place).entry
+
+    def age(self) -> None:
+        """Async works that have waited join the interactive class; `served` are the counters then."""
+        self.served = {mine.entry.tenant: self.counters.served(mine.entry.tenant) for mine in self.mine.values()}
+        aged = [m for m in self.mine.values() if m.tier is Tier.ASYNC and m.entry.arrived <= self.now - AGE_S]
+        for mine in sorted(aged, key=lambda m: (m.entry.arrived, m.entry.key)):
+            tenant = mine.entry.tenant
+            turns = {m.entry.tenant for m in self.mine.values() if m.tier is Tier.INTERACTIVE and not m.on}
+            if turns and (Tier.INTERACTIVE, tenant) not in self.lines:
+                lowest = min(self.served[other] for other in turns)
+                self.served[tenant] = max(self.served[tenant], lowest - IDLE)
+            self.leave(mine)
+            mine.tier = Tier.INTERACTIVE
+            self.join(mine)
 
     def take(self, key: int) -> None:
         mine = self.mine[key]

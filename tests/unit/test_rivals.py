@@ -31,6 +31,17 @@ def test_shares_go_by_weight() -> None:
     assert not rivals.ahead("a"), "its weight was raised"
 
 
+def test_a_share_is_that_among_all_that_contend() -> None:
+    rivals = Rivals()
+    assert rivals.share("a") == 1.0
+    rivals.came("a", 3.0, 0.0)
+    assert rivals.share("a") == rivals.share("never seen") == 1.0
+    rivals.came("b", 1.0, RIVAL_S)
+    assert (rivals.share("a"), rivals.share("b")) == (0.75, 0.25)
+    rivals.forget(RIVAL_S + 0.1)
+    assert rivals.share("b") == 1.0
+
+
 def test_who_does_not_come_any_more_is_no_rival() -> None:
     rivals = Rivals()
     rivals.came("a", 1.0, 0.0)
