@@ -1,8 +1,10 @@
 """What the KV-cache manager knows, as one: prefix index, ledger, trust, and the reports that feed them."""
 
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from operator import attrgetter
 
 from libs.catalogue import model_of
 from libs.errors import Overloaded
@@ -14,10 +16,14 @@ from services.kvcache.trust import Drift, Told, Trust
 
 MAX_MATCHES = 16
 """Executors in one answer, beside the one asked about."""
+MAX_LOOKED = 64
+"""Executors that are looked at for an answer when some of them are distrusted; what more there are is not told."""
 MAX_BATCHERS = 1024
 """Batchers with a stream; one more is refused."""
 DEFAULT = "default"
 """The name of the overcommit of models that have none of their own."""
+
+_NAME = attrgetter("executor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,14 +151,13 @@ class Memory:
         return self.more(executor, events) if verdict is Verdict.TAKE else (verdict, 0)
 
     def more(self, executor: str, events: Sequence[tuple[str, BlockEvent]]) -> tuple[Verdict, int]:
-        """Takes in what belongs to the snapshot or the batch before."""
-        pools = self.reports.executors[executor].pools
-        refused = 0
+        """Takes in what belongs to the snapshot or the batch before; nothing of it, if a pool is not known."""
+        by_pool: dict[str, list[BlockEvent]] = {}
         for pool, event in events:
-            if pool not in pools:
-                return self.reports.missed(executor), refused
-            refused += self.index.apply(executor, pool, (event,))
-        return Verdict.TAKE, refused
+            by_pool.setdefault(pool, []).append(event)
+        if not by_pool.keys() <= self.reports.executors[executor].pools.keys():
+            return self.reports.missed(executor), 0
+        return Verdict.TAKE, sum(self.index.apply(executor, pool, changes) for pool, changes in by_pool.items())
 
     @property
     def indexed(self) -> int:
@@ -188,20 +193,20 @@ class Memory:
         """
         every = self.index.match(pool, hashes)
         asked = _of(executor, every) if executor else None
-        told = self.trust.tell(pool, every)
-        best = self._best(told) if len(told) > MAX_MATCHES else told
-        if asked is not None and len(told) > len(best) and _of(executor, best) is None:
-            best += [match for match in told if match.executor == executor]
+        some = every if len(every) <= MAX_MATCHES else islice(self._in_turn(every), MAX_LOOKED)
+        best = sorted(islice(self.trust.tell(pool, some), MAX_MATCHES), key=_longest_first)
+        if asked is not None and len(every) > MAX_MATCHES and all(match.executor != executor for match in best):
+            best += self.trust.tell(pool, [asked])
         return best, asked or PrefixMatch(executor, 0)
 
-    def _best(self, matches: list[PrefixMatch]) -> list[PrefixMatch]:
-        edge = matches[MAX_MATCHES - 1].blocks
-        if matches[MAX_MATCHES].blocks < edge:
-            return matches[:MAX_MATCHES]
-        first = bisect_left(matches, -edge, key=lambda match: -match.blocks)
-        equals = bisect_left(matches, 1 - edge, key=lambda match: -match.blocks) - first
-        start, self._turn = self._turn, self._turn + MAX_MATCHES - first
-        return matches[:first] + [matches[first + turn % equals] for turn in range(start, self._turn)]
+    def _in_turn(self, matches: Sequence[PrefixMatch]) -> Iterator[PrefixMatch]:
+        """The longest first. Where it is left off among equals, it goes on from there the next time."""
+        for start, stop in _equals(matches):
+            first, size = self._turn, stop - start
+            for turn in range(first, first + size):
+                self._turn = turn + 1
+                yield matches[start + turn % size]
+            self._turn = first
 
     def _forget(self, executor: str, pool: str) -> None:
         """A cache is gone, but for its place in the index."""
@@ -216,7 +221,23 @@ class Memory:
 
 
 def _of(executor: str, matches: Sequence[PrefixMatch]) -> PrefixMatch | None:
-    for match in matches:
-        if match.executor == executor:
-            return match
+    for start, stop in _equals(matches):
+        place = bisect_left(matches, executor, start, stop, key=_NAME) if stop - start > 1 else start
+        if place < stop and matches[place].executor == executor:
+            return matches[place]
     return None
+
+
+def _equals(matches: Sequence[PrefixMatch]) -> Iterator[tuple[int, int]]:
+    """Where those of one length begin and end; looks at few of them."""
+    start, count = 0, len(matches)
+    while start < count:
+        stop, blocks = start + 1, matches[start].blocks
+        if stop < count and matches[stop].blocks == blocks:
+            stop = bisect_right(matches, -blocks, stop, key=_longest_first)
+        yield start, stop
+        start = stop
+
+
+def _longest_first(match: PrefixMatch) -> int:
+    return -match.blocks

@@ -19,8 +19,7 @@ Two mistakes are told apart, for their remedies differ:
 For both, the likeliest cause is events that were missed, and a fresh snapshot heals that.
 """
 
-from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -207,16 +206,15 @@ class Trust:
         self._accounts.pop((executor, pool), None)
         self._doubt(executor, pool, False)
 
-    def tell(self, pool: str, matches: list[PrefixMatch]) -> list[PrefixMatch]:
-        """What of these matches batchers hear, most blocks first."""
-        doubted = self._doubted.get(pool)
-        if not doubted:
-            return matches
-        told = [match for match in matches if match.executor not in doubted]
+    def tell(self, pool: str, matches: Iterable[PrefixMatch]) -> Iterator[PrefixMatch]:
+        """What of these matches batchers hear, in their order: but what is told of a device alone can be shorter than
+        what comes behind it. Looks at no more of them than are asked for."""
+        doubted = self._doubted.get(pool, ())
         for match in matches:
-            if match.executor in doubted and match.device_blocks and self.told(match.executor, pool) is Told.DEVICE:
-                insort(told, PrefixMatch(match.executor, match.device_blocks), key=lambda match: -match.blocks)
-        return told
+            if match.executor not in doubted:
+                yield match
+            elif match.device_blocks and self.told(match.executor, pool) is Told.DEVICE:
+                yield PrefixMatch(match.executor, match.device_blocks)
 
     def told(self, executor: str, pool: str) -> Told:
         """What is told of an executor's matches."""

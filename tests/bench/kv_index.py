@@ -1,4 +1,5 @@
-"""What the prefix index costs: memory, lookups, events, growth, an executor that goes, a restart; and other designs.
+"""What the prefix index costs: memory, lookups, events, growth, an executor that goes, a restart, questions and reports
+in the manager around it; and other designs.
 
     python -m tests.bench.kv_index [--rounds 5] [--sizes 100000 1000000 10000000] [--out FILE.json]
 
@@ -16,10 +17,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -27,8 +30,19 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from libs.kvcache.values import BlockEvent, CacheInfo, CacheState, Exactness, Hashes
+from headrace.kvcache.v1 import kvcache_pb2 as pb
+from libs.clock import ManualClock
+from libs.kvcache.values import BlockEvent, CacheInfo, CacheState, Exactness, Hashes, PrefixMatch, Question
+from libs.kvcache.wire import cache_to_proto, event_to_proto
+from libs.telemetry.logs import setup_logs
+from services.kvcache.conversation import Turns
 from services.kvcache.index import PrefixIndex
+from services.kvcache.ledger import Ledger
+from services.kvcache.memory import Memory
+from services.kvcache.reporting import TURN_BLOCKS, Reporting
+from services.kvcache.reports import Reports
+from services.kvcache.trust import COMPARISONS
+from services.kvcache.upkeep import Observer, Upkeep
 from tests.bench.kv_index_designs import DESIGNS, name
 
 SIZES = (100_000, 1_000_000, 10_000_000)
@@ -107,7 +121,8 @@ def measure(size: int, rounds: int) -> Numbers:
         found |= lookups(index, case, holders, chains)
     found["lookup of 512 blocks, miss, µs"] = case.us(partial(index.match, "p"), case.chains(200, CHAIN))
     found |= events(index, case)
-    found |= batches(index, case)
+    found |= questions(index, case, [chain[:64] for chain in every])
+    found |= reports(index, case)
     found |= growth(index, case)
     found["snapshot of 10,000 blocks, executor known, ms"] = (
         case.us(lambda blocks: index.snapshot("again", "p", CacheState(INFO, blocks)), case.chains(8, 10_000)) / 1e3
@@ -158,16 +173,55 @@ def events(index: PrefixIndex, case: Case) -> Numbers:
     return found
 
 
-def batches(index: PrefixIndex, case: Case) -> Numbers:
-    """The same with 20 events of 24 in a row, as an executor's message has them."""
+def questions(index: PrefixIndex, case: Case, chains: Sequence[Blocks]) -> Numbers:
+    """What the manager takes for a question over chains that all executors hold: also when some are distrusted."""
+    found, memory = Numbers(), Memory(index, Ledger(), Reports())
+    ask = partial(memory.ask, "b")
+    for doubted in (0, 1, EXECUTORS // 10):
+        for executor in range(doubted):
+            for _ in range(COMPARISONS):
+                memory.trust.promise("b", 1, "p", PrefixMatch(name(executor), 64), 65)
+                memory.release("b", 1, 0)
+        title = f"question of 64 blocks, {EXECUTORS} holders, {doubted} of them distrusted, µs"
+        found[title] = case.us(lambda hashes: ask(Question(1, "p", hashes, name(EXECUTORS - 1))), chains)
+    return found
 
-    def apply(kind: Literal["stored", "removed"], hashes: list[int]) -> None:
-        parts = (hashes[start : start + 24] for start in range(0, len(hashes), 24))
-        index.apply(name(2), "p", [BlockEvent(kind, part) for part in parts])
 
-    chains = case.chains(150, 480)
-    spent = case.us(partial(apply, "stored"), chains, once=True) + case.us(partial(apply, "removed"), chains, once=True)
-    return {"stored and removed, 20 events of 24 at once, blocks/s": 2 * 480 / spent * 1e6}
+def reports(index: PrefixIndex, case: Case) -> Numbers:
+    """Messages of a full cache as the manager takes them in, from their bytes on: blocks of one work go, as many of
+    another come, ten times over."""
+    upkeep = Upkeep(Memory(index, Ledger(), Reports()), ManualClock(), Observer())
+    reporting = Reporting(cast(Any, None), upkeep, ManualClock(), Turns(TURN_BLOCKS))
+    state = CacheState(INFO, case.blocks(1000).tolist())
+    snapshot = pb.Snapshot(sequence=1, pools=[cache_to_proto(state)])
+    finish(reporting.take(pb.ReportRequest(executor="reporting", snapshot=snapshot)))
+    took: list[float] = []
+    chains = [case.chains(10, 24) for _ in range(1 + 100 * case.rounds)]
+    messages = [report(*pair).SerializeToString() for pair in enumerate(pairwise(chains), 2)]
+    for start in range(0, len(messages), 100):
+        begun = time.process_time()
+        for message in messages[start : start + 100]:
+            finish(reporting.take(pb.ReportRequest.FromString(message)))
+        took.append((time.process_time() - begun) / 100)
+    if index.size("reporting", "p") != 1240:
+        raise SystemExit("the manager has not taken the reports in")
+    return {"reports of 20 events of 24, blocks/s": 480 / statistics.median(took)}
+
+
+def report(sequence: int, chains: tuple[list[Blocks], list[Blocks]]) -> pb.ReportRequest:
+    """Old chains go, new ones come, by turns."""
+    request = pb.ReportRequest(executor="reporting", events=pb.BlockEvents(sequence=sequence))
+    for old, new in zip(*chains, strict=True):
+        for event in (BlockEvent("removed", old.tolist()), BlockEvent("stored", new.tolist())):
+            request.events.events.append(event_to_proto("p", event))
+    return request
+
+
+def finish(coroutine: Coroutine[Any, Any, object]) -> None:
+    """Runs what waits for nobody but others' turns, without an event loop."""
+    with suppress(StopIteration):
+        while True:
+            coroutine.send(None)
 
 
 def growth(index: PrefixIndex, case: Case) -> Numbers:
@@ -259,6 +313,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the figures as JSON")
     arguments = parser.parse_args()
     if arguments.case:
+        setup_logs("bench", "kv_index", "warning")
         what, number = arguments.case
         kinds = {"size": measure, "scattered": scattered}
         kind = kinds.get(what, partial(measure_design, what))

@@ -25,6 +25,7 @@ from libs.telemetry.tracing import Tracing
 from services.kvcache.index import PrefixIndex
 from services.kvcache.ledger import Ledger
 from services.kvcache.memory import Memory
+from services.kvcache.reporting import TURN_BLOCKS
 from services.kvcache.reports import Reports
 from services.kvcache.service import KvCacheServicer
 from services.kvcache.trust import COMPARISONS, Told
@@ -437,6 +438,20 @@ async def test_a_large_snapshot_comes_in_parts(manager: Manager, monkeypatch: py
     await until(indexed(manager, 200, "large"))
     assert executor.snapshots == 1
     await executor.reporter.close()
+
+
+async def test_events_beyond_a_turn_are_taken_in_turn_by_turn(
+    manager: Manager, executor: Executor, batcher: Consultation
+) -> None:
+    chain = list(range(3 * TURN_BLOCKS))
+    parts = [BlockEvent("stored", chain[start : start + 100]) for start in range(0, len(chain), 100)]
+    executor.change(*parts, BlockEvent("stored", chain), BlockEvent("removed", chain[TURN_BLOCKS:]))
+    await until(indexed(manager, TURN_BLOCKS))
+    executor.change(*(BlockEvent("removed", (block,)) for block in chain[7:]))
+    await until(indexed(manager, 7))
+    assert await batcher.answer(Question(1, "p", chain[:9])) == Answer([PrefixMatch("e", 7)], False, 0)
+    assert (executor.snapshots, manager.heard.gaps) == (1, 0)
+    manager.memory.index.check_integrity()
 
 
 async def test_a_dead_executor_is_forgotten_after_its_grace(manager: Manager, executor: Executor) -> None:

@@ -106,6 +106,7 @@ def test_what_one_executor_may_have_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     assert index.apply("a", "p", [stored(2, 3, 4, 5, 5)]) == 2
     assert index.size("a", "p") == 3
     assert index.apply("a", "p", [stored(1, 2, 3, tier=HOST)]) == 0
+    assert index.apply("a", "p", [stored(4), removed(3), removed(3, tier=HOST)]) == 0, "what goes makes room"
     assert index.snapshot("a", "p", state([1, 2], [2, 3, 4], [5])) == 2
     assert index.match("p", [1, 2, 3]) == [PrefixMatch("a", 3, 1)]
     index.check_integrity()

@@ -3,6 +3,8 @@
 from collections import Counter
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from headrace.policy.v1 import policy_pb2
 from libs.errors import Overloaded
@@ -67,6 +69,20 @@ def test_events_before_a_snapshot_and_of_unknown_pools_are_gaps() -> None:
     assert one.events("e", 1, [stored(1)])[0] is Verdict.ASK
     one.snapshot("e", 2, [CacheState(P, [])])
     assert one.events("e", 3, [("q", BlockEvent("stored", (1,)))])[0] is Verdict.ASK
+
+
+def test_a_batch_is_taken_in_pool_by_pool_and_of_a_block_the_last_word_counts() -> None:
+    one, _stream = reporting(CacheState(P, [1, 2]), CacheState(Q, [1]))
+    batch = [
+        stored(3), ("q", BlockEvent("stored", (2,))), ("p", BlockEvent("removed", (2, 3))), stored(2, 4, 5),
+        ("q", BlockEvent("cleared")), ("p", BlockEvent("removed", (4,))), ("q", BlockEvent("stored", (7,))),
+    ]  # fmt: skip
+    assert one.events("e", 2, batch) == (Verdict.TAKE, 0)
+    assert {block for block in range(9) if one.index.match("p", [block])} == {1, 2, 5}
+    assert {block for block in range(9) if one.index.match("q", [block])} == {7}
+    one.index.check_integrity()
+    assert one.events("e", 3, [stored(6), ("r", BlockEvent("stored", (1,)))]) == (Verdict.ASK, 0)
+    assert one.index.size("e", "p") == 3
 
 
 def test_a_pool_that_left_is_forgotten() -> None:
@@ -154,6 +170,51 @@ def test_among_equals_each_answer_tells_of_others(monkeypatch: pytest.MonkeyPatc
     answer = one.ask("b", Question(2, "p", [1, 2, 3], "short", 1))
     assert len(answer.matches) == 4
     assert answer.matched("short") == 1
+
+
+def test_of_a_prefix_that_many_hold_few_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MATCHES", 2)
+    monkeypatch.setattr(module, "MAX_LOOKED", 3)
+    one, _stream = reporting(CacheState(P, []))
+    names = [f"e{number}" for number in range(8)]
+    for name in names:
+        one.index.apply(name, "p", [BlockEvent("stored", (1, 2))])
+    for name in names[:4]:
+        for _ in range(COMPARISONS):
+            one.trust.promise("b", 1, "p", PrefixMatch(name, 2), 3)
+            one.release("b", 1, 0)
+    told: Counter[str] = Counter()
+    for _ in range(8):
+        matches = one.ask("b", Question(1, "p", [1, 2])).matches
+        assert len(matches) <= 2
+        told.update(match.executor for match in matches)
+    assert set(told) == set(names[4:])
+    assert one.ask("b", Question(2, "p", [1, 2, 3], "e0", 1)).matched("e0") == 0
+
+
+def test_what_is_told_of_a_device_alone_comes_where_it_belongs() -> None:
+    one, _stream = reporting(CacheState(P, [1], [2, 3]))
+    one.index.apply("f", "p", [BlockEvent("stored", (1, 2))])
+    for _ in range(COMPARISONS):
+        one.trust.promise("b", 1, "p", PrefixMatch("e", 3, 2), 9)
+        one.release("b", 1, 1)
+    assert one.ask("b", Question(1, "p", [1, 2, 3])).matches == [PrefixMatch("f", 2), PrefixMatch("e", 1)]
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 59))
+def test_however_many_hold_how_much_the_best_are_told_and_the_one_asked_about(held: list[int], asked: int) -> None:
+    one, chain = memory(), [1, 2, 3, 4]
+    for number, blocks in enumerate(held):
+        one.index.snapshot(f"e{number}", "p", CacheState(P, chain[:blocks]))
+    matches = one.ask("b", Question(1, "p", chain, f"e{asked}", 0)).matches
+    best, others = matches[: module.MAX_MATCHES], matches[module.MAX_MATCHES :]
+    expected = sorted(filter(None, held), reverse=True)[: module.MAX_MATCHES]
+    assert [match.blocks for match in best] == expected
+    assert all(match == PrefixMatch(match.executor, held[int(match.executor[1:])]) for match in matches)
+    assert len({match.executor for match in matches}) == len(matches)
+    assert not others or [match.executor for match in others] == [f"e{asked}"]
+    known = held[asked] if asked < len(held) else 0
+    assert next((match.blocks for match in matches if match.executor == f"e{asked}"), 0) == known
 
 
 def test_a_resize_that_is_refused_leaves_what_was() -> None:

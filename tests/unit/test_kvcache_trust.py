@@ -24,6 +24,10 @@ def compare(
     return [drift for drift in drifts if drift is not None]
 
 
+def tell(trust: Trust, *matches: PrefixMatch, pool: str = "p") -> list[PrefixMatch]:
+    return list(trust.tell(pool, matches))
+
+
 def distrusted() -> Trust:
     trust = Trust()
     compare(trust, 0, COMPARISONS)
@@ -34,7 +38,7 @@ def test_what_is_found_as_promised_changes_nothing() -> None:
     trust = Trust()
     assert compare(trust, 10, 100) == []
     assert (trust.told("e", "p"), trust.accuracy("e", "p")) == (Told.ALL, 1.0)
-    assert trust.tell("p", [E, F]) == [E, F]
+    assert tell(trust, E, F) == [E, F]
 
 
 def test_broken_promises_end_trust_but_not_before_enough_were_compared() -> None:
@@ -45,8 +49,8 @@ def test_broken_promises_end_trust_but_not_before_enough_were_compared() -> None
     assert (drift.executor, drift.pool, drift.told, drift.before) == ("e", "p", Told.NOTHING, Told.ALL)
     assert drift.accuracy == pytest.approx(0.2)
     assert drift.snapshot_wanted
-    assert trust.tell("p", [E, F]) == [F]
-    assert trust.tell("q", [E]) == [E]
+    assert tell(trust, E, F) == [F]
+    assert tell(trust, E, pool="q") == [E]
     assert trust.told("f", "p") is Told.ALL
 
 
@@ -65,7 +69,7 @@ def test_one_that_only_gets_a_little_better_is_not_believed_yet() -> None:
     assert trust.told("e", "p") is Told.NOTHING
     (drift,) = compare(trust, 10, 30)
     assert (drift.told, drift.before) == (Told.ALL, Told.NOTHING)
-    assert trust.tell("p", [E]) == [E]
+    assert tell(trust, E) == [E]
     assert not trust._doubted
 
 
@@ -76,7 +80,7 @@ def test_after_a_snapshot_it_is_judged_anew_and_by_new_promises_alone() -> None:
     assert trust.found("b", 7, 0, 0.0) is None
     assert trust.accuracy("e", "p") == 1.0
     assert compare(trust, 10, COMPARISONS - 1) == []
-    assert trust.tell("p", [E]) == []
+    assert tell(trust, E) == []
     assert [drift.told for drift in compare(trust, 10)] == [Told.ALL]
 
 
@@ -85,8 +89,8 @@ def test_where_only_lower_tiers_are_wrong_only_they_are_left_out() -> None:
     (drift,) = compare(trust, 4, COMPARISONS, tiered)
     assert (drift.told, drift.snapshot_wanted) == (Told.DEVICE, True)
     assert trust.accuracy("e", "p") == 1.0
-    assert trust.tell("p", [tiered, PrefixMatch("f", 5)]) == [PrefixMatch("f", 5), PrefixMatch("e", 4)]
-    assert trust.tell("p", [PrefixMatch("e", 6, host_blocks=6)]) == []
+    assert tell(trust, tiered, PrefixMatch("f", 5)) == [PrefixMatch("e", 4), PrefixMatch("f", 5)]
+    assert tell(trust, PrefixMatch("e", 6, host_blocks=6)) == []
     (drift,) = compare(trust, 0, COMPARISONS, tiered)
     assert drift.told is Told.NOTHING
 
@@ -152,5 +156,5 @@ def test_whatever_comes_the_figures_stay_in_their_bounds(rounds: Iterable[tuple[
         compare(trust, found, match=PrefixMatch("e", device + host + disk, host, disk), asked=70)
         assert 0 <= trust.accuracy("e", "p") <= 1
         assert bool(trust._doubted) == (trust.told("e", "p") is not Told.ALL)
-        for match in trust.tell("p", [PrefixMatch("e", device + host + disk, host, disk)]):
+        for match in tell(trust, PrefixMatch("e", device + host + disk, host, disk)):
             assert match.blocks == (device + host + disk if trust.told("e", "p") is Told.ALL else device)

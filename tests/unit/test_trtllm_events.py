@@ -22,7 +22,7 @@ def prefix(tokens: Sequence[int], word: str = "", adapter: str = "") -> Prefix:
     return Prefix(word, NUMBERS.get(word), adapter, NUMBERS.get(adapter), hashes)
 
 
-NUMBERS = {"a": 11, "b": 22, "tenant": 33}
+NUMBERS = {"a": 11, "b": 22, "tenant": 33, "a/tenant": 44}
 
 
 class Engine:
@@ -89,25 +89,40 @@ def test_chains_are_traced_and_removed(engine: Engine) -> None:
 
 def test_salts_and_adapters_are_told_apart_by_the_name_of_the_first_block(engine: Engine) -> None:
     tokens = list(range(1, 9))
-    owners = [("", ""), ("a", "a"), ("b", "b"), ("tenant", "")]
+    owners = [("", ""), ("a", "a"), ("b", "b"), ("tenant", ""), ("a/tenant", "a")]
     for word, adapter in owners:
         engine.names.submit(prefix(tokens, word, adapter), tokens)
     engine.store(tokens, "b", "b")
     assert engine.names.told == set(prefix(tokens, "b").hashes)
     engine.store(tokens)
     engine.store(tokens, "tenant")
-    assert engine.names.told == {name for word in ("", "b", "tenant") for name in prefix(tokens, word).hashes}
+    engine.store(tokens, "a/tenant", "a")
+    words = ("", "b", "tenant", "a/tenant")
+    assert engine.names.told == {name for word in words for name in prefix(tokens, word).hashes}
 
 
 def test_an_adapter_that_shares_the_bases_prefix_is_not_told(engine: Engine) -> None:
     """The engine keeps its blocks apart from the base's, and the base's from it."""
     tokens = list(range(1, 9))
-    engine.names.submit(prefix(tokens, "", "a"), tokens)
-    engine.store(tokens, "", "a")
+    for word in ("", "tenant"):
+        engine.names.submit(prefix(tokens, word, "a"), tokens)
+        engine.store(tokens, word, "a")
     assert not engine.names.told
     engine.names.submit(prefix(tokens), tokens)
     engine.store(tokens)
     assert engine.names.told == set(prefix(tokens).hashes)
+
+
+def test_a_salt_whose_number_the_engine_does_not_tell_is_not_taken_for_none(engine: Engine) -> None:
+    tokens, other = list(range(1, 9)), list(range(11, 19))
+    engine.names.submit(prefix(tokens), tokens)
+    engine.names.submit(prefix(tokens, "secret"), tokens)
+    engine.store(tokens)
+    assert engine.names.told == set(prefix(tokens).hashes)
+    engine.remove(99, lost=True)
+    engine.store(other)
+    engine.names.found(engine.names.submit(prefix(tokens, "secret"), tokens), 8)
+    assert not engine.names.told
 
 
 def test_what_nobody_asked_for_is_not_told(engine: Engine) -> None:
@@ -214,6 +229,22 @@ def test_everything_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = [*range(30, 30 + 4 * SIZE)]
     engine.store(tokens)
     assert len(engine.names.told) == 4, "names of blocks that are there are kept, more than expected or not"
+
+
+def test_tenants_are_forgotten_least_recently_seen_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "MOST_ROOTS", 3)
+    engine, tokens = Engine(BlockNames(SIZE, 64)), [1, 2, 3, 4]
+    words = [f"/{number}" for number in range(50)]
+    for number, word in enumerate(words):
+        monkeypatch.setitem(NUMBERS, word, 1000 + number)
+        engine.names.submit(prefix(tokens, word), tokens)
+        engine.names.submit(prefix(tokens, words[0]), tokens)
+    for word in words:
+        engine.store(tokens, word)
+    kept = [words[0], *words[-2:]]
+    assert engine.names.told == {prefix(tokens, word).hashes[0] for word in kept}
+    assert engine.names.untraced == 47
+    assert max(len(held) for held in vars(engine.names).values() if isinstance(held, dict)) == 3
 
 
 class Traffic(RuleBasedStateMachine):

@@ -1,9 +1,9 @@
 """The engine's block events, told in our names: an exact index of its prefix cache. Pure.
 
 An event names blocks by the engine's hashes, and carries the tokens of those that were stored; salt and adapter it
-does not carry. A chain is traced from its first block: that has the tokens of a work that was submitted, and the
-engine's name of it tells which one, for salt and adapter are in that name (hashes.py). A block that cannot be
-traced is not told: an unknown block is a hit missed, a wrong one would be a lie.
+does not carry. A chain is traced from its first block, whose name the engine makes of tokens, salt and adapter
+(hashes.py): it is that of a work that was submitted. A block that cannot be traced is not told: an unknown block is a
+hit missed, a wrong one would be a lie.
 
 Every event has a number. Where one is missing, the engine's buffer has overflowed: everything is told as gone, and
 what is stored from then on is told again. Blocks that stayed come back when a work proves them: it found them in
@@ -12,18 +12,22 @@ the cache, and they have not been removed since it was submitted.
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
 
 from libs.kvcache.values import BlockEvent
 from libs.tokens.blocks import link
 from services.executor.trtllm.hashes import engine_hash
 
 MOST_ROOTS = 16_384
-"""First blocks of works that are remembered, least recently submitted ones forgotten first."""
+"""First blocks of works that are remembered, under each salt and adapter; least recently submitted ones are forgotten
+first, and their chains cannot be traced any more."""
 
 MOST_REMOVALS = 65_536
 """Removed blocks that are remembered, to judge proofs."""
+
+_Root = TypeVar("_Root", int, tuple[int, ...])
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +36,22 @@ class Prefix:
 
     salt: str
     salt_id: int | None
-    """The engine's number for it; None for none."""
+    """The engine's number for it; None for none, or when the engine does not tell."""
     adapter: str
     adapter_id: int | None
     hashes: tuple[int, ...]
     """Ours, of its full blocks."""
 
+    @property
+    def told(self) -> bool:
+        """Whether its blocks can have our names. The engine keeps adapters apart even under one salt, so a salt is that
+        of the adapter that it begins with (libs.catalogue.salted), or else of the base."""
+        return self.adapter in ("", self.salt.partition("/")[0])
 
-@dataclass(slots=True)
-class _Root:
-    """Works that begin with the same block."""
-
-    owners: dict[tuple[str, str], tuple[int | None, int | None, int]] = field(default_factory=dict)
-    """(salt, adapter) → the engine's numbers for them, and our name of the block."""
+    @property
+    def named(self) -> bool:
+        """Whether it is known how the engine names its blocks."""
+        return self.salt_id is not None or not self.salt
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +84,9 @@ class BlockNames:
         """Blocks of the engine, on the GPU; 0 until it has told."""
         self.block_tokens = block_tokens
         self._most_names = most_names
-        self._roots: OrderedDict[tuple[int, ...], _Root] = OrderedDict()
-        self._salts: dict[str, str] = {"": ""}  # salt → the adapter whose blocks it names
+        self._roots: OrderedDict[int, int | None] = OrderedDict()  # first blocks: the engine's name → ours, if told
+        self._lone: OrderedDict[tuple[int, ...], int | None] = OrderedDict()  # their tokens → ours, if there is but one
+        self._root_name = lru_cache(MOST_ROOTS)(engine_hash)
         self._names: dict[int, int] = {}  # the engine's name → ours
         self._told: set[int] = set()  # the engine's names of the blocks that we say are there
         self._present: set[int] = set()  # ours of the same
@@ -107,20 +115,14 @@ class BlockNames:
     def submit(self, prefix: Prefix, tokens: Sequence[int]) -> Proof:
         """A work goes to the engine, with these tokens as its prompt."""
         if len(tokens) >= self.block_tokens and prefix.hashes:
-            root = tuple(tokens[: self.block_tokens])
-            known = self._roots.setdefault(root, _Root())
-            self._roots.move_to_end(root)
-            known.owners[prefix.salt, prefix.adapter] = (prefix.salt_id, prefix.adapter_id, prefix.hashes[0])
-            self._salts.setdefault(prefix.salt, prefix.adapter)
-            while len(self._roots) > MOST_ROOTS:
-                self._roots.popitem(last=False)
+            self._expect(prefix, tuple(tokens[: self.block_tokens]))
         return Proof(prefix, tokens, self._at, self.gaps)
 
     def found(self, proof: Proof, cached_tokens: int) -> None:
         """A work has begun, and so many of its tokens were in the cache."""
-        if not self.gaps or proof.gaps != self.gaps or not self.hash_known or not self._tells(proof.prefix):
-            return
         prefix, size = proof.prefix, self.block_tokens
+        if not self.gaps or proof.gaps != self.gaps or not self.hash_known or not (prefix.told and prefix.named):
+            return
         blocks = min(cached_tokens // size, len(prefix.hashes))
         if self._present.issuperset(prefix.hashes[:blocks]):
             return
@@ -184,22 +186,20 @@ class BlockNames:
                 stored.append(ours)
         self._say("stored", stored)
 
+    def _expect(self, prefix: Prefix, root: tuple[int, ...]) -> None:
+        """A work begins with this block."""
+        ours = prefix.hashes[0] if prefix.told else None
+        if prefix.named:
+            _remember(self._roots, self._root_name(root, 0, prefix.salt_id, prefix.adapter_id), ours)
+        if not self.hash_known:
+            _remember(self._lone, root, ours if self._lone.get(root, ours) == ours else None)
+
     def _trace(self, name: int, tokens: tuple[int, ...]) -> int | None:
         """Our name of a first block."""
-        known = self._roots.get(tokens)
-        owners = known.owners if known is not None else {}
-        for (salt, adapter), (salt_id, adapter_id, ours) in owners.items():
-            if engine_hash(tokens, 0, salt_id, adapter_id) == name:
-                self.hash_known = True
-                return ours if self._salts[salt] == adapter else None
-        if not self.hash_known and len(owners) == 1:
-            [((salt, adapter), (_, _, ours))] = owners.items()
-            return ours if self._salts[salt] == adapter else None
-        return None
-
-    def _tells(self, prefix: Prefix) -> bool:
-        # The engine keeps adapters apart even under one salt; only the first of them can have the salt's names.
-        return self._salts.get(prefix.salt) == prefix.adapter
+        if name in self._roots:
+            self.hash_known = True
+            return self._roots[name]
+        return None if self.hash_known else self._lone.get(tokens)
 
     def _remove(self, names: Sequence[int]) -> None:
         removed = []
@@ -233,3 +233,10 @@ class BlockNames:
     def _say(self, kind: Literal["stored", "removed"], hashes: list[int]) -> None:
         if hashes:
             self._out.append(BlockEvent(kind, hashes))
+
+
+def _remember(roots: OrderedDict[_Root, int | None], root: _Root, ours: int | None) -> None:
+    roots[root] = ours
+    roots.move_to_end(root)
+    if len(roots) > MOST_ROOTS:
+        roots.popitem(last=False)
