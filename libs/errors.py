@@ -8,6 +8,7 @@ HeadraceError
 │   ├── ModelUnknown          NOT_FOUND
 │   ├── SwitchUnknown         NOT_FOUND
 │   ├── PinUnknown            NOT_FOUND
+│   ├── PolicyUnknown         NOT_FOUND
 │   ├── ContractUnknown       NOT_FOUND
 │   ├── ApprovalUnknown       NOT_FOUND
 │   ├── ApprovalDenied        PERMISSION_DENIED
@@ -125,6 +126,13 @@ class PinUnknown(CallerError):
 
     code = 5
     reason = "PIN_UNKNOWN"
+
+
+class PolicyUnknown(CallerError):
+    """The rule that is to be taken away is not there."""
+
+    code = 5
+    reason = "POLICY_UNKNOWN"
 
 
 class ContractUnknown(CallerError):
@@ -247,9 +255,10 @@ class InternalError(HeadraceError):
 BY_REASON: Mapping[str, type[HeadraceError]] = {
     error.reason: error
     for error in (
-        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, PinUnknown, SwitchedOff,
-        ContractUnknown, ApprovalUnknown, ApprovalDenied, ContractBroken, CatalogueChanged, NotSupported, QuotaExceeded,
-        Overloaded, NoExecutor, ToolFailed, Rerouted, StageUnavailable, DeadlinePassed, Cancelled, InternalError,
+        CredentialsInvalid, NotAllowed, RequestInvalid, ModelUnknown, SwitchUnknown, PinUnknown, PolicyUnknown,
+        ContractUnknown, ApprovalUnknown, ApprovalDenied, SwitchedOff, CatalogueChanged, ContractBroken, NotSupported,
+        QuotaExceeded, Overloaded, NoExecutor, ToolFailed, Rerouted, StageUnavailable, DeadlinePassed, Cancelled,
+        InternalError,
     )
 }  # fmt: skip
 """The class of each reason, to rebuild an error that came over a lane."""

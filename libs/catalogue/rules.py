@@ -40,14 +40,16 @@ _OF_ADAPTERS = frozenset(
 class Referrers:
     """Who counts on a model's name, beside its adapters."""
 
-    routes: Mapping[str, str]
-    """Models by alias."""
+    routes: Mapping[str, Sequence[str]]
+    """Models that a route may lead to, by alias."""
     tenants: Mapping[str, Sequence[str]]
     """Models that a tenant may use, by tenant."""
     pins: Mapping[str, str] = field(default_factory=dict)
     """Models by pinned prefix."""
     scheduling: frozenset[str] = frozenset()
     """Models that have rules of scheduling of their own."""
+    breakers: frozenset[str] = frozenset()
+    """Models that have breakers of their own."""
 
 
 def entry(model: registry_pb2.Model) -> Iterator[Fault]:
@@ -98,7 +100,7 @@ def why_kept(name: str, after: Mapping[str, registry_pb2.Model], referrers: Refe
         yield f"it is the base of {_some(adapters)}: take adapters out before their base, or with it"
     if force:
         return
-    if routes := sorted(alias for alias, model in referrers.routes.items() if model == name):
+    if routes := sorted(alias for alias, models in referrers.routes.items() if name in models):
         yield f"the route {_some(routes)} leads to it: change the route first, or force it"
     if tenants := sorted(tenant for tenant, models in referrers.tenants.items() if name in models):
         yield f"the tenant {_some(tenants)} names it: change the tenant first, or force it"
@@ -106,6 +108,8 @@ def why_kept(name: str, after: Mapping[str, registry_pb2.Model], referrers: Refe
         yield f"the prefix {_some(pins)} is pinned for it: unpin it first, or force it"
     if name in referrers.scheduling:
         yield "rules of scheduling are made for it: remove them first, or force it"
+    if name in referrers.breakers:
+        yield "a breaker is made for it: remove it first, or force it"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

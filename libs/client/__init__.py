@@ -10,9 +10,13 @@ In its wheel this package is `headrace_client`. It imports nothing of the mesh b
 from .answer import Answer
 from .client import HeadraceClient, Session
 from .errors import (
+    ApprovalDenied,
+    ApprovalUnknown,
     CallerError,
     Cancelled,
     CapacityError,
+    ContractBroken,
+    ContractUnknown,
     CredentialsInvalid,
     DeadlinePassed,
     HeadraceError,
@@ -26,20 +30,26 @@ from .errors import (
     RequestInvalid,
     StageUnavailable,
     SwitchedOff,
+    ToolFailed,
     Violation,
 )
 from .options import GenerateOptions, RetryPolicy, Tls
-from .values import Chunk, Completion, Finish, Model, Timings, TokenCount, Usage
+from .values import Chunk, Completion, Degradation, Finish, Model, Timings, TokenCount, ToolStep, Usage
 
 __all__ = [
     "Answer",
+    "ApprovalDenied",
+    "ApprovalUnknown",
     "CallerError",
     "Cancelled",
     "CapacityError",
     "Chunk",
     "Completion",
+    "ContractBroken",
+    "ContractUnknown",
     "CredentialsInvalid",
     "DeadlinePassed",
+    "Degradation",
     "Finish",
     "GenerateOptions",
     "HeadraceClient",
@@ -60,6 +70,8 @@ __all__ = [
     "Timings",
     "Tls",
     "TokenCount",
+    "ToolFailed",
+    "ToolStep",
     "Usage",
     "Violation",
 ]

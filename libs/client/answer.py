@@ -17,7 +17,9 @@ from headrace.inference.v1 import inference_pb2 as pb
 from .errors import CapacityError, HeadraceError, NoExecutor, StageUnavailable
 from .options import RetryPolicy
 from .transport import Attempt, Transport, deadline_passed
-from .values import Chunk, Completion
+from .values import Chunk, Completion, ToolStep
+
+NOTHING = Chunk()
 
 
 class Answer:
@@ -40,6 +42,8 @@ class Answer:
         self._tokens: list[int] = []
         self._failures = 0
         self._begun = False
+        self._loose = False
+        """What is here cannot be gone on from: tools were called, or text came without its tokens."""
         self._over = False
         self.resent = 0
         """How often the request was sent again."""
@@ -69,13 +73,20 @@ class Answer:
         text: list[str] = []
         token_ids: list[int] = []
         log_probs: list[float] = []
+        steps: list[ToolStep] = []
         async for chunk in self:
+            if chunk.restart:
+                text, token_ids, log_probs = [], [], []
+            if chunk.tool_step is not None:
+                steps.append(chunk.tool_step)
             text.append(chunk.text)
             token_ids += chunk.token_ids
             log_probs += chunk.log_probs
             if chunk.finish is not None:
                 whole = "".join(text)
-                return Completion(whole, tuple(token_ids), tuple(log_probs), chunk.finish, self.request_id)
+                return Completion(
+                    whole, tuple(token_ids), tuple(log_probs), chunk.finish, self.request_id, tuple(steps)
+                )
         raise RuntimeError("the answer has been read or cancelled")
 
     def cancel(self) -> None:
@@ -113,12 +124,16 @@ class Answer:
                 continue
             self._request.request_id = self._attempt.request_id or self._request.request_id
             self._begun = self._begun or bool(chunk.text or chunk.token_ids)
+            self._loose = self._loose or bool(chunk.tool_step or (chunk.text and not chunk.token_ids))
+            if chunk.restart:
+                self._tokens.clear()
+                self._request.resumed_model_version = ""
             if chunk.token_ids:
                 self._request.resumed_model_version = self._attempt.model_version or self._request.resumed_model_version
                 self._failures = 0
                 if self._policy.resume:
                     self._tokens += chunk.token_ids
-            if chunk.text or chunk.token_ids or chunk.finish or chunk.waiting:
+            if chunk != NOTHING:
                 return chunk
 
     async def _pause(self, error: HeadraceError) -> None:
@@ -131,6 +146,8 @@ class Answer:
             isinstance(error, CapacityError) and error.retry_after is not None
         )
         if not again or self._failures >= self._policy.attempts or (self._begun and not self._policy.resume):
+            raise error
+        if self._loose:
             raise error
         if (error.retry_after or 0.0) > self._policy.longest_delay:
             raise error

@@ -165,6 +165,17 @@ class HeadraceClient(_Asks):
                 return
             request.page_token = reply.next_page_token
 
+    async def approve(self, approval_id: str, approved: bool, reason: str = "") -> None:
+        """Decides on a tool call that waits for a person (ToolStep.approval_id); `reason` is told to the model.
+
+        Sent once: of two decisions the first counts. Raises HeadraceError.
+        """
+        request = pb.ApproveRequest(approval_id=approval_id, approved=approved, reason=reason)
+        try:
+            await self._open().Approve(request, timeout=self._timeout, metadata=self._metadata)
+        except aio.AioRpcError as broken:
+            raise from_rpc_error(broken) from broken
+
     async def _call(self, method: Callable[..., Awaitable[Reply]], request: Ask) -> Reply:
         """A call with one answer, sent again while the mesh is unavailable."""
         deadline = None if self._timeout is None else time.monotonic() + self._timeout

@@ -6,12 +6,17 @@ HeadraceError
 │   ├── NotAllowed            the tenant may not do this
 │   ├── RequestInvalid        `violations` lists every bad field
 │   ├── ModelUnknown          no model or alias has this name
+│   ├── ContractUnknown       the tenant has no contract of this name
+│   ├── ContractBroken        the answer is not what the contract asks for; `violations` lists how
+│   ├── ApprovalUnknown       no tool call waits under this id, any more
+│   ├── ApprovalDenied        a person said no to a tool call
 │   ├── SwitchedOff           a kill switch is on; `violations` names it
 │   └── NotSupported          the model's engine cannot do this
 ├── CapacityError             the same request may succeed later
 │   ├── QuotaExceeded         a limit of the tenant; `violations` names it
 │   ├── Overloaded            a limit of the mesh
 │   ├── NoExecutor            nothing serves the model now
+│   ├── ToolFailed            a tool failed, retries included
 │   └── StageUnavailable      the mesh, or the way to it, is down or restarting
 ├── DeadlinePassed            `timeout` is over, or cannot be met
 ├── Cancelled                 the mesh was told to stop
@@ -36,7 +41,7 @@ REASON_PREFIX = "ERROR_REASON_"
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """One bad field, one used-up quota, or one switch that is on."""
+    """One bad field, one used-up quota, one switch that is on, or one way in which a contract is broken."""
 
     subject: str
     """The field's path ("sampling.temperature"), the quota, or the switch."""
@@ -92,6 +97,22 @@ class ModelUnknown(CallerError):
     """No model or alias has this name."""
 
 
+class ContractUnknown(CallerError):
+    """The contract does not exist, or is not for this tenant."""
+
+
+class ContractBroken(CallerError):
+    """The answer broke its contract, all repairs included; `violations` lists how."""
+
+
+class ApprovalUnknown(CallerError):
+    """No tool call waits under this approval id: it was decided, or its request has ended."""
+
+
+class ApprovalDenied(CallerError):
+    """A person said no to a tool call."""
+
+
 class SwitchedOff(CallerError):
     """A kill switch covers the request; `violations` names it."""
 
@@ -116,6 +137,10 @@ class NoExecutor(CapacityError):
     """Nothing serves the model now."""
 
 
+class ToolFailed(CapacityError):
+    """A tool failed, retries included."""
+
+
 class StageUnavailable(CapacityError):
     """The mesh, or the way to it, is down or restarting; or a stream ended without an end of the answer."""
 
@@ -137,6 +162,11 @@ _BY_REASON: Mapping[str, type[HeadraceError]] = {
     "NOT_ALLOWED": NotAllowed,
     "REQUEST_INVALID": RequestInvalid,
     "MODEL_UNKNOWN": ModelUnknown,
+    "CONTRACT_UNKNOWN": ContractUnknown,
+    "CONTRACT_BROKEN": ContractBroken,
+    "APPROVAL_UNKNOWN": ApprovalUnknown,
+    "APPROVAL_DENIED": ApprovalDenied,
+    "TOOL_FAILED": ToolFailed,
     "SWITCHED_OFF": SwitchedOff,
     "NOT_SUPPORTED": NotSupported,
     "QUOTA_EXCEEDED": QuotaExceeded,

@@ -45,6 +45,10 @@ class GenerateOptions:
     """Seconds for the whole answer, re-sending included; None: the client's."""
     request_id: str | None = None
     """Names the request in traces, logs and errors: at most 64 of [A-Za-z0-9._-]."""
+    contract: str | None = None
+    """The contract that the answer is under: what it looks like, and which tools the model has."""
+    requires: Sequence[str] = ()
+    """What the model must be capable of, beyond what the request itself uses: "lang:de"; at most 16."""
     tags: Mapping[str, str] = field(default_factory=dict)
     """Whatever the request shall be found by in traces: at most 16."""
 

@@ -5,6 +5,7 @@ When it breaks, every answer on it fails with StageUnavailable, and answer.py se
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 
 from grpc import aio
@@ -15,7 +16,7 @@ from headrace.inference.v1 import inference_pb2_grpc as rpc
 from . import wire
 from .errors import HeadraceError, InternalError, StageUnavailable, from_rpc_error, from_status
 from .transport import Attempt, CallMetadata, deadline_passed, refuse_foreign_cancel
-from .values import Chunk, Finish
+from .values import Chunk, Finish, ToolStep
 
 MESSAGE_BYTES = 1024 * 1024
 """A message is closed when it has this much; gRPC's limit is 4 MiB."""
@@ -157,7 +158,12 @@ class _Connection:
         token, log_prob = 0, 0
         ids, log_probs = message.token_ids, message.log_probs
         for note in message.notes:
-            self._running[note.id].note(note.model_version, note.waiting)
+            attempt = self._running[note.id]
+            if note.restart:
+                attempt.restart()
+            if note.HasField("tool_step"):
+                attempt.tool_step(wire.tool_step(note.tool_step))
+            attempt.note(note.model_version, note.waiting)
         for n, attempt_id in enumerate(message.ids):
             attempt, count = self._running[attempt_id], message.counts[n]
             text = message.texts[n] if message.texts else ""
@@ -200,6 +206,8 @@ class _SessionAttempt:
         self.wants_ids = request.output_form in (pb.OUTPUT_FORM_TOKEN_IDS, pb.OUTPUT_FORM_TEXT_AND_TOKEN_IDS)
         self.wants_log_probs = request.log_probs
         self._waiting = ""
+        self._before: deque[Chunk] = deque()
+        """What comes in front of the text and tokens here: at most a restart, and the contract's tool calls."""
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._log_probs: list[float] = []
@@ -213,16 +221,20 @@ class _SessionAttempt:
             self._timer = loop.call_later(timeout + GRACE, self._late, timeout)
 
     async def next(self) -> Chunk:
-        while not (self._text or self._token_ids or self._waiting or self._end):
+        while not (self._before or self._text or self._token_ids or self._waiting or self._end):
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
+        if self._before:
+            return self._before.popleft()
         waiting, self._waiting = self._waiting, ""
         if waiting and not (self._text or self._token_ids or self._end):
             return Chunk(waiting=waiting)
         end = self._end
         if isinstance(end, HeadraceError) and not (self._text or self._token_ids):
             raise end
-        finish = end if isinstance(end, Finish) else None
+        return self._take(end if isinstance(end, Finish) else None)
+
+    def _take(self, finish: Finish | None = None) -> Chunk:
         chunk = Chunk("".join(self._text), tuple(self._token_ids), tuple(self._log_probs), finish)
         self._text, self._token_ids, self._log_probs = [], [], []
         return chunk
@@ -246,6 +258,20 @@ class _SessionAttempt:
         """News of its way; each is empty when there is none."""
         self.model_version = model_version or self.model_version
         self._waiting = waiting or self._waiting
+        self._wake()
+
+    def restart(self) -> None:
+        """The answer begins anew; what has not been read of it is void."""
+        self._take()
+        self._before = deque(chunk for chunk in self._before if chunk.tool_step is not None)
+        self._before.append(Chunk(restart=True))
+        self._wake()
+
+    def tool_step(self, step: ToolStep) -> None:
+        """A tool call goes on, behind the text so far."""
+        if self._text or self._token_ids:
+            self._before.append(self._take())
+        self._before.append(Chunk(tool_step=step))
         self._wake()
 
     def _wake(self) -> None:

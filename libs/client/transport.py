@@ -78,7 +78,15 @@ class _StreamAttempt:
             finish = wire.finish(message.finish)
             with suppress(aio.AioRpcError):  # the status, else it would look cancelled to those in between
                 await self._call.read()
-        return Chunk(message.text, tuple(message.token_ids), tuple(message.log_probs), finish, message.waiting)
+        return Chunk(
+            message.text,
+            tuple(message.token_ids),
+            tuple(message.log_probs),
+            finish,
+            message.waiting,
+            message.restart,
+            wire.tool_step(message.tool_step) if message.HasField("tool_step") else None,
+        )
 
     def cancel(self) -> None:
         self._call.cancel()

@@ -30,6 +30,34 @@ class Timings:
 
 
 @dataclass(frozen=True, slots=True)
+class Degradation:
+    """What the mesh gave up for an answer, because it was saturated."""
+
+    level: int
+    """Rungs of the ladder that were in force."""
+    rungs: tuple[str, ...]
+    """Their names: "short-answers"."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStep:
+    """A tool call within an answer, told as it goes on."""
+
+    step: int
+    """Counts the answers of the model, from 1."""
+    tool: str
+    """The tool."""
+    arguments: str
+    """What it is called with, as JSON text."""
+    state: Literal["waiting", "running", "done", "failed"]
+    """"waiting": for a person; see `HeadraceClient.approve`. A call that failed is told to the model."""
+    result: str = ""
+    """What it said, or why it failed."""
+    approval_id: str = ""
+    """What `approve` is to be called with, while it waits."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """How an answer ended."""
 
@@ -43,6 +71,10 @@ class Finish:
     """Where the time went."""
     model: str
     """The model that answered, where an alias or a fallback chose."""
+    degradation: Degradation | None = None
+    """What was given up; None when nothing was."""
+    tried: tuple[str, ...] = ()
+    """Models that were tried in front of it: fallbacks, cascades."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +91,10 @@ class Chunk:
     """On the last chunk, and only there."""
     waiting: str = ""
     """Why the request cannot run yet ("smollm2 is being loaded"); such a chunk carries nothing else."""
+    restart: bool = False
+    """The answer begins anew: all text and tokens before are void. Such a chunk carries nothing else."""
+    tool_step: ToolStep | None = None
+    """What a tool of the contract does. Such a chunk carries nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +111,8 @@ class Completion:
     """How it ended: reason, usage, timings, model."""
     request_id: str
     """Names the request in traces and logs."""
+    tool_steps: tuple[ToolStep, ...] = ()
+    """What the contract's tools did: each call comes several times, as it goes on."""
 
     @property
     def usage(self) -> Usage:

@@ -1,7 +1,7 @@
 """Between the SDK's values and the messages of headrace.inference.v1. Pure."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from google.protobuf import json_format
@@ -9,7 +9,7 @@ from google.protobuf import json_format
 from headrace.inference.v1 import inference_pb2 as pb
 
 from .options import GenerateOptions
-from .values import Finish, Model, Timings, Usage
+from .values import Degradation, Finish, Model, Timings, ToolStep, Usage
 
 Role = Literal["system", "user", "assistant"]
 Chat = Sequence[tuple[Role, str]]
@@ -26,6 +26,12 @@ SAMPLING = (
     "max_tokens", "temperature", "top_p", "top_k", "seed",
     "repetition_penalty", "presence_penalty", "frequency_penalty",
 )  # fmt: skip
+STATES: Mapping[int, Literal["waiting", "running", "done", "failed"]] = {
+    pb.TOOL_STATE_WAITING: "waiting",
+    pb.TOOL_STATE_RUNNING: "running",
+    pb.TOOL_STATE_DONE: "done",
+    pb.TOOL_STATE_FAILED: "failed",
+}
 GRAMMARS = ("json_schema", "regex", "ebnf")
 
 Asks = TypeVar("Asks", pb.GenerateRequest, pb.CountTokensRequest)
@@ -58,6 +64,8 @@ def generate_request(
         tier=TIERS[options.tier] if options.tier is not None else pb.TIER_UNSPECIFIED,
         request_id=options.request_id or "",
         tags=options.tags,
+        contract=options.contract or "",
+        requires=options.requires,
         output_form=pb.OUTPUT_FORM_TEXT_AND_TOKEN_IDS if resumable and options.output == "text" else form,
     )
     for name in SAMPLING:
@@ -82,7 +90,19 @@ def finish(message: pb.Finish) -> Finish:
             total=timings.total.ToMicroseconds() / 1e6,
         ),
         model=message.model,
+        degradation=(
+            Degradation(message.degradation.level, tuple(message.degradation.rungs))
+            if message.HasField("degradation")
+            else None
+        ),
+        tried=tuple(message.tried),
     )
+
+
+def tool_step(message: pb.ToolStep) -> ToolStep:
+    """How far a tool call is."""
+    state = STATES.get(message.state, "running")
+    return ToolStep(message.step, message.tool, message.arguments, state, message.result, message.approval_id)
 
 
 def model(message: pb.ModelInfo) -> Model:

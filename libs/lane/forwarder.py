@@ -29,6 +29,8 @@ ATTEMPTS = 10
 """A work that was sent this often without a single new token is given up: it may be what breaks them."""
 DRAINING = "draining"
 """Set in the metadata of the StageUnavailable with which a draining stage hands new works back."""
+NOBODY = "nobody"
+"""Set in the metadata of the StageUnavailable of a work that no stage behind has taken: it says nothing of its pool."""
 
 Choose = Callable[[Work, Sequence[str]], str]
 """Picks one of the ready neighbours, given in order of their names; pure."""
@@ -155,8 +157,10 @@ class Forwarder:
     def _take(self, flight: Flight) -> None:
         self._deadlines.add(flight.progress.work.deadline, flight)
         if not self.ready_neighbours() and self._clock.monotonic() - self._last_ready > PATIENCE_S:
-            error = StageUnavailable(f"nothing behind {self.name} is ready", retry_after_s=1.0)
-            self._end(flight, Outcome(error=error))
+            error = StageUnavailable(
+                f"nothing behind {self.name} is ready", metadata={NOBODY: "true"}, retry_after_s=1.0
+            )
+            self._end(flight, _failed(error, flight))
             return
         self._send(flight)
 
@@ -190,7 +194,9 @@ class Forwarder:
         elif tokens >= flight.progress.work.sampling.max_tokens:
             self._end(flight, Outcome(finish=FinishReason.LENGTH, output_tokens=tokens))
         elif flight.attempts >= ATTEMPTS:
-            error = StageUnavailable(f"given up behind {self.name} after {ATTEMPTS} attempts", retry_after_s=1.0)
+            error = StageUnavailable(
+                f"given up behind {self.name} after {ATTEMPTS} attempts", metadata={NOBODY: "true"}, retry_after_s=1.0
+            )
             self._end(flight, _failed(error, flight))
         else:
             self._resent(flight.progress.work)
@@ -217,6 +223,9 @@ class Forwarder:
 
     def _end(self, flight: Flight, outcome: Outcome) -> None:
         if flight.lane.flights.pop(flight.down_id, None) is not None:
+            if outcome.error is not None and outcome.output_tokens != len(flight.progress.tokens):
+                # Whether an answer has begun is decided by what has passed here, not by what somebody has made.
+                outcome = replace(outcome, output_tokens=len(flight.progress.tokens))
             flight.lane.sink.on_outcome(flight.down_id, outcome)
 
     def _neighbour_ready(self) -> None:
@@ -255,6 +264,18 @@ class ForwarderLane:
         if (flight := self.flights.get(work_id)) is not None:
             self._forwarder._cancel(flight)
 
+    def forget(self, work_id: int) -> None:
+        """Stops a work of which nothing more is to come: neither tokens nor an outcome. The id is free at once.
+
+        Within a frame that is being passed on, tokens of it may still come.
+        """
+        if (flight := self.flights.pop(work_id, None)) is not None:
+            self._forwarder._abandon(flight)
+
+    def passed(self, work_id: int) -> int:
+        """Tokens of a running work's answer that have passed, those that it came with included."""
+        return len(self.flights[work_id].progress.tokens)
+
     def close(self) -> None:
         flights, self.flights = list(self.flights.values()), {}
         for flight in flights:
@@ -286,6 +307,9 @@ class _Neighbour:
         flight = self.flights.get(work_id)
         if flight is None:
             return
+        if note.restart:
+            flight.progress.restart()
+            flight.sent_tokens = 0
         if note.pool:  # wherever it goes on from, it goes on there
             flight.progress.work = replace(flight.progress.work, pool=note.pool)
         flight.lane.sink.on_note(flight.down_id, note)

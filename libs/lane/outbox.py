@@ -44,6 +44,9 @@ class Outbox:
             self._wake.set()
 
     def on_note(self, work_id: int, note: Note) -> None:
+        if note.restart and self._messages and self._messages[-1].frame.work_ids:
+            # Notes come first in their message: in this one it would make the new answer of the old one's tokens.
+            self._messages.append(_Message())
         self._room(NOTE_TOKENS).notes.append((work_id, note))
         self._wake.set()
 

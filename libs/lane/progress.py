@@ -36,6 +36,11 @@ class Progress:
         self.tokens.extend(tokens[known:])
         return min(known, len(tokens))
 
+    def restart(self) -> None:
+        """The answer begins anew: what came so far is void, and it is held to no pool any more."""
+        self.tokens = []
+        self.work = replace(self.work, resumed=(), pool="")
+
     def resume(self) -> Work:
         """The work as it is to be sent again: behind the tokens that are here."""
         return replace(self.work, resumed=tuple(self.tokens))

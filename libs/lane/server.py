@@ -1,7 +1,7 @@
 """The downstream face of a stage: serves `headrace.lane.v1.LaneService` in front of any Stage."""
 
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import structlog
 from grpc import aio
@@ -9,7 +9,7 @@ from grpc import aio
 from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from libs.errors import Overloaded, StageUnavailable
 from libs.lane.outbox import Outbox
-from libs.lane.stage import Lane, Stage
+from libs.lane.stage import BreakerState, HasBreakers, Lane, Stage
 from libs.lane.wire import decision_to_proto, queue_to_proto, work_from_proto
 from libs.lane.work import Outcome
 from libs.rpc.paging import page
@@ -77,6 +77,24 @@ class LaneServicer(lane_pb2_grpc.LaneServiceServicer):
         states = sorted(await self._stage.queues(), key=lambda q: (q.pool, q.tier))
         queues, token = page([queue_to_proto(q) for q in states], request.page_size, request.page_token)
         return lane_pb2.ListQueuesResponse(queues=queues, next_page_token=token)
+
+    async def ListBreakers(
+        self, request: lane_pb2.ListBreakersRequest, context: object
+    ) -> lane_pb2.ListBreakersResponse:
+        """The breakers of this stage; none, where it has none."""
+        states = await self._stage.breakers() if isinstance(self._stage, HasBreakers) else ()
+        return lane_pb2.ListBreakersResponse(breakers=map(_breaker_to_proto, states))
+
+
+def _breaker_to_proto(state: BreakerState) -> lane_pb2.BreakerState:
+    return lane_pb2.BreakerState(
+        instance=state.instance,
+        pool=state.pool,
+        position=cast("lane_pb2.BreakerPosition.ValueType", state.position),
+        works=state.works,
+        failed=state.failed,
+        probes_in_s=state.probes_in_s,
+    )
 
 
 _HALF_CLOSED = "the stage in front closed the lane"

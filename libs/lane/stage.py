@@ -6,7 +6,8 @@ accumulates behind them, within stated bounds.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from libs.lane.work import Decision, Frame, Note, Outcome, QueueState, Work
 
@@ -73,6 +74,31 @@ class Stage(Protocol):
 
     async def queues(self) -> Sequence[QueueState]:
         """What this stage holds."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerState:
+    """One breaker, for an operator; the message is headrace.lane.v1.BreakerState."""
+
+    instance: str
+    pool: str
+    position: int
+    """1 closed, 2 open, 3 half-open."""
+    works: int
+    """That ended within the window."""
+    failed: int
+    """Of these, those that failed."""
+    probes_in_s: float
+    """Until it lets probes through; 0 unless it is open."""
+
+
+@runtime_checkable
+class HasBreakers(Protocol):
+    """What a Stage with breakers has beyond a Stage. Those without any need not say so."""
+
+    async def breakers(self) -> Sequence[BreakerState]:
+        """The breakers of this stage, by pool."""
         ...
 
 

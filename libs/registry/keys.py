@@ -5,6 +5,7 @@
 ├── executors/{id}                    Executor, leased
 ├── models/{name}                     Model
 ├── changes/models/{name}             ModelChange, the last one of each, leased: gone after a day
+├── changes/policies                  who changed which rules last
 ├── placements/{executor}/{pool}      Placement, written by the leader of placement
 ├── unplaced/{model}                  Unplaced, written by the leader of placement
 ├── failures/{executor}/{pool}        LoadFailure, written by the leader of placement, leased
@@ -33,6 +34,7 @@ SERVICES = ROOT + "services/"
 EXECUTORS = ROOT + "executors/"
 MODELS = ROOT + "models/"
 CHANGES = ROOT + "changes/models/"
+POLICY_CHANGE = ROOT + "changes/policies"
 PLACEMENTS = ROOT + "placements/"
 UNPLACED = ROOT + "unplaced/"
 FAILURES = ROOT + "failures/"

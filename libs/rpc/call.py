@@ -1,5 +1,6 @@
 """What is known of the call being served: filled in by the interceptors, read by the servicers."""
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ class Call:
     """The server span, where the method is traced."""
     deadline: float | None = None
     """Unix seconds, where the caller set one."""
+    peer: Sequence[str] = ()
+    """Subject alternative names of the certificate with which the caller connected, where it did so by mTLS."""
     identity: Any = None
     """Who calls, as the service's authenticator said."""
 

@@ -28,6 +28,8 @@ Layer = Callable[[Handler], Handler]
 
 _FOREIGN = ("/grpc.health.", "/grpc.reflection.", "/grpc.channelz.")
 _STATUS_DETAILS = "grpc-status-details-bin"
+_SAN = "x509_subject_alternative_name"
+"""gRPC's property of a connection by mTLS."""
 
 
 class Layers(aio.ServerInterceptor):
@@ -140,6 +142,7 @@ def identity(authenticate: Callable[[Call], Any]) -> Layer:
     def layer(inner: Handler) -> Handler:
         async def handle(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             call = CALL.get()
+            call.peer = [name.decode() for name in context.auth_context().get(_SAN, ())]
             call.identity = authenticate(call)
             return await inner(request, context)
 

@@ -11,6 +11,13 @@ _TOKEN_DIGITS = 19
 T = TypeVar("T")
 
 
+def size(page_size: int) -> int:
+    """Items that a page of this size may have. Raises RequestInvalid for a negative one."""
+    if page_size < 0:
+        raise RequestInvalid.of([Violation("page_size", f"is {page_size}; at least 0 is allowed")])
+    return min(page_size or DEFAULT, LARGEST)
+
+
 def page(items: Sequence[T], page_size: int, page_token: str) -> tuple[Sequence[T], str]:
     """The page and the token of the next, "" behind the last.
 

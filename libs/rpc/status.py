@@ -90,11 +90,12 @@ def _details(error: HeadraceError) -> Iterable[message.Message]:
                     for v in violations
                 ]
             )
-        case errors.SwitchedOff():
+        case errors.SwitchedOff() | errors.ContractBroken():
+            kind = "SWITCH" if isinstance(error, errors.SwitchedOff) else "CONTRACT"
             yield error_details_pb2.PreconditionFailure(
                 violations=[
                     error_details_pb2.PreconditionFailure.Violation(
-                        type="SWITCH", subject=v.subject, description=v.description
+                        type=kind, subject=v.subject, description=v.description
                     )
                     for v in violations
                 ]

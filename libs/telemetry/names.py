@@ -30,7 +30,16 @@ PREFILL = "prefill"
 DECODE = "decode"
 """Executor, child of the batcher's dispatch: from the first token to the outcome."""
 
+STEP = "step"
+"""Admission, child of its own span: a later step of a conversation; the first one runs on the request's span."""
+EXECUTE_TOOL = "execute_tool"
+"""Admission, child of its own span: one call of a tool, approval and repetitions included. The name of the operation
+is that of the conventions for generative AI."""
+
 # --- Events on spans.
+
+APPROVAL = "approval"
+"""On the span of a tool call: a person decided."""
 
 FIRST_TOKEN = "first_token"  # noqa: S105
 """On admission's span: the first token was written to the client."""
@@ -111,6 +120,17 @@ HELD_FOR = "headrace.queue.held_for"
 """What a work was held back for, last."""
 BATCH_WORKS = "headrace.batch.works"
 """Works in the engine's batch when this one joined."""
+DEGRADATION_LEVEL = "headrace.degradation.level"
+"""Rungs of the tier's ladder that were in force for the request; unset when there were none."""
+DEGRADATION_RUNGS = "headrace.degradation.rungs"
+"""Their names."""
+TRIED = "headrace.tried"
+"""Models that were tried in front of the one that answered."""
+CONTRACT = "headrace.contract"
+"""The contract that a request is under."""
+CONTRACT_STEP = "headrace.contract.step"
+"""The number of a step of the conversation, from 1."""
+GEN_AI_TOOL_NAME = "gen_ai.tool.name"
 
 
 # --- Metrics.
@@ -191,6 +211,23 @@ ADMISSION_TOKENS = _counter(
     "headrace_admission_tokens_total", "Tokens, by kind: prompt, cached or output.", "tenant", "model", "kind"
 )
 ADMISSION_SESSIONS = _gauge("headrace_admission_open_sessions", "Session streams that are open.")
+ADMISSION_AUDIT_LOST = _counter(
+    "headrace_admission_audit_lost_total", "Entries of the audit log that could not be written."
+)
+ADMISSION_CONVERSATIONS = _gauge("headrace_admission_conversations", "Answers under contracts in flight.")
+ADMISSION_CONTRACTS = _counter(
+    "headrace_admission_contracts_total",
+    "Answers under contracts that ended, by result (OK, or the reason).",
+    "contract",
+    "result",
+)
+ADMISSION_REPAIRS = _counter("headrace_admission_repairs_total", "Answers that were asked for again.", "contract")
+ADMISSION_TOOL_CALLS = _counter(
+    "headrace_admission_tool_calls_total",
+    "Tool calls that models asked for, by result: done, refused, denied or failed.",
+    "tool",
+    "result",
+)
 ADMISSION_REFUSALS = _counter("headrace_admission_refusals_total", "Requests refused, by error reason.", "reason")
 
 ROUTER_WORKS = _counter(

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
+from google.protobuf.message import Message
 
 from etcdserverpb import rpc_pb2
 from headrace.operations.v1 import operations_pb2 as pb
@@ -13,6 +14,7 @@ from libs.catalogue.changes import Change, changes, removal, violations
 from libs.catalogue.rules import Referrers, why_kept
 from libs.clock import Clock
 from libs.errors import CatalogueChanged, ModelUnknown, RequestInvalid, Violation
+from libs.policy.references import references
 from libs.registry import Entry, Registry, ValueUnreadable, decode, encode, keys, transaction
 
 log = structlog.get_logger()
@@ -88,14 +90,16 @@ class CatalogueWriter:
         tenants = await self._registry.get_messages(keys.TENANTS, policy_pb2.Tenant)
         pins = await self._registry.get_messages(keys.PINS, policy_pb2.Pin)
         scheduling = await self._registry.get_messages(keys.SCHEDULING, policy_pb2.Scheduling)
+        breakers = await self._registry.get_messages(keys.BREAKERS, policy_pb2.Breaker)
         return _Catalogue(
             models,
             {entry.key.removeprefix(keys.MODELS): entry.mod_revision for entry in entries},
             Referrers(
-                {alias: route.model for alias, route in routes.items()},
-                {name: tuple(tenant.models) for name, tenant in tenants.items()},
+                {alias: _named(route) for alias, route in routes.items()},
+                {name: _named(tenant) for name, tenant in tenants.items()},
                 {name: pin.model for name, pin in pins.items()},
                 frozenset(scheduling),
+                frozenset(breakers),
             ),
         )
 
@@ -232,3 +236,8 @@ def _tell(change: pb.ModelChange, now: float) -> str:
     more = f" and {len(change.fields) - 3} more" if len(change.fields) > 3 else ""
     what = f": {', '.join(fields)}{more}" if verb == "changed" and fields else ""
     return f"{change.model} was {verb} by {change.operator} {max(0.0, now - change.time):.0f} s ago{what}"
+
+
+def _named(message: Message) -> Sequence[str]:
+    """Every model that a rule names."""
+    return sorted({each.name for each in references(message) if "models" in each.folders})

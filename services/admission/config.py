@@ -14,3 +14,6 @@ class Settings:
     etcd: Etcd
     cache_dir: Path = Path("~/.cache/headrace").expanduser()
     """Prepared models; admission needs their tokenizers."""
+    trust_client_certificates: bool = False
+    """Whether the header x-forwarded-client-cert is believed: set it where nobody but an Envoy that sets this header
+    itself (`forward_client_cert_details: SANITIZE_SET`) can reach admission."""

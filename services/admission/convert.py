@@ -1,18 +1,29 @@
 """Messages of headrace.inference.v1 as the plain values of this service, and back."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from headrace.inference.v1 import inference_pb2
 from libs.lane.wire import ROLES
 from libs.lane.work import Grammar, Tier
-from services.admission.generation import Chunk, Finish
+from services.admission.generation import Chunk, Finish, ToolStep, parts
 from services.admission.request import Request, SamplingRequest, Turn
+
+DEGRADATION = "headrace-degradation"
+"""The trailer of a degraded answer."""
 
 _FORMS = {
     inference_pb2.OUTPUT_FORM_UNSPECIFIED: (True, False),
     inference_pb2.OUTPUT_FORM_TEXT: (True, False),
     inference_pb2.OUTPUT_FORM_TOKEN_IDS: (False, True),
     inference_pb2.OUTPUT_FORM_TEXT_AND_TOKEN_IDS: (True, True),
+}
+_TOOL_STATES = {
+    "waiting": inference_pb2.TOOL_STATE_WAITING,
+    "running": inference_pb2.TOOL_STATE_RUNNING,
+    "done": inference_pb2.TOOL_STATE_DONE,
+    "failed": inference_pb2.TOOL_STATE_FAILED,
 }
 _OPTIONAL_SAMPLING = (
     "max_tokens", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "presence_penalty",
@@ -50,6 +61,8 @@ def request_from_proto(
         traceparent=traceparent,
         call_deadline=call_deadline,
         in_session=in_session,
+        contract=message.contract,
+        requires=tuple(message.requires),
     )
 
 
@@ -71,10 +84,42 @@ def chunk_to_proto(chunk: Chunk, request_id: str) -> inference_pb2.GenerateRespo
         log_probs=chunk.log_probs,
         model_version=chunk.version,
         waiting=chunk.waiting,
+        restart=chunk.restart,
     )
     if chunk.finish is not None:
         response.finish.CopyFrom(finish_to_proto(chunk.finish))
     return response
+
+
+def responses(chunk: Chunk, request_id: str) -> Iterator[inference_pb2.GenerateResponse]:
+    """A chunk as the messages of a stream, without its error; `request_id` on the first one only."""
+    for part in parts(chunk):
+        for step in part.tool_steps:
+            yield inference_pb2.GenerateResponse(request_id=request_id, tool_step=tool_step_to_proto(step))
+            request_id = ""
+        # Of parts, only one with tool steps or an error may have nothing else to say.
+        if not (part.tool_steps or part.error) or replace(part, tool_steps=[], error=None) != Chunk():
+            yield chunk_to_proto(part, request_id)
+            request_id = ""
+
+
+def notes(chunk: Chunk, member: int) -> Iterator[inference_pb2.SessionNote]:
+    """What a session tells of a part of an answer besides its text and tokens."""
+    if chunk.version or chunk.waiting or chunk.restart:
+        yield inference_pb2.SessionNote(
+            id=member, model_version=chunk.version, waiting=chunk.waiting, restart=chunk.restart
+        )
+    for step in chunk.tool_steps:
+        yield inference_pb2.SessionNote(id=member, tool_step=tool_step_to_proto(step))
+
+
+def degradation_trailer(finish: Finish) -> Sequence[tuple[str, str]]:
+    """What was given up, as metadata; nothing when nothing was."""
+    if not finish.degradation.level:
+        return ()
+    told = f"{finish.degradation.level}; {', '.join(finish.degradation.rungs)}"
+    # Names of rungs are the operator's: of what metadata cannot carry only the place remains.
+    return ((DEGRADATION, "".join(c if " " <= c <= "~" else "?" for c in told)),)
 
 
 def finish_to_proto(finish: Finish) -> inference_pb2.Finish:
@@ -89,10 +134,26 @@ def finish_to_proto(finish: Finish) -> inference_pb2.Finish:
             output_tokens=finish.output_tokens,
         ),
     )
+    message.tried.extend(finish.tried)
+    if finish.degradation.level:
+        message.degradation.level = finish.degradation.level
+        message.degradation.rungs.extend(finish.degradation.rungs)
     message.timings.queued.FromMicroseconds(int(finish.queued_s * 1e6))
     message.timings.first_token.FromMicroseconds(int(finish.first_token_s * 1e6))
     message.timings.total.FromMicroseconds(int(finish.total_s * 1e6))
     return message
+
+
+def tool_step_to_proto(step: ToolStep) -> inference_pb2.ToolStep:
+    """How far a tool call is."""
+    return inference_pb2.ToolStep(
+        step=step.step,
+        tool=step.tool,
+        arguments=step.arguments,
+        state=_TOOL_STATES[step.state],
+        result=step.result,
+        approval_id=step.approval_id,
+    )
 
 
 def turns(chat: inference_pb2.Chat) -> list[Turn]:

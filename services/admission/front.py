@@ -1,38 +1,57 @@
 """The shell of admission: takes requests in, sends works to the routers, brings tokens back.
 
-A request's way: identity (interceptor) → check → tokenize → admit → lane → generation → servicer.
+A request's way: identity (interceptor) → limits → check → ladder → tokenize → admit → reserve → lane → generation →
+servicer. A request that cites a contract is a conversation of several of these.
 """
 
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import structlog
 
 from libs.clock import Clock
-from libs.errors import HeadraceError, RequestInvalid, StageUnavailable, Violation
+from libs.errors import HeadraceError, Rerouted, StageUnavailable
 from libs.lane.forwarder import Forwarder
 from libs.lane.work import Decision, Frame, Note, Outcome
+from libs.tasks import Tasks
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
 from libs.tokens.detokenize import Detokenizer
-from libs.tokens.template import TemplateRefusedError
-from libs.tokens.tokenizer import Tokenizer
-from services.admission.admit import Admitted, Checked, admit, check
-from services.admission.generation import Finish, Generation
-from services.admission.observe import Observer
-from services.admission.policy import Policy, Tenant
+from services.admission.admit import admit, check, recheck
+from services.admission.audit import entry
+from services.admission.contracts.conversation import Conversation
+from services.admission.describe import describe
+from services.admission.desks import Desks, refuse
+from services.admission.explain import explain
+from services.admission.generation import UNDEGRADED, Answer, Degradation, Generation
+from services.admission.ladder import Effects
+from services.admission.limits.limits import Limits, Ticket
+from services.admission.policy import Policy, Storage, Tenant
+from services.admission.prompts import detokenizer, tokenize
 from services.admission.request import Request
-from services.admission.tokenizers import Tokenizers
 from services.admission.usage import UsageLedger
 from services.admission.validate import grammar_violations
 
 log = structlog.get_logger()
 
-LONG_TEXT = 20_000
-"""Characters from which tokenizing (about 0.5 µs each) is moved off the event loop."""
 LONG_GRAMMAR = 500
 """Characters from which judging a grammar (up to 10 µs each) is."""
+MOST_REROUTES = 8
+"""A request that was sent to so many models with other tokenizers ends: routes have fewer."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """A request in flight."""
+
+    generation: Generation
+    tenant: Tenant
+    ticket: Ticket
+    effects: Effects
+    span: Span
+    reroutes: int = 0
 
 
 class Front:
@@ -40,97 +59,120 @@ class Front:
 
     Args:
         forwarder: The way to the routers.
-        policy: Gives the rules that hold now.
+        tasks: Owns what is tokenized again.
     """
 
-    def __init__(
-        self,
-        forwarder: Forwarder,
-        policy: Callable[[], Policy],
-        tokenizers: Tokenizers,
-        observer: Observer,
-        clock: Clock,
-    ) -> None:
+    def __init__(self, forwarder: Forwarder, desks: Desks, clock: Clock, tasks: Tasks) -> None:
         self.draining = False
         self.usage = UsageLedger()
-        self.policy = policy
+        self._desks = desks
         self._forwarder = forwarder
-        self._tokenizers = tokenizers
-        self._observer = observer
         self._clock = clock
-        self._generations: dict[int, Generation] = {}
+        self._tasks = tasks
+        self._flights: dict[int, _Flight] = {}
         self._numbers: dict[Generation, int] = {}
         self._sequence = 0
         self._lane = forwarder.open(self)
 
     @property
+    def policy(self) -> Callable[[], Policy]:
+        """Gives the rules that hold now."""
+        return self._desks.policy
+
+    @property
+    def limits(self) -> Limits:
+        """What tenants use of their limits."""
+        return self._desks.limits
+
+    @property
     def in_flight(self) -> int:
         """Requests without an end."""
-        return len(self._generations)
+        return len(self._flights) + self._desks.contracts.in_flight
 
     # --- a request in ------------------------------------------------------------------------------
 
-    async def start(
-        self, request: Request, tenant: Tenant, span: Span, changed: Callable[[Generation], None]
-    ) -> Generation:
+    async def start(self, request: Request, tenant: Tenant, span: Span, changed: Callable[[Answer], None]) -> Answer:
         """Admits a request and sends it on its way. Raises HeadraceError.
 
         Args:
-            changed: Called, synchronously, when the generation has something to take.
+            changed: Called, synchronously, when the answer has something to take.
         """
-        started = self._clock.monotonic()
-        request_id = request.request_id or uuid.uuid4().hex
-        span.set(names.REQUEST_ID, request_id)
+        desks = self._desks
+        if not request.request_id:
+            request = replace(request, request_id=uuid.uuid4().hex)
+        span.set(names.REQUEST_ID, request.request_id)
         try:
             if self.draining:
                 raise StageUnavailable("this process is draining", retry_after_s=0.5)
-            if request.grammar is not None and len(request.grammar.text) > LONG_GRAMMAR:
-                await asyncio.to_thread(grammar_violations, request.grammar)  # `check` finds them remembered
-            running = self.usage.running(tenant.name)
-            checked = check(request, tenant, self.policy(), running, self._clock.now())
-            tokenizer = self._tokenizers.get(checked.spec.name)
-            prompt = await _tokenize(request, tokenizer)
-            admitted = admit(checked, prompt, tokenizer.vocab_size, request_id)
+            if request.contract:
+                return await desks.contracts.start(self, request, tenant, span, changed)
+            return await self.begin(request, tenant, span, changed)
         except HeadraceError as error:
-            error.metadata.setdefault("request_id", request_id)
-            self._observer.refused(error)
+            error.metadata.setdefault("request_id", request.request_id)
+            self.usage.refuse(tenant.name)
+            desks.observer.refused(error)
+            desks.audit.record(entry.refused(request, tenant, error, self._clock.now()))
             raise
-        if span.recording:
-            _describe(span, checked, admitted, self._clock.now())
-        needs_text = request.text or bool(request.sampling.stop)
-        detokenizer = Detokenizer(tokenizer) if needs_text else None
-        generation = Generation(checked, admitted, detokenizer, changed, started)
+
+    async def begin(
+        self, request: Request, tenant: Tenant, span: Span, changed: Callable[[Generation], None]
+    ) -> Generation:
+        """One answer of one model: a whole request, or a step of a conversation, which goes on while this process
+        drains. Raises HeadraceError."""
+        desks, started = self._desks, self._clock.monotonic()
+        desks.limits.knock(tenant, started)
+        if request.grammar is not None and len(request.grammar.text) > LONG_GRAMMAR:
+            await asyncio.to_thread(grammar_violations, request.grammar)  # `check` finds them remembered
+        checked = check(request, tenant, desks.policy(), self._clock.now())
+        effects = desks.effects(checked.spec, checked.tier, tenant, started)
+        refuse(effects)
+        tokenizer = desks.tokenizers.get(checked.spec.name)
+        prompt = await tokenize(request, tokenizer)
+        admitted = admit(checked, prompt, tokenizer.vocab_size, request.request_id, effects)
+        ticket = desks.limits.enter(tenant, admitted.most_tokens, self._clock.monotonic())
+        describe(span, checked, admitted, effects, self._clock.now())
+        degradation = Degradation(effects.level, effects.rungs) if effects.level else UNDEGRADED
+        generation = Generation(checked, admitted, detokenizer(request, tokenizer), changed, started, degradation)
+        generation.keeps_text = desks.storage(request, tenant) is not Storage.NONE
         self._sequence += 1
         number = self._sequence
-        self._generations[number], self._numbers[generation] = generation, number
+        self._flights[number] = _Flight(generation, tenant, ticket, effects, span)
+        self._numbers[generation] = number
         self.usage.begin(tenant.name)
-        self._observer.started(generation)
-        self._lane.submit(number, admitted.work)
-        if generation.stop:
-            self._lane.cancel(number)
+        desks.observer.started(generation)
+        self._submit(number, generation)
         return generation
 
-    def cancel(self, generation: Generation) -> None:
-        """Stops a generation whose client has gone; nothing happens when it has ended."""
-        if (number := self._numbers.get(generation)) is not None:
-            self._lane.cancel(number)
+    def cancel(self, answer: Answer) -> None:
+        """Stops an answer whose client has gone; nothing happens when it has ended."""
+        if isinstance(answer, Generation):
+            if (number := self._numbers.get(answer)) is not None:
+                self._lane.cancel(number)
+        elif isinstance(answer, Conversation):
+            answer.cancel()
+
+    def tools_off(self, request: Request, tenant: Tenant) -> bool:
+        """Whether a rung of the ladder has switched tools off for such a request, now."""
+        spec = self._desks.policy().model(request.model)
+        tier = request.tier or tenant.default_tier
+        return spec is not None and self._desks.effects(spec, tier, tenant, self._clock.monotonic()).tools_off
+
+    def waiting(self, tenant: str) -> int:
+        """Requests of a tenant that have no token yet."""
+        return sum(
+            flight.generation.first_token is None for flight in self._flights.values() if flight.tenant.name == tenant
+        )
 
     async def count_tokens(self, request: Request, tenant: Tenant) -> tuple[int, int]:
         """Tokens of the prompt, and the model's context. Raises HeadraceError."""
-        checked = check(request, tenant, self.policy(), 0, self._clock.now())
-        prompt = await _tokenize(request, self._tokenizers.get(checked.spec.name))
+        checked = check(request, tenant, self._desks.policy(), self._clock.now())
+        prompt = await tokenize(request, self._desks.tokenizers.get(checked.spec.name))
         return len(prompt), checked.spec.context_tokens
 
     async def explain(self, request: Request, tenant: Tenant) -> Sequence[Decision]:
-        """What every stage would decide now. Runs nothing."""
-        try:
-            running = self.usage.running(tenant.name)
-            checked = check(request, tenant, self.policy(), running, self._clock.now())
-            tokenizer = self._tokenizers.get(checked.spec.name)
-            admitted = admit(checked, await _tokenize(request, tokenizer), tokenizer.vocab_size, "explain")
-        except HeadraceError as error:
-            return [Decision("admission", f"refuse: {error.reason}", error.message)]
-        return [Decision("admission", "admit", admitted.reason), *await self._forwarder.explain(admitted.work)]
+        """What every stage would decide now. Runs nothing, and takes nothing from a limit."""
+        decisions, work = await explain(request, tenant, self._desks, self._clock)
+        return decisions if work is None else [*decisions, *await self._forwarder.explain(work)]
 
     # --- tokens out: the sink of the lane to the routers -------------------------------------------
 
@@ -143,76 +185,71 @@ class Front:
         tokens, log_probs = frame.token_ids, frame.log_probs
         for number, count in zip(frame.work_ids, frame.counts, strict=True):
             start, end = end, end + count
-            if (generation := self._generations.get(number)) is not None:
-                generation.push(tokens[start:end], log_probs[start:end], now)
-                if generation.stop:
+            if (flight := self._flights.get(number)) is not None:
+                flight.generation.push(tokens[start:end], log_probs[start:end], now)
+                if flight.generation.stop:
                     self._lane.cancel(number)
 
     def on_note(self, work_id: int, note: Note) -> None:
         """Hands it to its generation."""
-        if (generation := self._generations.get(work_id)) is not None:
-            generation.note(note.pool, note.waiting)
+        if (flight := self._flights.get(work_id)) is None:
+            return
+        generation = flight.generation
+        if note.restart:
+            generation.restart(self._detokenizer_of(generation))
+        generation.note(note.pool, note.waiting, note.tried)
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         """Ends the generation and counts what it used, once."""
-        generation = self._generations.pop(work_id)
-        del self._numbers[generation]
-        generation.end(outcome, self._clock.monotonic())
-        work = generation.work
-        self.usage.end(work.tenant, len(work.prompt), outcome.cached_tokens, generation.tokens - len(work.resumed))
-        self._observer.ended(generation, outcome, self._clock.monotonic())
+        flight = self._flights[work_id]
+        if isinstance(outcome.error, Rerouted) and flight.reroutes < MOST_REROUTES and not flight.generation.tokens:
+            flight.reroutes += 1
+            self._tasks.spawn(self._send_again(work_id, flight, outcome.error), "reroute")
+            return
+        self._end(work_id, flight, outcome)
 
     def on_broken(self, reason: str) -> None:
         """Never: the forwarder mends its lanes itself."""
         raise AssertionError(reason)
 
+    # --- inside ------------------------------------------------------------------------------------
 
-async def _tokenize(request: Request, tokenizer: Tokenizer) -> list[int]:
-    """The prompt's tokens. Raises RequestInvalid when the model's template refuses the chat."""
+    def _detokenizer_of(self, generation: Generation) -> Detokenizer | None:
+        checked = generation.checked
+        return detokenizer(checked.request, self._desks.tokenizers.get(checked.spec.name))
 
-    def encode() -> list[int]:
-        if request.chat is not None:
-            return tokenizer.render_chat([(turn.role, turn.content) for turn in request.chat])
-        return tokenizer.encode(request.prompt or "", add_special=True)
+    def _submit(self, number: int, generation: Generation) -> None:
+        self._lane.submit(number, generation.work)
+        if generation.stop:
+            self._lane.cancel(number)
 
-    length = len(request.prompt or "") + sum(len(turn.content) for turn in request.chat or ())
-    try:
-        return await asyncio.to_thread(encode) if length > LONG_TEXT else encode()
-    except TemplateRefusedError as refusal:
-        raise RequestInvalid.of([Violation("chat.messages", str(refusal))]) from refusal
+    async def _send_again(self, number: int, flight: _Flight, rerouted: Rerouted) -> None:
+        """The router chose a model with another tokenizer: the request goes again, as tokens of that one."""
+        generation, desks = flight.generation, self._desks
+        model = rerouted.metadata["model"]
+        tried = [name for name in rerouted.metadata.get("tried", "").split(",") if name]
+        try:
+            checked = recheck(generation.checked, model, desks.policy())
+            tokenizer = desks.tokenizers.get(model)
+            prompt = await tokenize(checked.request, tokenizer)
+            request_id = generation.work.request_id
+            admitted = admit(
+                checked, prompt, tokenizer.vocab_size, request_id, flight.effects, chosen=model, tried=tried
+            )
+        except HeadraceError as error:
+            self._end(number, flight, Outcome(error=error))
+            return
+        generation.become(checked, admitted, detokenizer(checked.request, tokenizer))
+        self._submit(number, generation)
 
-
-def _describe(span: Span, checked: Checked, admitted: Admitted, now: float) -> None:
-    request, work = checked.request, admitted.work
-    sampling, grammar = work.sampling, work.grammar
-    span.set(names.GEN_AI_OPERATION, names.CHAT if request.chat is not None else names.TEXT_COMPLETION)
-    span.set(names.GEN_AI_PROVIDER, names.PROVIDER)
-    span.set(names.GEN_AI_REQUEST_MODEL, request.model)
-    span.set(names.GEN_AI_RESPONSE_MODEL, checked.spec.name)
-    span.set(names.GEN_AI_REQUEST_STREAM, True)
-    span.set(names.GEN_AI_OUTPUT_TYPE, "json" if grammar is not None and grammar.form == "json_schema" else "text")
-    asked: Sequence[tuple[str, float | int | None]] = (
-        (names.GEN_AI_REQUEST_MAX_TOKENS, sampling.max_tokens),
-        (names.GEN_AI_REQUEST_TEMPERATURE, sampling.temperature),
-        (names.GEN_AI_REQUEST_TOP_P, sampling.top_p),
-        (names.GEN_AI_REQUEST_TOP_K, sampling.top_k),
-        (names.GEN_AI_REQUEST_SEED, sampling.seed),
-    )
-    for name, value in asked:
-        if value is not None:
-            span.set(name, value)
-    span.set(names.GEN_AI_INPUT_TOKENS, len(work.prompt))
-    span.set(names.TENANT, work.tenant)
-    span.set(names.TIER, work.tier.name.lower())
-    span.set(names.DEADLINE_LEFT, work.deadline - now)
-    span.set(names.REASON, admitted.reason)
-    for key, text in request.tags.items():
-        span.set(f"headrace.tag.{key}", text)
-
-
-def describe_finish(span: Span, finish: Finish) -> None:
-    """Sets on a request's span what its end was: through both doors."""
-    span.set(names.GEN_AI_OUTPUT_TOKENS, finish.output_tokens)
-    span.set(names.GEN_AI_CACHED_TOKENS, finish.cached_tokens)
-    span.set(names.GEN_AI_FINISH_REASONS, [finish.reason.name.lower()])
-    span.set(names.GEN_AI_TIME_TO_FIRST_CHUNK, finish.first_token_s)
+    def _end(self, number: int, flight: _Flight, outcome: Outcome) -> None:
+        generation, desks, now = flight.generation, self._desks, self._clock.monotonic()
+        del self._flights[number], self._numbers[generation]
+        generation.end(outcome, now)
+        work = generation.work
+        made = generation.made
+        self.usage.end(work.tenant, len(work.prompt), outcome.cached_tokens, made)
+        desks.limits.settle(flight.ticket, len(work.prompt) + made, now)
+        desks.observer.ended(generation, outcome, now)
+        storage = desks.storage(generation.checked.request, flight.tenant)
+        desks.audit.record(entry.ended(generation, flight.tenant, outcome, storage, self._clock.now()), storage)

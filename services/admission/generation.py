@@ -1,13 +1,40 @@
 """One answer on its way out: tokens in, text and token ids out. Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
 
+from libs.catalogue import model_of, unpin
 from libs.errors import HeadraceError
 from libs.lane.work import FinishReason, Outcome
 from libs.tokens.detokenize import Detokenizer
 from libs.tokens.stop import StopStrings
 from services.admission.admit import Admitted, Checked
+
+
+@dataclass(frozen=True, slots=True)
+class Degradation:
+    """What was given up for a request, because its tier was saturated."""
+
+    level: int = 0
+    """Rungs of the ladder that were in force."""
+    rungs: Sequence[str] = ()
+    """Their names."""
+
+
+UNDEGRADED = Degradation()
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStep:
+    """A tool call within an answer, told as it goes on; the message is headrace.inference.v1.ToolStep."""
+
+    step: int
+    tool: str
+    arguments: str
+    state: Literal["waiting", "running", "done", "failed"]
+    result: str = ""
+    approval_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +51,9 @@ class Finish:
     first_token_s: float
     total_s: float
     model: str
+    degradation: Degradation = UNDEGRADED
+    tried: Sequence[str] = ()
+    """Models that were tried in front of `model`."""
 
 
 @dataclass(slots=True)
@@ -39,8 +69,38 @@ class Chunk:
     count: int = 0
     """New tokens, whether or not their ids are here."""
     log_probs: list[float] = field(default_factory=list)
+    restart: bool = False
+    """What came before this chunk is void."""
+    tool_steps: list[ToolStep] = field(default_factory=list)
+    """Behind the text of this chunk."""
     finish: Finish | None = None
     error: HeadraceError | None = None
+
+
+def parts(chunk: Chunk) -> Sequence[Chunk]:
+    """A chunk in what can be told in one message each: that it begins anew, what was made, what tools do, the end."""
+    if not chunk.restart and not chunk.tool_steps:
+        return (chunk,)
+    anew = [Chunk(restart=True)] if chunk.restart else []
+    made = replace(chunk, restart=False, tool_steps=[])
+    if not chunk.tool_steps:
+        return [*anew, made] if made != Chunk() else anew
+    if (begun := replace(made, finish=None, error=None)) != Chunk():
+        anew.append(begun)
+    return [*anew, Chunk(tool_steps=chunk.tool_steps, finish=chunk.finish, error=chunk.error)]
+
+
+class Answer(Protocol):
+    """What both doors see of an answer: one generation, or a conversation of several under a contract."""
+
+    @property
+    def request_id(self) -> str:
+        """What the request is called."""
+        ...
+
+    def take(self) -> Chunk:
+        """What has accumulated; it is not here any more. The chunk with `finish` or `error` is the last."""
+        ...
 
 
 class Generation:
@@ -52,6 +112,7 @@ class Generation:
         detokenizer: None when neither text nor stop strings are asked for.
         changed: Called when there is something to take; cheap.
         started: Monotonic seconds of the request's arrival.
+        degradation: What was given up for it.
     """
 
     def __init__(
@@ -61,26 +122,53 @@ class Generation:
         detokenizer: Detokenizer | None,
         changed: Callable[["Generation"], None],
         started: float,
+        degradation: Degradation = UNDEGRADED,
     ) -> None:
         self.checked = checked
         self.work = admitted.work
+        self.reason = admitted.reason
+        """Why it was admitted, and how."""
+        self.keeps_text = False
+        """Whether the answer's text is wanted when it has ended."""
+        self.kept = ""
+        """The answer's text, where that is so."""
         self.started = started
+        self.degradation = degradation
         self.first_token: float | None = None
         self.tokens = len(self.work.resumed)
-        """Tokens of the answer so far, resumed ones included."""
+        """Tokens made so far, resumed ones and void ones included."""
         self.stop = ""
         """The stop string that has appeared; then the answer is complete, its work is to be cancelled, and only
         its outcome is awaited. It may lie in what the caller resumed from."""
         self.ended = False
+        self.resumed_text = ""
+        """What the caller has of the answer, where that is known."""
         self._version = ""
+        self._tried: Sequence[str] = ()
         self._changed = changed
         self._detokenizer = detokenizer
         self._stops = StopStrings(checked.request.sampling.stop)
         self._pending = Chunk()
         if detokenizer is not None and self.work.resumed:
             # The caller has this text. What is held back, a half character or stop string, goes on from here.
-            _, stopped = self._stops.push(detokenizer.push(self.work.resumed))
+            self.resumed_text, stopped = self._stops.push(detokenizer.push(self.work.resumed))
             self.stop = stopped or ""
+
+    @property
+    def request_id(self) -> str:
+        """What the request is called."""
+        return self.work.request_id
+
+    @property
+    def made(self) -> int:
+        """Tokens that were made for it here, void ones included."""
+        return self.tokens - len(self.work.resumed)
+
+    def become(self, checked: Checked, admitted: Admitted, detokenizer: Detokenizer | None) -> None:
+        """The same request for another model, before it has a token."""
+        self.checked, self.work, self.reason = checked, admitted.work, admitted.reason
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(checked.request.sampling.stop)
 
     def push(self, tokens: Sequence[int], log_probs: Sequence[float], now: float) -> None:
         """Takes new tokens in. When `stop` is set after it, the work is to be cancelled."""
@@ -101,15 +189,35 @@ class Generation:
             self.stop = stopped or ""
             if request.text:
                 pending.text += text
+            if self.keeps_text:
+                self.kept += text
         self._changed(self)
 
-    def note(self, version: str, waiting: str) -> None:
+    def note(self, version: str, waiting: str, tried: Sequence[str] = ()) -> None:
         """Something about its way; each is empty when it is no news."""
         if version:
             self._version = version
+        if tried:
+            self._tried = tuple(tried)
         if waiting and self.first_token is None and not self.ended:
             self._pending.waiting = waiting
             self._changed(self)
+
+    def restart(self, detokenizer: Detokenizer | None) -> None:
+        """The answer begins anew: what it was so far is void, though it counts as used. Nothing happens to an answer
+        that is complete.
+
+        Args:
+            detokenizer: A new one, where there was one before.
+        """
+        if self.ended or self.stop:
+            return
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(self.checked.request.sampling.stop)
+        self.first_token = None
+        self._pending = Chunk(restart=True)
+        self.kept = ""
+        self._changed(self)
 
     def end(self, outcome: Outcome, now: float) -> None:
         """The answer is complete, or has failed; the first end counts.
@@ -137,7 +245,9 @@ class Generation:
                 queued_s=outcome.queued_s,
                 first_token_s=first - self.started,
                 total_s=now - self.started,
-                model=self.checked.spec.name,
+                model=self._model(),
+                degradation=self.degradation,
+                tried=self._tried,
             )
         self._changed(self)
 
@@ -145,3 +255,8 @@ class Generation:
         """What has accumulated; it is not here any more."""
         chunk, self._pending = self._pending, Chunk()
         return chunk
+
+    def _model(self) -> str:
+        """The one that answered: of an alias, the router's choice."""
+        pool, adapter = unpin(self._version)
+        return model_of(adapter or pool) or self.checked.spec.name

@@ -17,17 +17,26 @@ from libs.rpc.server import Service
 from libs.telemetry import names
 from libs.tokens.detokenize import Detokenizer
 from libs.tokens.tokenizer import Tokenizer
+from services.admission.audit import Audit
+from services.admission.audit.layer import audited
 from services.admission.catalogue_writer import CatalogueWriter
 from services.admission.config import Settings
+from services.admission.contracts.start import Contracts
+from services.admission.desks import Desks
 from services.admission.front import Front
-from services.admission.identity import authenticate
+from services.admission.identity import Identity
+from services.admission.ladder import Ladders
+from services.admission.limits.exchange import EVERY_S, LimitsExchange
+from services.admission.limits.limits import Limits
 from services.admission.observe import Observer
-from services.admission.operations import OperationsServicer
+from services.admission.operations import OperationsServicer, Writers
 from services.admission.pin_writer import PinWriter
 from services.admission.placement_view import PlacementView
 from services.admission.policy import Policy, Tenant
 from services.admission.policy_source import PolicySource
+from services.admission.policy_writer import PolicyWriter
 from services.admission.router_choice import RouterChoice
+from services.admission.saturation_source import LOOK_S, SaturationSource
 from services.admission.service import InferenceServicer
 from services.admission.stages import Stages
 from services.admission.tokenizers import Tokenizers
@@ -47,29 +56,66 @@ async def run(settings: Settings) -> None:
             tokenizers.want(policy.models)
 
         source = PolicySource(mesh.registry, policy_changed)
-        front = Front(forwarder, lambda: source.policy, tokenizers, observer, mesh.clock)
+
+        def policy() -> Policy:
+            return source.policy
+
+        instance = settings.process.instance
+        limits = Limits(instance)
+        exchange = LimitsExchange(mesh.registry, instance, limits, mesh.clock)
+        ladders = Ladders(policy)
+        contracts = Contracts(policy, mesh.registry, mesh.clock, mesh.tracing, mesh.metrics)
+        folder = settings.process.state_dir / "audit" / instance
+        audit = Audit(folder, instance, source.audit_days, observer.audit_lost, mesh.clock)
+        desks = Desks(policy, limits, ladders, contracts, audit, tokenizers, observer)
+        front = Front(forwarder, desks, mesh.clock, mesh.tasks)
         routers = Neighbours(mesh.registry, "router", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
         services = mesh.registry.mirror(keys.SERVICES, registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S)
         placements = mesh.registry.mirror(keys.PLACEMENTS, registry_pb2.Placement)
         unplaced = mesh.registry.mirror(keys.UNPLACED, registry_pb2.Unplaced)
         demand = mesh.registry.mirror(keys.DEMAND, registry_pb2.Demand)
 
-        def who(call: Call) -> Tenant:
-            return authenticate(call.metadata, source.policy)
+        saturation = SaturationSource(demand, ladders, mesh.clock)
+        known = Identity(settings.trust_client_certificates)
 
-        inference = InferenceServicer(front, source, mesh.tracing, observer)
+        def who(call: Call) -> Tenant:
+            return known.authenticate(call.metadata, source.policy, mesh.clock.now(), call.peer)
+
+        inference = InferenceServicer(front, source, mesh.tracing, observer, contracts.approvals)
         view = PlacementView(source.models, source.executors, placements, unplaced, demand)
         writer = CatalogueWriter(mesh.registry, mesh.clock)
-        pins = PinWriter(mesh.registry, lambda: source.policy.aliases, tokenizers.get)
+        pins = PinWriter(mesh.registry, source.models_of_aliases, tokenizers.get)
+        writers = Writers(writer, pins, PolicyWriter(mesh.registry, mesh.clock))
         stages = Stages(services, mesh.channels.connect)
-        operations = OperationsServicer(front, source, mesh.registry, services, view, writer, pins, stages)
+        operations = OperationsServicer(
+            front,
+            source,
+            mesh.registry,
+            services,
+            view,
+            writers,
+            stages,
+            desks,
+            mesh.channels.connect,
+            mesh.clock,
+            instance,
+        )
         mesh.owns(source.close)
         await source.start()
+        audit.start()
+        mesh.owns(audit.close)
         mesh.owns(routers.close)
         await routers.start()
+        mesh.owns(exchange.close)
+        await exchange.start()
+        mesh.owns(contracts.close)
+        await contracts.open()
         async with services, placements, unplaced, demand:
             await tokenizers.loaded()
             mesh.every(TICK_S, forwarder.expire, "expire")
+            mesh.every(EVERY_S, exchange.tick, "limits")
+            mesh.every(LOOK_S, saturation.tick, "ladders")
+            demand.on_change(saturation.tick)
             # Only now: a process that does not know its tenants yet would refuse them all.
             await mesh.listen(
                 [
@@ -84,7 +130,13 @@ async def run(settings: Settings) -> None:
                         operations,
                     ),
                 ],
-                [telemetry(mesh.tracing, TRACED), errors, deadline(mesh.clock), identity(who)],
+                [
+                    telemetry(mesh.tracing, TRACED),
+                    errors,
+                    deadline(mesh.clock),
+                    identity(who),
+                    audited(audit, mesh.clock),
+                ],
             )
             await mesh.announce_stage()
 

@@ -18,6 +18,7 @@ class Observer:
         self._tokens = cache(metrics.counter(names.ADMISSION_TOKENS).labels)
         self._refusals = cache(metrics.counter(names.ADMISSION_REFUSALS).labels)
         self._sessions = metrics.gauge(names.ADMISSION_SESSIONS)
+        self._audit_lost = metrics.counter(names.ADMISSION_AUDIT_LOST)
         self._duration = cache(metrics.histogram(names.GEN_AI_SERVER_REQUEST_DURATION).labels)
         self._first_token = cache(metrics.histogram(names.GEN_AI_SERVER_TIME_TO_FIRST_TOKEN).labels)
         self._per_token = cache(metrics.histogram(names.GEN_AI_SERVER_TIME_PER_OUTPUT_TOKEN).labels)
@@ -47,6 +48,10 @@ class Observer:
             self._first_token(*labels).observe(generation.first_token - generation.started)
             if generation.tokens > 1:
                 self._per_token(*labels).observe((now - generation.first_token) / (generation.tokens - 1))
+
+    def audit_lost(self, entries: int) -> None:
+        """Entries of the audit log could not be written. May be called from any thread."""
+        self._audit_lost.inc(entries)
 
     def sessions(self, change: int) -> None:
         """A session opened (1) or ended (-1)."""

@@ -2,7 +2,8 @@
 `operator: true` get in."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import structlog
@@ -10,25 +11,32 @@ from google.protobuf.message import Message
 from grpc import aio
 
 from headrace.operations.v1 import operations_pb2, operations_pb2_grpc
-from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
-from libs.errors import RequestInvalid, StageUnavailable, SwitchUnknown, Violation
+from libs.clock import Clock
+from libs.errors import RequestInvalid, StageUnavailable, Violation
 from libs.lane.wire import decision_to_proto
-from libs.registry import keys
 from libs.registry.mirror import Mirror
 from libs.registry.registry import Registry
 from libs.rpc.paging import page
+from services.admission.audit_operations import AuditOperations
 from services.admission.calls import operator, written
 from services.admission.catalogue_writer import CatalogueWriter
 from services.admission.convert import request_from_proto
+from services.admission.desks import Desks
 from services.admission.front import Front
+from services.admission.ladder_operations import LadderOperations
 from services.admission.pin_operations import PinOperations
 from services.admission.pin_writer import PinWriter
 from services.admission.placement_news import news, snapshot
 from services.admission.placement_view import PlacementView
 from services.admission.policy import Tenant
+from services.admission.policy_operations import PolicyOperations
 from services.admission.policy_source import PolicySource
+from services.admission.policy_writer import PolicyWriter
+from services.admission.router_operations import RouterOperations
 from services.admission.stages import Stages
+from services.admission.switch_operations import SwitchOperations
+from services.admission.usage import Usage
 
 log = structlog.get_logger()
 
@@ -39,20 +47,38 @@ REST = 10
 HEARTBEAT_S = 5.0
 """A watch without news says so: else nobody on the way could tell it from a dead one."""
 
+
+@dataclass(frozen=True, slots=True)
+class Writers:
+    """Write what operators may change."""
+
+    catalogue: CatalogueWriter
+    pins: PinWriter
+    policies: PolicyWriter
+
+
 M = TypeVar("M", bound=Message)
 Context = aio.ServicerContext[Any, Any]
-_KINDS: Mapping[int, str] = {policy_pb2.SWITCH_KIND_MODEL: "model", policy_pb2.SWITCH_KIND_TENANT: "tenant"}
 
 
-class OperationsServicer(PinOperations, operations_pb2_grpc.OperationsServiceServicer):
+class OperationsServicer(
+    PinOperations,
+    SwitchOperations,
+    PolicyOperations,
+    LadderOperations,
+    RouterOperations,
+    AuditOperations,
+    operations_pb2_grpc.OperationsServiceServicer,
+):
     """Serves headrace.operations.v1.OperationsService.
 
     Args:
         services: Processes of every stage, by "service/instance".
         view: What is known of models and copies.
-        writer: Writes the catalogue.
-        pins: Writes the pins.
+        writers: Write what operators may change.
         stages: Asks the processes of the stages behind.
+        desks: What requests pass here.
+        connect: Gives the channel to an endpoint.
     """
 
     def __init__(
@@ -62,18 +88,27 @@ class OperationsServicer(PinOperations, operations_pb2_grpc.OperationsServiceSer
         registry: Registry,
         services: Mirror[registry_pb2.ServiceInstance],
         view: PlacementView,
-        writer: CatalogueWriter,
-        pins: PinWriter,
+        writers: Writers,
         stages: Stages,
+        desks: Desks,
+        connect: Callable[[str], aio.Channel],
+        clock: Clock,
+        instance: str,
     ) -> None:
-        super().__init__(pins)
+        PinOperations.__init__(self, writers.pins)
+        SwitchOperations.__init__(self, registry, source.switches)
+        PolicyOperations.__init__(self, writers.policies)
+        LadderOperations.__init__(self, desks.ladders, clock)
+        RouterOperations.__init__(self, stages)
+        AuditOperations.__init__(self, desks.audit, instance, services, connect)
         self._front = front
         self._source = source
-        self._registry = registry
-        self._services = services
+        self._all_services = services
         self._view = view
-        self._writer = writer
+        self._writer = writers.catalogue
         self._stages = stages
+        self._limits = desks.limits
+        self._time = clock
 
     async def ListModels(
         self, request: operations_pb2.ListModelsRequest, context: object
@@ -111,7 +146,7 @@ class OperationsServicer(PinOperations, operations_pb2_grpc.OperationsServiceSer
     ) -> operations_pb2.ListServicesResponse:
         """From the registry."""
         operator()
-        services, token = page(_ordered(self._services.items), request.page_size, request.page_token)
+        services, token = page(_ordered(self._all_services.items), request.page_size, request.page_token)
         return operations_pb2.ListServicesResponse(services=services, next_page_token=token)
 
     async def ListExecutors(
@@ -178,57 +213,9 @@ class OperationsServicer(PinOperations, operations_pb2_grpc.OperationsServiceSer
     ) -> operations_pb2.ListUsageResponse:
         """From this process's ledger."""
         operator()
-        usages = [
-            operations_pb2.TenantUsage(
-                tenant=name,
-                requests=usage.requests,
-                prompt_tokens=usage.prompt_tokens,
-                cached_tokens=usage.cached_tokens,
-                output_tokens=usage.output_tokens,
-                running=usage.running,
-            )
-            for name, usage in sorted(self._front.usage.tenants.items())
-        ]
+        usages = [self._usage(name, usage) for name, usage in sorted(self._front.usage.tenants.items())]
         part, token = page(usages, request.page_size, request.page_token)
         return operations_pb2.ListUsageResponse(usages=part, next_page_token=token)
-
-    async def ListSwitches(
-        self, request: operations_pb2.ListSwitchesRequest, context: object
-    ) -> operations_pb2.ListSwitchesResponse:
-        """From the registry."""
-        operator()
-        switches, token = page(_ordered(self._source.switches.items), request.page_size, request.page_token)
-        return operations_pb2.ListSwitchesResponse(switches=switches, next_page_token=token)
-
-    async def PutSwitch(
-        self, request: operations_pb2.PutSwitchRequest, context: object
-    ) -> operations_pb2.PutSwitchResponse:
-        """Writes the switch; every process follows it in the registry."""
-        caller, switch = operator(), request.switch
-        faults = (
-            []
-            if switch.reason.strip()
-            else [Violation("switch.reason", "is required: it is told to whoever is refused")]
-        )
-        key = _switch_key(switch.kind, switch.name, "switch.", faults)
-        switch.set_by = caller.name
-        with written("the switch was perhaps not written"):
-            await self._registry.put_message(key, switch)
-        log.warning("switch on", kind=_KINDS[switch.kind], name=switch.name, set_by=caller.name, reason=switch.reason)
-        return operations_pb2.PutSwitchResponse(switch=switch)
-
-    async def DeleteSwitch(
-        self, request: operations_pb2.DeleteSwitchRequest, context: object
-    ) -> operations_pb2.DeleteSwitchResponse:
-        """Deletes the switch."""
-        caller = operator()
-        key = _switch_key(request.kind, request.name, "", [])
-        with written("the switch is perhaps still on"):
-            deleted = await self._registry.delete(key)
-        if not deleted:
-            raise SwitchUnknown(f"no switch is on for {_KINDS[request.kind]} {request.name}")
-        log.warning("switch off", kind=_KINDS[request.kind], name=request.name, by=caller.name)
-        return operations_pb2.DeleteSwitchResponse()
 
     async def ListQueues(
         self, request: operations_pb2.ListQueuesRequest, context: object
@@ -252,7 +239,7 @@ class OperationsServicer(PinOperations, operations_pb2_grpc.OperationsServiceSer
         """Each stage's own word, in order."""
         tenant: Tenant | None = operator()
         if request.tenant:
-            tenant = next((t for t in self._front.policy().tenants.values() if t.name == request.tenant), None)
+            tenant = self._front.policy().by_name.get(request.tenant)
             if tenant is None:
                 raise RequestInvalid.of([Violation("tenant", f"nobody is called {request.tenant!r}")])
         assert tenant is not None
@@ -263,20 +250,22 @@ class OperationsServicer(PinOperations, operations_pb2_grpc.OperationsServiceSer
             raise StageUnavailable("a stage behind did not answer", retry_after_s=1.0) from error
         return operations_pb2.ExplainResponse(decisions=map(decision_to_proto, decisions))
 
+    def _usage(self, tenant: str, usage: Usage) -> operations_pb2.TenantUsage:
+        lately = self._limits.stats(tenant, self._time.monotonic())
+        return operations_pb2.TenantUsage(
+            tenant=tenant,
+            requests=usage.requests,
+            prompt_tokens=usage.prompt_tokens,
+            cached_tokens=usage.cached_tokens,
+            output_tokens=usage.output_tokens,
+            running=usage.running,
+            refused=usage.refused,
+            waiting=self._front.waiting(tenant),
+            requests_per_s=lately.requests_per_s,
+            tokens_per_min=lately.tokens_per_min,
+            tokens_per_min_allowed=lately.tokens_per_min_allowed,
+        )
+
 
 def _ordered(items: Mapping[str, M]) -> Sequence[M]:
     return [items[key] for key in sorted(items)]
-
-
-def _switch_key(kind: int, name: str, path: str, faults: list[Violation]) -> str:
-    """The switch's key. Raises RequestInvalid with `faults` and what is wrong here."""
-    if kind not in _KINDS:
-        faults.append(Violation(f"{path}kind", "is required: SWITCH_KIND_MODEL or SWITCH_KIND_TENANT"))
-    key = ""
-    try:
-        key = keys.switch(_KINDS.get(kind, "model"), name)
-    except ValueError as error:
-        faults.append(Violation(f"{path}name", str(error)))
-    if faults:
-        raise RequestInvalid.of(faults)
-    return key

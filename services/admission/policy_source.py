@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from math import inf
 
 from google.protobuf import struct_pb2
 
@@ -14,7 +13,8 @@ from libs.lane.work import Tier
 from libs.registry import keys
 from libs.registry.mirror import Mirror
 from libs.registry.registry import Registry
-from services.admission.policy import Policy, Tenant, TierPolicy
+from services.admission import policy_values
+from services.admission.policy import Policy, Tenant
 
 
 class PolicySource:
@@ -30,6 +30,9 @@ class PolicySource:
         self.tiers = registry.mirror(keys.TIERS, policy_pb2.TierPolicy)
         self.routes = registry.mirror(keys.ROUTES, policy_pb2.Route)
         self.switches = registry.mirror(keys.SWITCHES, policy_pb2.Switch)
+        self.issuers = registry.mirror(keys.ISSUERS, policy_pb2.TokenIssuer)
+        self.contracts = registry.mirror(keys.CONTRACTS, policy_pb2.Contract)
+        self.tools = registry.mirror(keys.TOOLS, policy_pb2.Tool)
         self.models = registry.mirror(keys.MODELS, registry_pb2.Model)
         self.executors = registry.mirror(keys.EXECUTORS, registry_pb2.Executor, hold_deletions_s=HOLD_S)
         self._changed = changed
@@ -37,7 +40,9 @@ class PolicySource:
 
     async def start(self) -> None:
         """Returns once everything has been read, however long etcd takes to come."""
-        rules: Sequence[Mirror] = (self.tenants, self.tiers, self.routes, self.switches, self.models)  # type: ignore[type-arg]
+        rules: Sequence[Mirror] = (  # type: ignore[type-arg]
+            self.tenants, self.tiers, self.routes, self.switches, self.models, self.issuers, self.contracts, self.tools,
+        )  # fmt: skip
         for mirror in (*rules, self.executors):
             await self._stack.enter_async_context(mirror)
         self._apply()
@@ -57,44 +62,38 @@ class PolicySource:
             for held in executor.models
         )
 
+    def audit_days(self, tenant: str) -> int:
+        """For how many days a tenant's entries in the audit log are kept."""
+        message = self.tenants.items.get(tenant)
+        return (message.audit_days if message is not None else 0) or Tenant("").audit_days
+
+    def models_of_aliases(self) -> dict[str, str]:
+        """What each route's alias stands for, where no rule says otherwise."""
+        return {alias: route.model for alias, route in self.policy.aliases.items()}
+
     def labels(self, model: str) -> struct_pb2.Struct:
         """What the catalogue says about a model in free text."""
         return self.models.items[model].labels
 
     def _apply(self) -> None:
-        switches = self.switches.items.values()
+        tenants = [(policy_values.tenant(message), message) for message in self.tenants.items.values()]
         self.policy = Policy(
-            tenants={
-                digest.lower(): _tenant(tenant)
-                for tenant in self.tenants.items.values()
-                for digest in tenant.key_sha256
-            },
-            tiers={Tier(t.tier): _tier(t) for t in self.tiers.items.values() if t.tier in (1, 2)},
+            by_name={tenant.name: tenant for tenant, _ in tenants},
+            tenants={digest.lower(): tenant for tenant, message in tenants for digest in message.key_sha256},
+            certificates={name: tenant for tenant, message in tenants for name in message.certificate_names},
+            subjects={(s.issuer, s.subject): tenant for tenant, message in tenants for s in message.token_subjects},
+            issuers={issuer.issuer: policy_values.issuer(issuer) for issuer in self.issuers.items.values()},
+            tiers={Tier(t.tier): policy_values.tier(t) for t in self.tiers.items.values() if t.tier in (1, 2)},
             models=resolve(self.models.items),
-            aliases={alias: route.model for alias, route in self.routes.items.items()},
-            tenants_off={s.name: s.reason for s in switches if s.kind == policy_pb2.SWITCH_KIND_TENANT},
-            models_off={s.name: s.reason for s in switches if s.kind == policy_pb2.SWITCH_KIND_MODEL},
+            aliases={alias: policy_values.alias(route) for alias, route in self.routes.items.items()},
+            contracts={name: policy_values.contract(message) for name, message in self.contracts.items.items()},
+            tools={name: policy_values.tool(message) for name, message in self.tools.items.items()},
+            tenants_off=self._off(policy_pb2.SWITCH_KIND_TENANT),
+            models_off=self._off(policy_pb2.SWITCH_KIND_MODEL),
+            tools_off=self._off(policy_pb2.SWITCH_KIND_TOOL),
+            features_off=self._off(policy_pb2.SWITCH_KIND_FEATURE),
         )
         self._changed(self.policy)
 
-
-def _tenant(message: policy_pb2.Tenant) -> Tenant:
-    return Tenant(
-        name=message.name,
-        operator=message.operator,
-        models=frozenset(message.models),
-        max_prompt_tokens=message.max_prompt_tokens,
-        max_output_tokens=message.max_output_tokens,
-        max_concurrency=message.max_concurrency,
-        default_tier=Tier(message.default_tier) if message.default_tier in (1, 2) else Tier.INTERACTIVE,
-        weight=message.weight if 0 < message.weight < inf else 1.0,
-        isolated=message.isolated,
-    )
-
-
-def _tier(message: policy_pb2.TierPolicy) -> TierPolicy:
-    rules = TierPolicy()
-    return TierPolicy(
-        default_timeout_s=message.default_timeout.ToMicroseconds() / 1e6 or rules.default_timeout_s,
-        max_timeout_s=message.max_timeout.ToMicroseconds() / 1e6 or rules.max_timeout_s,
-    )
+    def _off(self, kind: "policy_pb2.SwitchKind.ValueType") -> dict[str, str]:
+        return {switch.name: switch.reason for switch in self.switches.items.values() if switch.kind == kind}

@@ -53,6 +53,9 @@ class Request:
     resumed: Sequence[int] = ()
     resumed_version: str = ""
     """The version that made them; any may go on when it is empty."""
+    contract: str = ""
+    requires: Sequence[str] = ()
+    """Capabilities that the model must have, beyond what the request itself uses."""
     traceparent: str = ""
     """Of the server span."""
     call_deadline: float | None = None

@@ -6,12 +6,15 @@ from typing import Any
 from grpc import aio
 
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
+from libs.errors import ApprovalUnknown
 from libs.rpc.call import CALL
 from libs.rpc.paging import page
 from libs.telemetry import names
 from libs.telemetry.tracing import Span, Tracing
-from services.admission.convert import chunk_to_proto, count_request_from_proto, request_from_proto
-from services.admission.front import Front, describe_finish
+from services.admission.contracts.approvals import Approvals
+from services.admission.convert import count_request_from_proto, degradation_trailer, request_from_proto, responses
+from services.admission.describe import describe_finish
+from services.admission.front import Front
 from services.admission.observe import Observer
 from services.admission.policy_source import PolicySource
 from services.admission.session import Session
@@ -20,40 +23,53 @@ Context = aio.ServicerContext[Any, Any]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
-    """Serves headrace.inference.v1.InferenceService."""
+    """Serves headrace.inference.v1.InferenceService.
 
-    def __init__(self, front: Front, source: PolicySource, tracing: Tracing, observer: Observer) -> None:
+    Args:
+        approvals: What waits for a person; None where nothing ever does.
+    """
+
+    def __init__(
+        self,
+        front: Front,
+        source: PolicySource,
+        tracing: Tracing,
+        observer: Observer,
+        approvals: Approvals | None = None,
+    ) -> None:
         self._front = front
         self._source = source
         self._tracing = tracing
         self._observer = observer
+        self._approvals = approvals
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """One answer on one stream; whatever ends the stream early cancels the generation."""
         call, wake = CALL.get(), asyncio.Event()
         span = call.span or Span()
         parsed = request_from_proto(request, traceparent=span.traceparent, call_deadline=call.deadline)
-        generation = await self._front.start(parsed, call.identity, span, lambda _: wake.set())
-        request_id, begun = generation.work.request_id, False
+        answer = await self._front.start(parsed, call.identity, span, lambda _: wake.set())
+        request_id, begun = answer.request_id, False
         try:
             while True:
                 await wake.wait()
                 wake.clear()
-                chunk = generation.take()
-                if chunk.error is not None and not chunk.count:
-                    raise chunk.error
-                if chunk.count and not begun:
+                chunk = answer.take()
+                if (chunk.count or chunk.text) and not begun:
                     begun = True
                     span.event(names.FIRST_TOKEN)
-                await context.write(chunk_to_proto(chunk, request_id))
-                request_id = ""
+                if chunk.finish is not None:
+                    context.set_trailing_metadata(degradation_trailer(chunk.finish))
+                for response in responses(chunk, request_id):
+                    await context.write(response)
+                    request_id = ""
                 if chunk.error is not None:  # behind the tokens that came before it
                     raise chunk.error
                 if chunk.finish is not None:
                     describe_finish(span, chunk.finish)
                     return
         finally:
-            self._front.cancel(generation)
+            self._front.cancel(answer)
 
     async def Session(self, _: object, context: Context) -> None:  # type: ignore[override]
         """Many answers on one stream."""
@@ -96,6 +112,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                 labels=self._source.labels(spec.name),
             )
         return response
+
+    async def Approve(self, request: inference_pb2.ApproveRequest, context: object) -> inference_pb2.ApproveResponse:
+        """A person's decision on a tool call, wherever that waits."""
+        if self._approvals is None:
+            raise ApprovalUnknown("nothing waits for an approval here")
+        await self._approvals.decide(request.approval_id, request.approved, request.reason, CALL.get().identity)
+        return inference_pb2.ApproveResponse()
 
 
 async def _read(context: Context, session: Session) -> None:

@@ -1,6 +1,7 @@
 """One Session stream: many generations in, and what has accumulated of all of them out."""
 
 import asyncio
+from collections import deque
 
 from headrace.inference.v1 import inference_pb2
 from libs.errors import HeadraceError, Overloaded, RequestInvalid, Violation
@@ -9,9 +10,10 @@ from libs.rpc.status import to_failure
 from libs.telemetry import names
 from libs.telemetry.span import Kind
 from libs.telemetry.tracing import Span, Tracing
-from services.admission.convert import finish_to_proto, request_from_proto
-from services.admission.front import Front, describe_finish
-from services.admission.generation import Generation
+from services.admission.convert import finish_to_proto, notes, request_from_proto
+from services.admission.describe import describe_finish
+from services.admission.front import Front
+from services.admission.generation import Answer, Chunk, parts
 
 MAX_GENERATIONS = 4096
 """In flight on one stream; one more is answered Overloaded."""
@@ -33,7 +35,7 @@ class Session:
         self._tracing = tracing
         self._call = call
         self._members: dict[int, _Member] = {}
-        self._by_generation: dict[Generation, _Member] = {}
+        self._by_answer: dict[Answer, _Member] = {}
         self._dirty: dict[_Member, None] = {}
         self._failed: list[inference_pb2.SessionEnd] = []
         self._wake = asyncio.Event()
@@ -66,19 +68,19 @@ class Session:
         try:
             if len(self._members) > MAX_GENERATIONS:
                 raise Overloaded(f"{MAX_GENERATIONS} generations are in flight on this session", retry_after_s=1.0)
-            generation = await self._front.start(request, self._call.identity, member.span, self._changed)
+            answer = await self._front.start(request, self._call.identity, member.span, self._changed)
         except HeadraceError as error:
             self._fail(member, error)
             return
-        member.generation = generation
-        self._by_generation[generation] = member
-        self._changed(generation)
+        member.answer = answer
+        self._by_answer[answer] = member
+        self._changed(answer)
 
     def cancel(self, member_id: int) -> None:
         """Stops one generation; unknown ids are ignored."""
         member = self._members.get(member_id)
-        if member is not None and member.generation is not None:
-            self._front.cancel(member.generation)
+        if member is not None and member.answer is not None:
+            self._front.cancel(member.answer)
 
     def half_close(self) -> None:
         """The client sends nothing more: the stream ends when the last generation has."""
@@ -88,8 +90,8 @@ class Session:
     def abandon(self) -> None:
         """The stream has gone: everything on it stops."""
         for member in self._members.values():
-            if member.generation is not None:
-                self._front.cancel(member.generation)
+            if member.answer is not None:
+                self._front.cancel(member.answer)
                 member.span.event(names.CANCELLED)
                 member.span.end()
         self._members.clear()
@@ -108,7 +110,7 @@ class Session:
         ids, counts, texts, has_text = [], [], [], False
         token_ids: list[int] = []
         log_probs: list[float] = []
-        notes: list[inference_pb2.SessionNote] = []
+        told: list[inference_pb2.SessionNote] = []
         ends, self._failed = self._failed[:RESPONSE_ENDS], self._failed[RESPONSE_ENDS:]
         self._taken.set()
         size = 0
@@ -116,13 +118,12 @@ class Session:
             if size >= RESPONSE_BYTES or len(ends) >= RESPONSE_ENDS:
                 break
             del self._dirty[member]
-            assert member.generation is not None
-            chunk = member.generation.take()
-            if chunk.version or chunk.waiting:
-                notes.append(
-                    inference_pb2.SessionNote(id=member.id, model_version=chunk.version, waiting=chunk.waiting)
-                )
-                size += 40 + len(chunk.version) + 4 * len(chunk.waiting)
+            chunk = member.next()
+            if member.parts:
+                self._dirty[member] = None  # for the next message
+            for note in notes(chunk, member.id):
+                told.append(note)
+                size += note.ByteSize()
             if chunk.count or chunk.text:
                 ids.append(member.id)
                 counts.append(chunk.count)
@@ -149,11 +150,11 @@ class Session:
                 self._forget(member)
         return inference_pb2.SessionResponse(
             ids=ids, counts=counts, texts=texts if has_text else None, token_ids=token_ids, log_probs=log_probs,
-            ends=ends, notes=notes,
+            ends=ends, notes=told,
         )  # fmt: skip
 
-    def _changed(self, generation: Generation) -> None:
-        member = self._by_generation.get(generation)
+    def _changed(self, answer: Answer) -> None:
+        member = self._by_answer.get(answer)
         if member is not None:
             self._dirty[member] = None
             self._wake.set()
@@ -168,22 +169,31 @@ class Session:
     def _forget(self, member: "_Member") -> None:
         member.span.end()
         self._members.pop(member.id, None)
-        if member.generation is not None:
-            del self._by_generation[member.generation]
+        if member.answer is not None:
+            del self._by_answer[member.answer]
 
 
 class _Member:
     """One generation of the stream, by the client's number."""
 
-    __slots__ = ("_asked_id", "generation", "id", "span")
+    __slots__ = ("_asked_id", "answer", "id", "parts", "span")
 
     def __init__(self, member_id: int, request: inference_pb2.GenerateRequest) -> None:
         self.id = member_id
         self._asked_id = request.request_id
-        self.generation: Generation | None = None
+        self.answer: Answer | None = None
         self.span = Span()
+        self.parts: deque[Chunk] = deque()
+        """Of a chunk that does not fit into one message, what is left."""
 
     @property
     def request_id(self) -> str:
         """The id of the request, as far as it has one yet."""
-        return self.generation.work.request_id if self.generation is not None else self._asked_id
+        return self.answer.request_id if self.answer is not None else self._asked_id
+
+    def next(self) -> Chunk:
+        """What goes into the next message."""
+        if not self.parts:
+            assert self.answer is not None
+            self.parts.extend(parts(self.answer.take()))
+        return self.parts.popleft()

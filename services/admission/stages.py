@@ -43,6 +43,16 @@ class Stages:
         queues = await self._ask_all("batcher", ask)
         return sorted(queues, key=lambda queue: (queue.instance, queue.pool, queue.tier))
 
+    async def breakers(self) -> list[lane_pb2.BreakerState]:
+        """Of every router, by instance and pool."""
+
+        async def ask(endpoint: str) -> Sequence[lane_pb2.BreakerState]:
+            stub: lane_pb2_grpc.LaneServiceAsyncStub = lane_pb2_grpc.LaneServiceStub(self._connect(endpoint))
+            return (await stub.ListBreakers(lane_pb2.ListBreakersRequest(), timeout=ASK_TIMEOUT_S)).breakers
+
+        breakers = await self._ask_all("router", ask)
+        return sorted(breakers, key=lambda breaker: (breaker.instance, breaker.pool))
+
     async def caches(self) -> list[kvcache_pb2.Cache]:
         """Of every KV-cache manager, by executor and pool."""
 

@@ -14,6 +14,8 @@ class Usage:
     output_tokens: int = 0
     running: int = 0
     """Requests in flight."""
+    refused: int = 0
+    """Requests that were not admitted, by whatever rule."""
 
 
 class UsageLedger:
@@ -37,6 +39,10 @@ class UsageLedger:
         usage = self._tenants.setdefault(tenant, Usage())
         usage.requests += 1
         usage.running += 1
+
+    def refuse(self, tenant: str) -> None:
+        """A request was not admitted."""
+        self._tenants.setdefault(tenant, Usage()).refused += 1
 
     def end(self, tenant: str, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> None:
         """A request has ended, well or not; what was computed is counted once. Raises KeyError without `begin`."""

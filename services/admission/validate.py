@@ -16,8 +16,11 @@ MAX_STOPS, MAX_STOP_CHARACTERS = 16, 256
 MAX_TAGS, MAX_TAG_CHARACTERS = 16, 256
 MAX_TURNS = 1024
 MAX_GRAMMAR_CHARACTERS = 64 * 1024
+MAX_REQUIRES = 16
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _TAG_KEY = re.compile(r"[a-z0-9_.-]{1,63}")
+_CAPABILITY = re.compile(r"[a-z0-9:._-]{1,63}")
+_CONTRACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _RANGES = {
     "temperature": (0.0, 2.0, True),
     "top_p": (0.0, 1.0, False),
@@ -39,6 +42,9 @@ def violations(request: Request) -> Iterator[Violation]:
     if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
         yield Violation("request_id", "has to be 1 to 64 characters of A-Z a-z 0-9 . _ -")
     yield from _tags(request)
+    if request.contract and not _CONTRACT.fullmatch(request.contract):
+        yield Violation("contract", "is no name: 1 to 63 characters of A-Z a-z 0-9 . _ -")
+    yield from _requires(request.requires)
     if request.timeout_s is not None and request.timeout_s <= 0:
         yield Violation("timeout", f"is {request.timeout_s} s; it has to be more than 0")
 
@@ -122,3 +128,11 @@ def _tags(request: Request) -> Iterator[Violation]:
             yield Violation(f"tags[{key[:80]!r}]", "the key has to be 1 to 63 characters of a-z 0-9 _ . -")
         if len(value) > MAX_TAG_CHARACTERS:
             yield Violation(f"tags[{key[:80]!r}]", f"the value is longer than {MAX_TAG_CHARACTERS} characters")
+
+
+def _requires(capabilities: Sequence[str]) -> Iterator[Violation]:
+    if len(capabilities) > MAX_REQUIRES:
+        yield Violation("requires", f"has {len(capabilities)} entries; at most {MAX_REQUIRES} are allowed")
+    for index, capability in enumerate(capabilities[:MAX_REQUIRES]):
+        if not _CAPABILITY.fullmatch(capability):
+            yield Violation(f"requires[{index}]", "has to be 1 to 63 characters of a-z 0-9 : . _ -")

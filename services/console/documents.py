@@ -147,6 +147,9 @@ class _Reader:
                 continue
             seen.add(found.name)
             self._document.lines[path] = _line(key_node)
+            if others := sorted(seen.intersection(_alternatives(found))):
+                self._fault(key_node, path, f"it stands beside {others[0]!r}: exactly one of them")
+                continue
             self._field(message, found, value, path)
 
     def _field(self, message: Message, found: FieldDescriptor, node: yaml.Node, path: str) -> None:
@@ -162,8 +165,12 @@ class _Reader:
             self._fault(node, path, f"not a list: [{_shown(self._value(node))}]")
         elif found.is_repeated and not _is_map(found):
             for index, item in enumerate(node.value):
-                self._document.lines[f"{path}[{index}]"] = _line(item)
-                self._leaf(message, found, [self._value(item)], item, f"{path}[{index}]")
+                inner = f"{path}[{index}]"
+                self._document.lines[inner] = _line(item)
+                if _is_message(found) and isinstance(item, yaml.MappingNode):
+                    self.fill(getattr(message, found.name).add(), item, inner + ".")
+                else:
+                    self._leaf(message, found, [self._value(item)], item, inner)
         elif _is_map(found) and isinstance(node, yaml.MappingNode):
             for key_node, item in node.value:
                 inner = f"{path}.{key_node.value}"
@@ -195,6 +202,12 @@ def _fields(message: Message) -> Mapping[str, FieldDescriptor]:
     """By both of their names."""
     fields = cast(Sequence[FieldDescriptor], message.DESCRIPTOR.fields)
     return {**{each.json_name: each for each in fields}, **{each.name: each for each in fields}}
+
+
+def _alternatives(found: FieldDescriptor) -> list[str]:
+    """Fields that stand for the same as this one does; none for most."""
+    together = found.containing_oneof
+    return [] if together is None else [each.name for each in together.fields if each.name != found.name]
 
 
 def _is_map(found: FieldDescriptor) -> bool:

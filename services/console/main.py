@@ -13,6 +13,7 @@ import typer
 
 from libs.settings import SettingsInvalid, parse
 from services.console import terminal
+from services.console.audit import app as audit_app
 from services.console.config import Settings
 from services.console.door import STATE_DIR, AsJson, Key, StateDir, Target
 from services.console.door import door as _door
@@ -20,18 +21,19 @@ from services.console.door import read as _read
 from services.console.mesh.parts import POLICY_DIR
 from services.console.mesh.plan import BASE_PORT, Options
 from services.console.pins import app as pins_app
+from services.console.policy_app import app as policy_app
 from services.console.problem import Problem
+from services.console.readiness_app import app as readiness_app
 from services.console.simulate import app as simulate_app
 
 app = typer.Typer(
     help="Headrace: an LLM inference mesh.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
-policy_app = typer.Typer(help="The rules and models of a mesh.", no_args_is_help=True)
-keys_app = typer.Typer(help="API keys.", no_args_is_help=True)
-app.add_typer(policy_app, name="policy")
-app.add_typer(keys_app, name="keys")
+app.add_typer(policy_app)
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(pins_app)
+app.add_typer(audit_app)
+app.add_typer(readiness_app)
 
 
 @app.command()
@@ -208,30 +210,6 @@ def logs(
     from services.console.commands.logs import logs as run
 
     run(state_dir.absolute(), service, lines, follow, terminal.out())
-
-
-@policy_app.command("apply")
-def policy_apply(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Tenants, tiers, routes and models, as YAML.")],
-    etcd: Annotated[str | None, typer.Option(help="host:port of each member, comma-separated.")] = None,
-    prune: Annotated[bool, typer.Option("--prune", help="Remove what the folder does not hold.")] = False,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for etcd.")] = 0.0,
-    state_dir: StateDir = STATE_DIR,
-) -> None:
-    """Put a policy into force: it is checked as a whole, then written to etcd."""
-    from services.console.commands.policy import apply
-    from services.console.commands.running import running
-
-    members = etcd or running(state_dir.absolute()).etcd
-    apply(folder, [member.strip() for member in members.split(",")], prune, wait, terminal.out())
-
-
-@keys_app.command("new")
-def keys_new(tenant: Annotated[str, typer.Argument(help="Who it is for.")]) -> None:
-    """Make an API key: the key for the tenant, its hash for the policy."""
-    from services.console.commands.policy import new_key
-
-    new_key(tenant, terminal.out())
 
 
 def main() -> None:

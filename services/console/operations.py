@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from google.protobuf.message import Message
 from grpc import aio
 
 from headrace.operations.v1 import operations_pb2 as pb
@@ -92,6 +93,30 @@ class Operations:
             raise StageUnavailable("the stream ended", code=14)
         finally:
             call.cancel()
+
+    async def ask(self, method: str, request: Message) -> Any:
+        """The answer of a call of OperationsService."""
+        return await self._ask(method, request)
+
+    async def every(self, method: str, request: Any, field: str) -> list[Any]:
+        """What all pages of a list hold in a field; `request` is used up."""
+        found: list[Any] = []
+        request.page_size = PAGE
+        while True:
+            answer = await self._ask(method, request)
+            found += getattr(answer, field)
+            request.page_token = answer.next_page_token
+            if not request.page_token:
+                return found
+
+    async def audit(self, request: pb.ListAuditRequest) -> pb.ListAuditResponse:
+        """A page of the audit log."""
+        answer: pb.ListAuditResponse = await self._ask("ListAudit", request)
+        return answer
+
+    async def delete_audit(self, tenant: str) -> int:
+        """Deletes a tenant's entries; how many that were."""
+        return int((await self._ask("DeleteAudit", pb.DeleteAuditRequest(tenant=tenant))).deleted)
 
     async def _ask(self, method: str, request: object) -> Any:
         with _typed():

@@ -1,24 +1,23 @@
 """The rules and models of a mesh as files, for people to read, review and keep in version control.
 
-A policy is a folder with `tenants/`, `tiers/`, `routes/`, `models/`, `scheduling/` and `pins/`; each YAML file in
-them is one object, in the JSON form of its message (policy.proto, registry.proto), and bears its name. Kill switches
-are not files: they are set in a hurry, and outlive a change of the policy.
+A policy is a folder with a folder for each kind of rule (libs/policy/kinds.py): `tenants/`, `tiers/`, `routes/`…;
+each YAML file in them is one object, in the JSON form of its message (policy.proto, registry.proto), and bears its
+name. Kill switches are not files: they are set in a hurry, and outlive a change of the policy.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from google.protobuf.message import Message
 
-from headrace.inference.v1 import inference_pb2
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
 from libs.catalogue.rules import NAME, Fault
-from libs.registry import keys
-from services.console import documents, policy_rules
+from libs.policy import rules
+from libs.policy.kinds import KINDS, Kind
+from services.console import documents
 from services.console.documents import MOST_BYTES, Document, LineFault, NotYaml
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -39,6 +38,8 @@ class Policy:
     """Everything in the folder, by key in etcd."""
 
     objects: Mapping[str, Message]
+    remarks: Sequence[str] = ()
+    """What is valid and does nothing as things are: lines like those of faults."""
 
     @property
     def models(self) -> list[registry_pb2.Model]:
@@ -59,32 +60,7 @@ def key_sha256(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """What lies in one of the folders."""
-
-    message: Callable[[], Message]
-    name: Callable[[Any], str]
-    name_field: str
-    key: Callable[[str], str]
-    prefix: str
-
-
-_KINDS: Mapping[str, _Kind] = {
-    "tenants": _Kind(policy_pb2.Tenant, lambda tenant: tenant.name, "name", keys.tenant, keys.TENANTS),
-    "tiers": _Kind(
-        policy_pb2.TierPolicy,
-        lambda tier: inference_pb2.Tier.Name(tier.tier).removeprefix("TIER_").lower(),
-        "tier",
-        keys.tier,
-        keys.TIERS,
-    ),
-    "routes": _Kind(policy_pb2.Route, lambda route: route.alias, "alias", keys.route, keys.ROUTES),
-    "models": _Kind(registry_pb2.Model, lambda model: model.name, "name", keys.model, keys.MODELS),
-    "scheduling": _Kind(policy_pb2.Scheduling, lambda rules: rules.name, "name", keys.scheduling, keys.SCHEDULING),
-    "pins": _Kind(policy_pb2.Pin, lambda pin: pin.name, "name", keys.pin, keys.PINS),
-}
-PREFIXES = (keys.MODELS, keys.TIERS, keys.TENANTS, keys.ROUTES, keys.SCHEDULING, keys.PINS)
+PREFIXES = tuple(kind.prefix for kind in KINDS.values())
 """Where in etcd a policy rules alone; what is named in front of what names it."""
 
 
@@ -97,10 +73,10 @@ def load(folder: Path) -> Policy:
         raise PolicyInvalid([f"{folder}: no such folder"])
     for path in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")):
         label = str(path.relative_to(folder))
-        kind = _KINDS.get(path.parent.name) if path.parent.parent == folder else None
+        kind = KINDS.get(path.parent.name) if path.parent.parent == folder else None
         if kind is None:
             if path.suffix in SUFFIXES:
-                faults.append(f"{label}: policies lie in {', '.join(f'{name}/' for name in _KINDS)}")
+                faults.append(f"{label}: policies lie in {', '.join(f'{name}/' for name in KINDS)}")
             continue
         if path.suffix not in SUFFIXES:
             faults.append(f"{label}: its name does not end in {', '.join(SUFFIXES)}")
@@ -113,12 +89,14 @@ def load(folder: Path) -> Policy:
         if key in objects:
             faults.append(f"{label}: {files[key][0]} is the same object")
         objects[key], files[key] = document.message, (label, document)
-    for key, fault in policy_rules.across(objects):
-        label, document = files[key]
-        faults.append(located(label, LineFault(document.line_of(fault.path), fault.path, fault.text)))
+    faults += (_in_file(*files[key], fault) for key, fault in rules.across(objects))
     if faults:
         raise PolicyInvalid(faults)
-    return Policy(objects)
+    return Policy(objects, [_in_file(*files[key], fault) for key, fault in rules.warnings(objects)])
+
+
+def _in_file(label: str, document: Document, fault: Fault) -> str:
+    return located(label, LineFault(document.line_of(fault.path), fault.path, fault.text))
 
 
 def located(label: str, fault: LineFault) -> str:
@@ -126,7 +104,7 @@ def located(label: str, fault: LineFault) -> str:
     return f"{label}:{fault.line}: {fault}" if fault.line else f"{label}: {fault}"
 
 
-def _read(path: Path, kind: _Kind) -> tuple[Document | None, list[LineFault]]:
+def _read(path: Path, kind: Kind) -> tuple[Document | None, list[LineFault]]:
     """The object of a file, None if it is too broken to be compared with others; and its faults."""
     if not NAME.fullmatch(path.stem):
         return None, [LineFault(0, "", f"{path.stem!r} is not a name: up to 63 of a-z, 0-9, '.', '_' and '-'")]
@@ -144,12 +122,12 @@ def _read(path: Path, kind: _Kind) -> tuple[Document | None, list[LineFault]]:
     return document, [*document.faults, *_broken_rules(document, kind, path.stem)]
 
 
-def _broken_rules(document: Document, kind: _Kind, stem: str) -> list[LineFault]:
+def _broken_rules(document: Document, kind: Kind, stem: str) -> list[LineFault]:
     """What is wrong beyond the types; of a field that could not be read nothing more is said."""
     unread = {fault.path for fault in document.faults}
     if "" in unread:
         return []
-    faults = [fault for fault in policy_rules.within(document.message) if not documents.covers(unread, fault.path)]
+    faults = [fault for fault in rules.within(document.message) if not documents.covers(unread, fault.path)]
     name = kind.name(document.message)
     if name != stem and not documents.covers(unread, kind.name_field):
         faults.insert(0, Fault(kind.name_field, f"it describes {name!r}; file and object have the same name"))

@@ -52,6 +52,9 @@ class Script(rpc.InferenceServiceServicer):
     """The nth call ends as UNAVAILABLE when this many of its tokens have been sent."""
     errors: list[status_pb2.Status] = field(default_factory=list)
     """The nth call is answered with this."""
+    told: list[pb.GenerateResponse] = field(default_factory=list)
+    """What a request under a contract is answered with, instead."""
+    approvals: list[pb.ApproveRequest] = field(default_factory=list)
     pace: float = 0.0
     """Seconds between tokens."""
     requests: list[pb.GenerateRequest] = field(default_factory=list)
@@ -64,6 +67,10 @@ class Script(rpc.InferenceServiceServicer):
         self.requests.append(request)
         self.asked.set()
         have = list(request.resumed_token_ids)
+        if request.contract:
+            for response in self.told:
+                yield response
+            return
         assert have == TOKENS[: len(have)]
         text = Text(request)
         for n, token in enumerate(TOKENS[len(have) :]):
@@ -112,11 +119,16 @@ class Script(rpc.InferenceServiceServicer):
                 async for one in self.answer(generate.request):
                     message = pb.SessionResponse(
                         ids=[generate.id],
-                        counts=[1],
+                        counts=[len(one.token_ids) if request_has_ids(generate.request) else 1],
                         texts=[one.text],
                         token_ids=one.token_ids,
                         log_probs=one.log_probs,
                     )
+                    if one.restart or one.HasField("tool_step"):
+                        note = pb.SessionNote(id=generate.id, restart=one.restart)
+                        if one.HasField("tool_step"):
+                            note.tool_step.CopyFrom(one.tool_step)
+                        message = pb.SessionResponse(notes=[note])
                     if one.HasField("finish"):
                         message.ends.add(id=generate.id, request_id="made-by-mesh", finish=one.finish)
                     await out.put(message)
@@ -147,6 +159,12 @@ class Script(rpc.InferenceServiceServicer):
                 task.cancel()
             await asyncio.gather(reader, *running.values(), return_exceptions=True)
 
+    async def Approve(self, request: pb.ApproveRequest, context: Context) -> pb.ApproveResponse:
+        self.approvals.append(request)
+        if self.errors:
+            await abort(context, self.errors.pop(0))
+        return pb.ApproveResponse()
+
     async def CountTokens(self, request: pb.CountTokensRequest, context: Context) -> pb.CountTokensResponse:
         if self.errors:
             await abort(context, self.errors.pop(0))
@@ -158,6 +176,10 @@ class Script(rpc.InferenceServiceServicer):
         last = min(first + request.page_size, 5)
         models = [pb.ModelInfo(name=f"m{n}", ready=True, capabilities=["chat"]) for n in range(first, last)]
         return pb.ListModelsResponse(models=models, next_page_token=str(last) if last < 5 else "")
+
+
+def request_has_ids(request: pb.GenerateRequest) -> bool:
+    return request.output_form in (pb.OUTPUT_FORM_TOKEN_IDS, pb.OUTPUT_FORM_TEXT_AND_TOKEN_IDS)
 
 
 def finish(tokens: int, stop: str | None) -> pb.Finish:
@@ -449,6 +471,105 @@ async def test_tokens_are_counted_and_models_listed_page_by_page(served: Served)
     assert models[0].capabilities == {"chat"}
 
 
+def tool(state: "pb.ToolState.ValueType", **fields: str) -> pb.GenerateResponse:
+    step = pb.ToolStep(step=1, tool="clock", arguments="{}", state=state, **fields)
+    return pb.GenerateResponse(tool_step=step)
+
+
+UNDER = GenerateOptions(contract="c", requires=["vision"])
+
+
+@both_doors
+async def test_tools_and_their_results_come_in_order(served: Served, multiplex: bool) -> None:
+    end = finish(3, None)
+    end.degradation.level = 2
+    end.degradation.rungs.extend(["short-answers", "defer"])
+    end.tried.append("small")
+    served.script.told = [
+        pb.GenerateResponse(request_id="made-by-mesh", text="Let me look. "),
+        tool(pb.TOOL_STATE_WAITING, approval_id="a.t"),
+        tool(pb.TOOL_STATE_RUNNING),
+        tool(pb.TOOL_STATE_DONE, result="noon"),
+        pb.GenerateResponse(text="It is noon.", finish=end),
+    ]
+    async with served.client(multiplex=multiplex) as client:
+        seen = [chunk async for chunk in client.generate("m", chat=[("user", "time?")], options=UNDER)]
+        whole = await client.complete("m", chat=[("user", "time?")], options=UNDER)
+    assert served.script.requests[0].contract == "c"
+    assert list(served.script.requests[0].requires) == ["vision"]
+    assert [chunk.text or (chunk.tool_step and chunk.tool_step.state) for chunk in seen] == [
+        "Let me look. ", "waiting", "running", "done", "It is noon.",
+    ]  # fmt: skip
+    assert whole.text == "Let me look. It is noon."
+    assert whole.tool_steps == (
+        sdk.ToolStep(1, "clock", "{}", "waiting", approval_id="a.t"),
+        sdk.ToolStep(1, "clock", "{}", "running"),
+        sdk.ToolStep(1, "clock", "{}", "done", "noon"),
+    )
+    assert whole.finish.degradation == sdk.Degradation(2, ("short-answers", "defer"))
+    assert whole.finish.tried == ("small",)
+
+
+@both_doors
+async def test_an_answer_that_begins_anew(served: Served, multiplex: bool) -> None:
+    served.script.told = [
+        pb.GenerateResponse(text="Perhaps", token_ids=[1, 2]),
+        pb.GenerateResponse(restart=True),
+        pb.GenerateResponse(text="Surely", token_ids=[3], finish=finish(3, None)),
+    ]
+    async with served.client(multiplex=multiplex) as client:
+        whole = await client.complete("m", prompt="x", options=UNDER)
+        seen = [chunk async for chunk in client.generate("m", prompt="x", options=UNDER)]
+    assert (whole.text, whole.token_ids) == ("Surely", (3,))
+    assert sdk.Chunk(restart=True) in seen
+    assert seen[-1].text == "Surely"
+
+
+@both_doors
+@pytest.mark.parametrize(
+    "told", [[tool(pb.TOOL_STATE_DONE)], [pb.GenerateResponse(text="no tokens")]], ids=["tool", "text"]
+)
+async def test_what_cannot_be_gone_on_from_is_not_sent_again(
+    served: Served, multiplex: bool, told: list[pb.GenerateResponse]
+) -> None:
+    served.script.told = [*told, pb.GenerateResponse(text="never")]
+    served.script.breaks = [len(told)]
+    async with served.client(multiplex=multiplex) as client:
+        with pytest.raises(sdk.StageUnavailable):
+            await client.complete("m", prompt="x", options=UNDER)
+    assert len(served.script.requests) == 1
+
+
+@both_doors
+async def test_a_break_behind_a_restart_forgets_what_was_void(served: Served, multiplex: bool) -> None:
+    served.script.told = [
+        pb.GenerateResponse(text="ab", token_ids=[1, 2], model_version="m@1"),
+        pb.GenerateResponse(restart=True),
+        pb.GenerateResponse(text="c", token_ids=[3], finish=finish(3, None)),
+    ]
+    served.script.breaks = [2]
+    async with served.client(multiplex=multiplex) as client:
+        whole = await client.complete("m", prompt="x", options=UNDER)
+    assert whole.text == "c"
+    again = served.script.requests[1]
+    assert (list(again.resumed_token_ids), again.resumed_model_version) == ([], "")
+
+
+async def test_a_decision_is_sent_once(served: Served) -> None:
+    async with served.client() as client:
+        await client.approve("a.t", approved=True, reason="fine")
+        served.script.errors = [
+            status(5, "ERROR_REASON_APPROVAL_UNKNOWN"),
+            status(14, "ERROR_REASON_STAGE_UNAVAILABLE"),
+        ]
+        with pytest.raises(sdk.ApprovalUnknown):
+            await client.approve("a.t", approved=False)
+        with pytest.raises(sdk.StageUnavailable):
+            await client.approve("a.t", approved=False)
+    assert served.script.approvals[0] == pb.ApproveRequest(approval_id="a.t", approved=True, reason="fine")
+    assert len(served.script.approvals) == 3
+
+
 async def test_misuse_is_told_at_once() -> None:
     client = HeadraceClient("127.0.0.1:1")
     with pytest.raises(RuntimeError, match="async with"):
@@ -469,11 +590,12 @@ async def test_nobody_at_home_is_unavailable_within_the_bounds() -> None:
 
 def test_the_public_names_are_these() -> None:
     assert sdk.__all__ == [
-        "Answer", "CallerError", "Cancelled", "CapacityError", "Chunk", "Completion", "CredentialsInvalid",
-        "DeadlinePassed", "Finish", "GenerateOptions", "HeadraceClient", "HeadraceError", "InternalError", "Model",
-        "ModelUnknown", "NoExecutor", "NotAllowed", "NotSupported", "Overloaded", "QuotaExceeded", "RequestInvalid",
-        "RetryPolicy", "Session", "StageUnavailable", "SwitchedOff", "Timings", "Tls", "TokenCount", "Usage",
-        "Violation",
+        "Answer", "ApprovalDenied", "ApprovalUnknown", "CallerError", "Cancelled", "CapacityError", "Chunk",
+        "Completion", "ContractBroken", "ContractUnknown", "CredentialsInvalid", "DeadlinePassed", "Degradation",
+        "Finish", "GenerateOptions", "HeadraceClient", "HeadraceError", "InternalError", "Model", "ModelUnknown",
+        "NoExecutor", "NotAllowed", "NotSupported", "Overloaded", "QuotaExceeded", "RequestInvalid", "RetryPolicy",
+        "Session", "StageUnavailable", "SwitchedOff", "Timings", "Tls", "TokenCount", "ToolFailed", "ToolStep",
+        "Usage", "Violation",
     ]  # fmt: skip
     assert all(hasattr(sdk, name) for name in sdk.__all__)
 

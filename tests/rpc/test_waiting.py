@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +22,10 @@ from libs.rpc.server import RpcServer, Service
 from libs.tasks import Tasks
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import untraced
-from services.admission.front import Front
 from services.admission.observe import Observer
 from services.admission.service import InferenceServicer
 from services.admission.tokenizers import Tokenizers
+from tests.unit.fronts import front
 from tests.unit.lanes import HandLane, HandStage
 from tests.unit.letters import POLICY, SPEC, TENANT, tokenizer, tokens
 
@@ -94,8 +95,8 @@ async def door() -> AsyncIterator[Door]:
     tokenizers.want(dict(MODELS.models))
     await tokenizers.loaded()
     observer = Observer(Metrics("admission", "admission-0", "0"))
-    front = Front(forwarder, lambda: MODELS, tokenizers, observer, clock)
-    servicer = InferenceServicer(front, None, untraced(), observer)  # type: ignore[arg-type]  # nobody lists models here
+    entry = front(forwarder, lambda: MODELS, tokenizers, clock, tasks, Path("nowhere"))
+    servicer = InferenceServicer(entry, None, untraced(), observer)  # type: ignore[arg-type]  # nobody lists models here
     add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
     server = RpcServer(
         "127.0.0.1:0",

@@ -6,7 +6,7 @@ from functools import cache
 from libs.catalogue import ModelSpec
 from libs.lane.work import Tier
 from libs.tokens.tokenizer import Tokenizer
-from services.admission.policy import Policy, Tenant, TierPolicy
+from services.admission.policy import Alias, Policy, Tenant, TierPolicy
 
 TEMPLATE = "{% for message in messages %}{{ message.role[0] }}:{{ message.content }}\n{% endfor %}a:"
 
@@ -39,6 +39,6 @@ TENANT = Tenant("t")
 POLICY = Policy(
     tiers={Tier.INTERACTIVE: TierPolicy(60, 600), Tier.ASYNC: TierPolicy(3600, 86_400)},
     models={"letters": SPEC, "bare": ModelSpec("bare", "letters:", 100, 64, 16, 8, 512)},
-    aliases={"nice": "letters", "dangling": "nobody"},
+    aliases={"nice": Alias("letters"), "dangling": Alias("nobody")},
     models_off={},
 )

@@ -1,27 +1,25 @@
-"""May it enter, and how much may it use; who calls; what was used."""
+"""May it enter, and how much may it use; what was used."""
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from libs.catalogue import Remote
 from libs.errors import (
-    CredentialsInvalid,
     DeadlinePassed,
     HeadraceError,
     ModelUnknown,
     NotAllowed,
     NotSupported,
-    QuotaExceeded,
     RequestInvalid,
     SwitchedOff,
 )
-from libs.lane.work import Grammar, Tier
+from libs.lane.work import Asked, Grammar, Tier
 from libs.tokens.blocks import chain, salt
-from services.admission.admit import Admitted, admit, check
-from services.admission.identity import authenticate
-from services.admission.policy import Policy, Tenant
+from services.admission.admit import Admitted, admit, check, recheck
+from services.admission.ladder import Effects
+from services.admission.policy import Alias, Contract, ContractTool, ModelLimit, Policy, Tenant
 from services.admission.request import Request, SamplingRequest, Turn
 from services.admission.usage import UsageLedger
 from tests.unit.letters import POLICY, SPEC, TENANT
@@ -32,7 +30,7 @@ NOW = 1_700_000_000.0
 def admitted(
     request: Request, prompt: int = 10, tenant: Tenant = TENANT, policy: Policy = POLICY, vocabulary: int = 256
 ) -> Admitted:
-    return admit(check(request, tenant, policy, 0, NOW), list(range(prompt)), vocabulary, "r")
+    return admit(check(request, tenant, policy, NOW), list(range(prompt)), vocabulary, "r")
 
 
 def asking(max_tokens: int | None = None, **changes: object) -> Request:
@@ -41,7 +39,7 @@ def asking(max_tokens: int | None = None, **changes: object) -> Request:
 
 def refused(kind: type[HeadraceError], request: Request, tenant: Tenant = TENANT, **changes: object) -> HeadraceError:
     with pytest.raises(kind) as raised:
-        check(request, tenant, replace(POLICY, **changes), 0, NOW)  # type: ignore[arg-type]
+        check(request, tenant, replace(POLICY, **changes), NOW)  # type: ignore[arg-type]
     return raised.value
 
 
@@ -60,8 +58,8 @@ def test_an_unknown_model(model: str) -> None:
 
 def test_a_tenant_may_use_what_its_policy_names() -> None:
     by_alias, by_name = Tenant("t", models=frozenset({"nice"})), Tenant("t", models=frozenset({"letters"}))
-    assert check(Request("nice", prompt="x"), by_alias, POLICY, 0, NOW).spec.name == "letters"
-    assert check(Request("nice", prompt="x"), by_name, POLICY, 0, NOW)
+    assert check(Request("nice", prompt="x"), by_alias, POLICY, NOW).spec.name == "letters"
+    assert check(Request("nice", prompt="x"), by_name, POLICY, NOW)
     refused(NotAllowed, Request("letters", prompt="x"), by_alias)
     refused(NotAllowed, Request("bare", prompt="x"), by_name)
 
@@ -83,16 +81,30 @@ def test_a_switch_on_a_model_covers_its_aliases() -> None:
 )
 def test_what_the_model_cannot_do(request_: Request) -> None:
     refused(NotSupported, request_)
-    assert check(replace(request_, model="letters"), TENANT, POLICY, 0, NOW)
+    assert check(replace(request_, model="letters"), TENANT, POLICY, NOW)
 
 
-def test_concurrency_is_bounded() -> None:
-    tenant = Tenant("t", max_concurrency=3)
-    assert check(asking(), tenant, POLICY, 2, NOW)
-    with pytest.raises(QuotaExceeded) as raised:
-        check(asking(), tenant, POLICY, 3, NOW)
-    assert raised.value.retry_after_s
-    assert [v.subject for v in raised.value.violations] == ["tenant/t"]
+FEATURES = [
+    (asking(chat=[Turn("user", "x")]), "chat"),
+    (asking(grammar=Grammar("regex", "a")), "grammar"),
+    (asking(log_probs=True), "log_probs"),
+    (asking(in_session=True), "session"),
+]
+
+
+@pytest.mark.parametrize(("request_", "feature"), FEATURES, ids=[name for _, name in FEATURES])
+def test_features(request_: Request, feature: str) -> None:
+    error = refused(SwitchedOff, request_, features_off={feature: "it hangs", "hedging": "no"})
+    assert [v.subject for v in error.violations] == [f"feature/{feature}"]
+    refused(NotAllowed, request_, Tenant("t", features=frozenset({"tools"})))
+    assert check(request_, Tenant("t", features=frozenset({feature})), POLICY, NOW)
+    assert check(asking(), Tenant("t", features=frozenset({"tools"})), POLICY, NOW)
+
+
+def test_what_a_request_requires() -> None:
+    assert "lang:de" in refused(NotSupported, asking(requires=["lang:de"])).message
+    models = {"letters": replace(SPEC, capabilities=(*SPEC.capabilities, "lang:de"))}
+    assert check(asking(requires=["lang:de"]), TENANT, replace(POLICY, models=models), NOW)
 
 
 @pytest.mark.parametrize(
@@ -105,7 +117,7 @@ def test_concurrency_is_bounded() -> None:
 )  # fmt: skip
 def test_deadlines(call: float | None, timeout: float | None, tier: Tier | None, expected: float) -> None:
     request = asking(call_deadline=call and NOW + call, timeout_s=timeout, tier=tier)
-    assert check(request, TENANT, POLICY, 0, NOW).deadline == NOW + expected
+    assert check(request, TENANT, POLICY, NOW).deadline == NOW + expected
 
 
 def test_a_deadline_in_the_past_is_told_where_it_stood() -> None:
@@ -114,8 +126,8 @@ def test_a_deadline_in_the_past_is_told_where_it_stood() -> None:
 
 def test_the_tier_is_the_requests_or_the_tenants() -> None:
     tenant = Tenant("t", default_tier=Tier.ASYNC)
-    assert check(asking(), tenant, POLICY, 0, NOW).tier is Tier.ASYNC
-    assert check(asking(tier=Tier.INTERACTIVE), tenant, POLICY, 0, NOW).tier is Tier.INTERACTIVE
+    assert check(asking(), tenant, POLICY, NOW).tier is Tier.ASYNC
+    assert check(asking(tier=Tier.INTERACTIVE), tenant, POLICY, NOW).tier is Tier.INTERACTIVE
 
 
 # --- admit ---------------------------------------------------------------------------------------
@@ -210,8 +222,8 @@ def test_a_work_bears_the_weight_of_its_tenant() -> None:
 
 def test_a_switch_on_a_base_covers_its_adapters() -> None:
     with pytest.raises(SwitchedOff, match="letters is switched off: it lies"):
-        check(Request("lora", prompt="x"), TENANT, replace(ADAPTERS, models_off={"letters": "it lies"}), 0, NOW)
-    assert check(Request("letters", prompt="x"), TENANT, replace(ADAPTERS, models_off={"lora": "no"}), 0, NOW)
+        check(Request("lora", prompt="x"), TENANT, replace(ADAPTERS, models_off={"letters": "it lies"}), NOW)
+    assert check(Request("letters", prompt="x"), TENANT, replace(ADAPTERS, models_off={"lora": "no"}), NOW)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +246,7 @@ def test_a_resumed_answer_goes_on_where_it_began(model: str, version: str) -> No
 def test_a_version_is_no_way_to_another_model(model: str, version: str) -> None:
     """A caller writes it: else it would get around what its tenant may use."""
     with pytest.raises(RequestInvalid) as raised:
-        check(Request(model, prompt="x", resumed=[1], resumed_version=version), TENANT, ADAPTERS, 0, NOW)
+        check(Request(model, prompt="x", resumed=[1], resumed_version=version), TENANT, ADAPTERS, NOW)
     assert [v.subject for v in raised.value.violations] == ["resumed_model_version"]
 
 
@@ -245,26 +257,188 @@ def test_a_chat_goes_along_only_where_the_engine_takes_chats() -> None:
     assert admitted(Request("far", prompt="x"), policy=ADAPTERS).work.chat == ()
 
 
-# --- identity and usage --------------------------------------------------------------------------
+# --- aliases: what the router chooses by ---------------------------------------------------------
 
-KEYED = Policy(tenants={hashlib.sha256(b"secret").hexdigest(): Tenant("t")})
+WIDE = replace(SPEC, name="wide", context_tokens=1000, capabilities=("chat", "tools"), source="wide:")
+ROUTED = replace(
+    POLICY,
+    models={**POLICY.models, "wide": WIDE, "lora": ADAPTERS.models["lora"]},
+    aliases={
+        "nice": Alias("letters", frozenset({"team", "plan"}), text=True, others=frozenset({"wide", "gone"})),
+        "narrow": Alias("bare", others=frozenset({"letters"})),
+        "plain": Alias("letters"),
+        "tuned": Alias("letters", others=frozenset({"lora"})),
+    },
+    contracts={"tooled": Contract("tooled", tools=(ContractTool("search"),)), "shaped": Contract("shaped")},
+)
 
 
-@pytest.mark.parametrize("header", ["Bearer secret", "bearer secret", "BEARER  secret "])
-def test_a_key_names_its_tenant(header: str) -> None:
-    assert authenticate({"authorization": header}, KEYED).name == "t"
+def test_an_alias_goes_to_the_router_with_what_it_chooses_by() -> None:
+    request = Request(
+        "nice", chat=[Turn("user", "a" * 3000 + "b"), Turn("assistant", "c")], tags={"team": "red", "secret": "x"},
+        requires=["chat"],
+    )  # fmt: skip
+    work = admitted(request, policy=ROUTED).work
+    assert work.model == "nice"
+    assert work.asked == Asked(
+        "nice", tokens_of="letters", tags={"team": "red"}, capabilities=["chat"], text="a" * 1999 + "b"
+    )
+    assert admitted(Request("letters", prompt="x"), policy=ROUTED).work.asked is None
+    plain = admitted(Request("plain", prompt="x", tags={"team": "red"}), policy=ROUTED).work
+    assert plain.asked == Asked("plain", tokens_of="letters", tags={}, capabilities=[], text="")
 
 
-@pytest.mark.parametrize("header", [None, "", "secret", "Basic secret", "Bearer", "Bearer ", "Bearer Secret"])
-def test_anything_else_names_nobody_and_is_not_repeated(header: str | None) -> None:
-    with pytest.raises(CredentialsInvalid) as raised:
-        authenticate({} if header is None else {"authorization": header}, KEYED)
-    assert "ecret" not in raised.value.message
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (Request("nice", prompt="x" * 2500 + "y"), "x" * 1999 + "y"),
+        (Request("nice", chat=[Turn("user", "first"), Turn("user", "last"), Turn("system", "no")]), "last"),
+        (Request("nice", chat=[Turn("system", "only")]), ""),
+    ],
+)
+def test_what_was_said_last(request_: Request, text: str) -> None:
+    asked = admitted(request_, policy=ROUTED).work.asked
+    assert asked is not None
+    assert asked.text == text
 
 
-def test_a_tenant_that_is_switched_off() -> None:
-    with pytest.raises(SwitchedOff, match="it paid nothing"):
-        authenticate({"authorization": "Bearer secret"}, replace(KEYED, tenants_off={"t": "it paid nothing"}))
+def test_what_the_first_model_cannot_do_another_may() -> None:
+    grammar = Grammar("regex", "a")
+    assert check(Request("narrow", prompt="x", grammar=grammar), TENANT, ROUTED, NOW).spec.name == "bare"
+    refused_ = Request("narrow", prompt="x", requires=["vision"])
+    with pytest.raises(NotSupported, match="'vision', nor has one of the 1"):
+        check(refused_, TENANT, ROUTED, NOW)
+    with pytest.raises(NotSupported):  # each has one of the two
+        check(Request("nice", prompt="x", grammar=grammar, requires=["tools"]), TENANT, ROUTED, NOW)
+
+
+def test_tools_are_looked_for_where_a_model_has_them() -> None:
+    def asked(model: str, contract: str, effects: Effects | None = None) -> Sequence[str]:
+        checked = check(Request(model, prompt="x", contract=contract), TENANT, ROUTED, NOW)
+        work = admit(checked, [1], 256, "r", effects).work
+        assert work.asked is not None
+        return work.asked.capabilities
+
+    assert asked("nice", "tooled") == ["tools"]
+    assert asked("nice", "tooled", Effects(tools_off=True)) == []
+    assert asked("nice", "shaped") == asked("nice", "") == asked("plain", "tooled") == []
+
+
+def test_a_prompt_that_is_too_long_for_the_first_model_may_go_to_another() -> None:
+    made = admitted(Request("nice", prompt="x"), prompt=500, policy=ROUTED)
+    assert made.work.sampling.max_tokens == 500
+    assert admitted(Request("nice", prompt="x"), prompt=50, policy=ROUTED).work.sampling.max_tokens == 50
+    assert violated(Request("nice", prompt="x"), prompt=1000, policy=ROUTED) == ["input"]
+    assert violated(Request("plain", prompt="x"), prompt=500, policy=ROUTED) == ["input"]
+
+
+def test_an_alias_is_no_way_to_a_model_that_a_tenant_may_not_use() -> None:
+    only = Tenant("t", models=frozenset({"letters"}))
+    work = admitted(Request("nice", prompt="x"), tenant=only, policy=ROUTED).work
+    assert (work.model, work.asked) == ("letters", None)
+    both = Tenant("t", models=frozenset({"letters", "wide", "gone"}))
+    assert admitted(Request("nice", prompt="x"), tenant=both, policy=ROUTED).work.asked is not None
+    named = Tenant("t", models=frozenset({"nice"}))
+    assert admitted(Request("nice", prompt="x"), tenant=named, policy=ROUTED).work.asked is not None
+
+
+def test_while_the_first_model_is_switched_off_another_may_answer() -> None:
+    off = replace(ROUTED, models_off={"letters": "it lies"})
+    assert admitted(Request("nice", prompt="x"), policy=off).work.asked is not None
+    for model in ("plain", "letters", "tuned"):
+        with pytest.raises(SwitchedOff, match="it lies"):
+            check(Request(model, prompt="x"), TENANT, off, NOW)
+    everything = replace(off, models_off={"letters": "it lies", "wide": "it dreams"})
+    with pytest.raises(SwitchedOff):
+        check(Request("nice", prompt="x"), TENANT, everything, NOW)
+
+
+def test_an_answer_goes_on_with_the_model_that_began_it() -> None:
+    request = Request("nice", prompt="x", resumed=[1], resumed_version="wide@1")
+    checked = check(request, TENANT, ROUTED, NOW)
+    assert checked.spec.name == "wide"
+    work = admit(checked, [1, 2], 256, "r").work
+    assert work.asked is not None
+    assert (work.asked.chosen, work.asked.tokens_of, work.pool) == ("wide", "wide", "wide@1")
+    with pytest.raises(RequestInvalid):
+        check(replace(request, resumed_version="bare@1"), TENANT, ROUTED, NOW)
+    with pytest.raises(SwitchedOff):
+        check(request, TENANT, replace(ROUTED, models_off={"wide": "it dreams"}), NOW)
+
+
+def test_the_same_request_for_the_model_that_the_router_chose() -> None:
+    checked = check(Request("nice", chat=[Turn("user", "x")], contract="tooled"), TENANT, ROUTED, NOW)
+    again = recheck(checked, "wide", ROUTED)
+    work = admit(again, [1] * 900, 256, "r", chosen="wide", tried=["letters"]).work
+    assert work.asked is not None
+    assert (work.model, work.asked.chosen, work.asked.tokens_of, work.asked.tried) == (
+        "nice", "wide", "wide", ("letters",),
+    )  # fmt: skip
+    assert work.sampling.max_tokens == 100
+    assert work.block_hashes[0] == chain([1] * 16, 16, salt("wide"))[0]
+    with pytest.raises(ModelUnknown):
+        recheck(checked, "gone", ROUTED)
+    with pytest.raises(SwitchedOff):
+        recheck(checked, "wide", replace(ROUTED, models_off={"wide": "it dreams"}))
+    with pytest.raises(NotSupported):
+        recheck(replace(checked, needs=["vision"]), "wide", ROUTED)
+    with pytest.raises(NotAllowed):
+        recheck(replace(checked, tenant=Tenant("t", models=frozenset({"letters"}))), "wide", ROUTED)
+
+
+# --- limits of single models, and the ladder -----------------------------------------------------
+
+
+def test_limits_of_single_models() -> None:
+    limited = Tenant("t", max_output_tokens=50, model_limits={"letters": ModelLimit(20, 30), "wide": ModelLimit(0, 10)})
+    assert violated(asking(31), tenant=limited) == ["sampling.max_tokens"]
+    assert violated(asking(), prompt=21, tenant=limited) == ["input"]
+    assert admitted(asking(), tenant=limited).work.sampling.max_tokens == 30
+    assert admitted(Request("bare", prompt="x"), tenant=limited).work.sampling.max_tokens == 50
+    behind = admitted(Request("nice", prompt="x"), tenant=limited, policy=ROUTED)
+    assert behind.work.sampling.max_tokens == 10, "the router may choose any of them"
+    checked = check(Request("nice", prompt="x"), limited, ROUTED, NOW)
+    assert admit(recheck(checked, "letters", ROUTED), [1] * 5, 256, "r").work.sampling.max_tokens == 30
+
+
+def laddered(request: Request, effects: Effects, policy: Policy = POLICY) -> Admitted:
+    return admit(check(request, TENANT, policy, NOW), [1] * 10, 256, "r", effects)
+
+
+def test_the_ladder_shortens_answers_and_says_so() -> None:
+    clamp = Effects(1, ["short"], clamp_output_tokens=16)
+    made = laddered(asking(80), clamp)
+    assert made.work.sampling.max_tokens == 16
+    assert "80 were asked for, the ladder leaves 16" in made.reason
+    assert laddered(asking(), clamp).work.sampling.max_tokens == 16
+    short = laddered(asking(7), clamp)
+    assert short.work.sampling.max_tokens == 7
+    assert "ladder" not in short.reason
+    assert laddered(asking(80, resumed=[1] * 40), clamp).work.sampling.max_tokens == 41, "it may end"
+    assert violated(asking(91)) == ["sampling.max_tokens"], "too much stays too much"
+
+
+def test_the_ladder_defers() -> None:
+    made = laddered(asking(5), Effects(1, ["later"], defer=True))
+    assert made.work.tier is Tier.ASYNC
+    assert "deferred" in made.reason
+    assert made.work.deadline == NOW + 60, "the caller waits no longer for it"
+    assert "deferred" not in laddered(asking(5, tier=Tier.ASYNC), Effects(1, ["later"], defer=True)).reason
+
+
+def test_the_ladder_tells_the_router() -> None:
+    work = laddered(Request("nice", prompt="x"), Effects(2, no_extras=True, smaller_model=True), ROUTED).work
+    assert work.asked is not None
+    assert (work.asked.no_extras, work.asked.smaller) == (True, True)
+    assert laddered(asking(5), Effects(2, no_extras=True, smaller_model=True)).work.asked is None
+
+
+def test_what_a_request_can_come_to() -> None:
+    assert admitted(asking(20)).most_tokens == 30
+    assert admitted(asking(20, resumed=[1, 2, 3])).most_tokens == 27
+
+
+# --- usage ---------------------------------------------------------------------------------------
 
 
 def test_usable_models_are_names_and_aliases() -> None:
@@ -286,3 +460,7 @@ def test_usage_counts_once() -> None:
         ledger.end("t", 1, 0, 1)
     with pytest.raises(KeyError):
         ledger.end("nobody", 1, 0, 1)
+    ledger.refuse("t")
+    ledger.refuse("shy")
+    assert (ledger.tenants["t"].refused, ledger.tenants["shy"].refused) == (1, 1)
+    assert ledger.tenants["shy"].requests == 0

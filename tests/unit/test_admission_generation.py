@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,18 +18,16 @@ from libs.lane.work import FinishReason, Frame, Note, Outcome
 from libs.rpc.call import Call
 from libs.rpc.channels import MESSAGE_BYTES
 from libs.tasks import Tasks
-from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import Span, untraced
 from libs.tokens.detokenize import Detokenizer
 from services.admission import session as session_module
 from services.admission.admit import admit, check
 from services.admission.convert import chunk_to_proto, finish_to_proto
-from services.admission.front import Front
 from services.admission.generation import Chunk, Finish, Generation
-from services.admission.observe import Observer
 from services.admission.request import Request, SamplingRequest
 from services.admission.session import Session
 from services.admission.tokenizers import Tokenizers
+from tests.unit.fronts import front
 from tests.unit.lanes import HandStage
 from tests.unit.letters import POLICY, SPEC, TENANT, tokenizer, tokens
 
@@ -42,7 +41,7 @@ class Out:
         request = Request(
             "letters", prompt="x", sampling=SamplingRequest(90, stop=stops), resumed=tokens(resumed), **changes  # type: ignore[arg-type]
         )  # fmt: skip
-        checked = check(request, TENANT, POLICY, 0, 0.0)
+        checked = check(request, TENANT, POLICY, 0.0)
         admitted = admit(checked, [1, 2], 256, "r")
         needed = request.text or stops
         self.calls = 0
@@ -279,8 +278,7 @@ class Streams:
         tokenizers = Tokenizers(lambda source, folder: tokenizer(), None, self.tasks)  # type: ignore[arg-type]
         tokenizers.want({"letters": SPEC})
         self.tokenizers = tokenizers
-        observer = Observer(Metrics("admission", "admission-0", "0"))
-        self.front = Front(self.forwarder, lambda: POLICY, tokenizers, observer, self.clock)
+        self.front = front(self.forwarder, lambda: POLICY, tokenizers, self.clock, self.tasks, Path("nowhere"))
         self.session = Session(self.front, untraced(), Call("/x", identity=TENANT))
 
     async def begin(self, number: int, **changes: object) -> None:

@@ -156,7 +156,7 @@ def test_what_was_wrong_before_stands_in_nobodys_way_but_new_harm_does() -> None
 
 def test_what_is_referred_to_is_not_pruned_unless_forced() -> None:
     stored = {"a": model(BASE, adapter_memory_bytes=5), "x": model(ADAPTER), "b": model(BASE, name="b")}
-    referrers = Referrers({"default": "a", "other": "b"}, {"billing": ("a",)})
+    referrers = Referrers({"default": ("a",), "other": ("b",)}, {"billing": ("a",)})
     told = [v.description for v in violations(stored, [stored["b"]], referrers, prune=True, force=False)]
     assert len(told) == 2
     assert "the route 'default' leads to it" in told[0]

@@ -1,16 +1,21 @@
 """Policies as files: what is read, and what is refused."""
 
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
+from libs.policy.kinds import KINDS
 from services.console import policy
+from services.console.commands import policy as commands
 from services.console.mesh.catalogue import runnable
 from services.console.mesh.parts import POLICY_DIR
 from services.console.policy import PolicyInvalid
+from services.console.problem import Problem
 
 MODEL = """
 name: {name}
@@ -23,6 +28,27 @@ slots: 2
 step_tokens: 64
 """
 HASH = "a" * 64
+LADDER = """
+ladder:
+  - {name: short, at: 0.9, clamp_output_tokens: 9}
+  - name: small
+    smaller_model: true
+    at: 1
+"""
+TOOL = """
+name: depth
+description: The depth of the river.
+arguments_schema: '{"type": "object"}'
+url: http://gauges/depth
+idempotent: true
+"""
+ISSUER = f"""
+name: idp
+issuer: https://idp.example
+audience: headrace
+key_set: |
+  {{"keys": [{{"kty": "OKP", "crv": "Ed25519", "x": "{"A" * 43}"}}]}}
+"""
 
 Write = Callable[[str, str], None]
 
@@ -53,6 +79,64 @@ def test_the_policy_that_is_shipped_is_valid() -> None:
     route = shipped.objects["/headrace/v1/policies/routes/default"]
     assert isinstance(route, policy_pb2.Route)
     assert route.model == "smollm2"
+
+
+def test_a_check_says_of_how_much_it_is_and_what_does_nothing(tmp_path: Path, write: Write) -> None:
+    console = Console(file=StringIO(), width=200)
+    write("tiers/async.yaml", TIER.format(tier="TIER_ASYNC", more=LADDER))
+    commands.check(tmp_path, console)
+    assert isinstance(console.file, StringIO)
+    remark, said = console.file.getvalue().splitlines()
+    assert remark.startswith("! tiers/async.yaml:10: ladder[1].smaller_model: no route has a small_model, so this rung")
+    assert said == "1 tiers: valid"
+    write("tiers/async.yaml", "tier: TIER_ASYNC")
+    with pytest.raises(Problem) as problem:
+        commands.check(tmp_path, console)
+    assert problem.value.details[0].startswith("tiers/async.yaml:1: default_timeout: must be more than 0s")
+
+
+@pytest.mark.parametrize(
+    ("ladder", "fault"),
+    [
+        ("ladder: [{name: a, at: 1, reject: true, defer: true}]", "6: ladder[0].defer: it stands beside 'reject'"),
+        ("ladder: [{name: a, at: 1, rejected: true}]", "6: ladder[0].rejected: Rung has no such field; did you mean"),
+        ("ladder:\n  - name: a\n    at: high\n    reject: true", "8: ladder[0].at: 'high' is not a number"),
+        ("ladder:\n  - {name: a, at: 1, reject: true}\n  - none", "8: ladder[1]: 'none' is not a mapping"),
+        ("ladder:\n  - name: a\n    at: 1", "7: ladder[0]: exactly one of clamp_output_tokens, "),
+    ],
+)
+def test_what_is_wrong_within_a_list_has_its_line(tmp_path: Path, write: Write, ladder: str, fault: str) -> None:
+    write("tiers/async.yaml", TIER.format(tier="TIER_ASYNC", more=ladder))
+    [told] = faults(tmp_path)
+    assert told.startswith(f"tiers/async.yaml:{fault}")
+
+
+def test_rules_of_every_kind_lie_in_folders_of_their_own(tmp_path: Path, write: Write) -> None:
+    write("models/tiny.yaml", MODEL.format(name="tiny"))
+    write("breakers/default.yaml", "name: default\nwindow: 20s\n")
+    write("tools/depth.yaml", TOOL)
+    write("contracts/report.yaml", "name: report\ntools:\n  - tool: depth\n    retries: 1\n")
+    write("issuers/idp.yaml", ISSUER)
+    write("tenants/a.yaml", "name: a\ntoken_subjects:\n  - issuer: idp\n    subject: me\n")
+    assert [key.removeprefix("/headrace/v1/") for key in policy.load(tmp_path).objects] == [
+        "policies/breakers/default", "policies/contracts/report", "policies/issuers/idp", "models/tiny",
+        "policies/tenants/a", "policies/tools/depth",
+    ]  # fmt: skip
+    write("contracts/report.yaml", "name: report\ntools:\n  - retries: 1\n    tool: dept\n")
+    write("tenants/a.yaml", "name: a\ntoken_subjects:\n  - subject: me\n    issuer: ipd\n")
+    assert faults(tmp_path) == [
+        "contracts/report.yaml:4: tools[0].tool: there is no 'dept'; did you mean 'depth'?",
+        "tenants/a.yaml:4: token_subjects[0].issuer: there is no 'ipd'; did you mean 'idp'?",
+    ]
+
+
+def test_nobody_sees_a_name_before_what_it_stands_for() -> None:
+    order = list(KINDS)
+    for behind, in_front in (
+        ("tenants", ("models", "issuers")), ("routes", ("models", "tenants")), ("contracts", ("tools", "tenants")),
+        ("scheduling", ("models",)), ("breakers", ("models",)), ("pins", ("models", "tenants")),
+    ):  # fmt: skip
+        assert all(order.index(each) < order.index(behind) for each in in_front)
 
 
 def test_objects_lie_under_the_keys_of_the_registry(tmp_path: Path, write: Write) -> None:
@@ -95,7 +179,7 @@ def test_every_fault_of_every_file_is_told(tmp_path: Path, write: Write) -> None
         "routes/lost.yaml:2: model: there is no 'nowhere'",
         "tiers/async.yaml:3: max_timeout: must not be less than default_timeout",
         "tiers/async.yaml:1: max_waiting_tokens: must be more than 0",
-        "roots/x.yaml: policies lie in tenants/, tiers/, routes/, models/",
+        "roots/x.yaml: policies lie in models/, tiers/, issuers/, tools/, tenants/, routes/",
         "models/broken.yaml:1: not YAML",
     ):
         assert part in told

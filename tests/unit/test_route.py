@@ -15,9 +15,10 @@ from libs.lane.work import POOL_GONE, FinishReason, Note, Outcome, Work
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.span import SpanRecord
 from libs.telemetry.tracing import Tracing
+from services.router.journey import REROUTES
 from services.router.observe import Observer
 from services.router.route import GRACE_S, Catalogue, PoolState, Route, batcher_for, route
-from services.router.stage import REROUTES, Router
+from services.router.stage import Router
 from tests.unit.lanes import Answers, HandStage, answer, work
 
 NOW = 1000.0

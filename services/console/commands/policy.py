@@ -1,13 +1,15 @@
-"""`headrace policy apply` and `headrace keys new`."""
+"""`headrace policy apply`, `headrace policy check` and `headrace keys new`."""
 
 import asyncio
 import secrets
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from libs.catalogue.rules import NAME
+from libs.policy.kinds import KINDS, of_key
 from libs.registry import EtcdClient, Registry, RegistryError
 from services.console import policy, policy_store
 from services.console.policy import Policy, PolicyInvalid
@@ -20,10 +22,7 @@ KEY_PREFIX = "hr-"
 
 def apply(folder: Path, etcd: list[str], prune: bool, wait_s: float, console: Console) -> None:
     """Writes a policy to etcd and says what changed. Raises Problem."""
-    try:
-        loaded = policy.load(folder)
-    except PolicyInvalid as error:
-        raise Problem(f"the policy in {folder} is not valid; nothing was written", error.faults) from error
+    loaded = _load(folder, "; nothing was written", console)
     try:
         applied = asyncio.run(_apply(loaded, etcd, prune, wait_s))
     except RegistryError as error:
@@ -34,6 +33,23 @@ def apply(folder: Path, etcd: list[str], prune: bool, wait_s: float, console: Co
     console.print(
         Text(f"{len(applied.written)} written, {len(applied.removed)} removed, {len(applied.unchanged)} unchanged")
     )
+
+
+def check(folder: Path, console: Console) -> None:
+    """Says whether a policy is valid, and of how much it is. Raises Problem."""
+    loaded = _load(folder, "", console)
+    counts = Counter(of_key(key)[0].folder for key in loaded.objects)
+    console.print(Text(", ".join(f"{counts[folder]} {folder}" for folder in KINDS if counts[folder]) + ": valid"))
+
+
+def _load(folder: Path, otherwise: str, console: Console) -> Policy:
+    try:
+        loaded = policy.load(folder)
+    except PolicyInvalid as error:
+        raise Problem(f"the policy in {folder} is not valid{otherwise}", error.faults) from error
+    for remark in loaded.remarks:
+        console.print(Text.assemble(("! ", "yellow"), remark), soft_wrap=True)
+    return loaded
 
 
 async def _apply(loaded: Policy, etcd: list[str], prune: bool, wait_s: float) -> Applied:

@@ -180,6 +180,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE, between stages only: the router chose a model with another tokenizer; admission sends the request
     again, as tokens of that one.
     """
+    ERROR_REASON_POLICY_UNKNOWN: _ErrorReason.ValueType  # 23
+    """NOT_FOUND: OperationsService was asked to take away a rule that is not there."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Reasons in google.rpc.ErrorInfo.reason (the name of the value, in domain "headrace")."""
@@ -232,6 +234,8 @@ ERROR_REASON_REROUTED: ErrorReason.ValueType  # 22
 """UNAVAILABLE, between stages only: the router chose a model with another tokenizer; admission sends the request
 again, as tokens of that one.
 """
+ERROR_REASON_POLICY_UNKNOWN: ErrorReason.ValueType  # 23
+"""NOT_FOUND: OperationsService was asked to take away a rule that is not there."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _ToolState:

@@ -963,6 +963,7 @@ class TenantUsage(_message.Message):
     REQUESTS_PER_S_FIELD_NUMBER: _builtins.int
     TOKENS_PER_MIN_FIELD_NUMBER: _builtins.int
     TOKENS_PER_MIN_ALLOWED_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     tenant: _builtins.str
     """Who."""
     requests: _builtins.int
@@ -982,7 +983,9 @@ class TenantUsage(_message.Message):
     tokens_per_min: _builtins.float
     """Tokens per minute that these asked for."""
     tokens_per_min_allowed: _builtins.float
-    """Of these, the share that one tenant may have here now; 0 without a limit."""
+    """Of these, what the tenant may have in this process now: its share of the limit; 0 without a limit."""
+    waiting: _builtins.int
+    """Of the requests in flight, those without a token yet."""
     def __init__(
         self,
         *,
@@ -996,10 +999,11 @@ class TenantUsage(_message.Message):
         requests_per_s: _builtins.float = ...,
         tokens_per_min: _builtins.float = ...,
         tokens_per_min_allowed: _builtins.float = ...,
+        waiting: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "refused", b"refused", "requests", b"requests", "requests_per_s", b"requests_per_s", "running", b"running", "tenant", b"tenant", "tokens_per_min", b"tokens_per_min", "tokens_per_min_allowed", b"tokens_per_min_allowed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "refused", b"refused", "requests", b"requests", "requests_per_s", b"requests_per_s", "running", b"running", "tenant", b"tenant", "tokens_per_min", b"tokens_per_min", "tokens_per_min_allowed", b"tokens_per_min_allowed", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

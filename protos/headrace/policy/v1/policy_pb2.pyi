@@ -136,7 +136,9 @@ class _SwitchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SwitchKind
     SWITCH_KIND_TOOL: _SwitchKind.ValueType  # 3
     """A tool: it is not called, and not offered to models."""
     SWITCH_KIND_FEATURE: _SwitchKind.ValueType  # 4
-    """A feature, everywhere: "grammar", "log_probs", "tools", "session", "hedging", "shadows", "cascades", "canaries"."""
+    """A feature, everywhere: "chat", "grammar", "log_probs", "tools", "session", "hedging", "shadows", "cascades",
+    "canaries".
+    """
 
 class SwitchKind(_SwitchKind, metaclass=_SwitchKindEnumTypeWrapper):
     """What a kill switch stops."""
@@ -150,7 +152,9 @@ SWITCH_KIND_TENANT: SwitchKind.ValueType  # 2
 SWITCH_KIND_TOOL: SwitchKind.ValueType  # 3
 """A tool: it is not called, and not offered to models."""
 SWITCH_KIND_FEATURE: SwitchKind.ValueType  # 4
-"""A feature, everywhere: "grammar", "log_probs", "tools", "session", "hedging", "shadows", "cascades", "canaries"."""
+"""A feature, everywhere: "chat", "grammar", "log_probs", "tools", "session", "hedging", "shadows", "cascades",
+"canaries".
+"""
 Global___SwitchKind: _TypeAlias = SwitchKind  # noqa: Y015
 
 @_typing.final
@@ -187,7 +191,7 @@ class Tenant(_message.Message):
     max_output_tokens: _builtins.int
     """Most answer tokens of one request; 0 means what the model allows."""
     max_concurrency: _builtins.int
-    """Most requests in flight in one admission process; 0 means no limit of its own."""
+    """Most requests in flight, over all admission processes together; 0 means no limit of its own."""
     default_tier: _inference_pb2.Tier.ValueType
     """The tier of requests that name none."""
     weight: _builtins.float

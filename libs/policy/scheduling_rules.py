@@ -1,13 +1,12 @@
-"""What the rules of scheduling must obey beyond their message's types. Pure."""
+"""What rules of scheduling must obey. No effects."""
 
 from collections.abc import Iterator, Mapping
 
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
 from libs.catalogue.rules import Fault, nearest
+from libs.policy.references import DEFAULT
 
-DEFAULT = "default"
-"""The name of what holds for all models that have none of their own."""
 MOST_OVERCOMMIT = 10.0
 MOST_HEADROOM = 0.9
 MOST_WAIT_S = 60.0
@@ -40,11 +39,16 @@ def entry(rules: policy_pb2.Scheduling) -> Iterator[Fault]:
 
 def across(rules: policy_pb2.Scheduling, models: Mapping[str, registry_pb2.Model]) -> Iterator[Fault]:
     """What is wrong with an object in a mesh that has these models."""
-    if rules.name == DEFAULT or not rules.name:
+    return of_model(rules.name, models)
+
+
+def of_model(name: str, models: Mapping[str, registry_pb2.Model]) -> Iterator[Fault]:
+    """What is wrong with the name of a rule that is for one base model, or for all."""
+    if name == DEFAULT or not name:
         return
-    model = models.get(rules.name)
+    model = models.get(name)
     if model is None:
-        text = f"there is no model {rules.name!r}{nearest(rules.name, [*models, DEFAULT])}"
+        text = f"there is no model {name!r}{nearest(name, [*models, DEFAULT])}"
         yield Fault("name", f"{text}; {DEFAULT!r} holds for all that have none of their own")
     elif model.base:
-        yield Fault("name", f"{rules.name!r} is an adapter and runs as its base does: name {model.base!r}")
+        yield Fault("name", f"{name!r} is an adapter and runs as its base does: name {model.base!r}")

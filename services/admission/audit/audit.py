@@ -1,0 +1,161 @@
+"""The audit log of one process: entries go through a bounded queue to a thread that redacts and writes them.
+
+`record` never blocks a request: when the disk is slower than requests come, entries are dropped, counted and logged.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from libs.clock import Clock
+from services.admission.audit.entry import Entry
+from services.admission.audit.redact import redact
+from services.admission.audit.store import Search, Store
+from services.admission.policy import Storage
+
+log = structlog.get_logger()
+
+MOST_WAITING = 10_000
+MOST_WAITING_TEXT = 32 * 1024 * 1024
+"""Characters of prompts and answers that wait to be written."""
+BATCH = 256
+EXPIRE_S = 3600.0
+"""Between two looks for files that are too old."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    entry: Entry
+    storage: Storage
+
+
+class Audit:
+    """See the module.
+
+    Args:
+        folder: Where its files lie; of this process alone.
+        days: For how many days a tenant's entries are kept.
+        dropped: Called, from any thread, with how many entries were lost.
+    """
+
+    def __init__(
+        self, folder: Path, instance: str, days: Callable[[str], int], dropped: Callable[[int], None], clock: Clock
+    ) -> None:
+        self._store = Store(folder)
+        self._instance = instance
+        self._days = days
+        self._dropped = dropped
+        self._clock = clock
+        self._waiting: deque[_Waiting] = deque()
+        self._text = 0
+        self._sequence = 0
+        self._lock = threading.Lock()
+        self._disk = threading.Lock()
+        """Held while files are written or removed."""
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
+
+    def start(self) -> None:
+        """Begins to write."""
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Writes what waits, and ends."""
+        self._closing = True
+        self._wake.set()
+        if self._thread.is_alive():
+            await asyncio.to_thread(self._thread.join)
+
+    def record(self, entry: Entry, storage: Storage = Storage.FULL) -> None:
+        """Takes an entry in; its texts are redacted before they are written, if `storage` says so."""
+        size = len(entry.prompt) + len(entry.answer)
+        with self._lock:
+            full = len(self._waiting) >= MOST_WAITING or self._text + size > MOST_WAITING_TEXT
+            if not full:
+                self._sequence += 1
+                numbered = msgspec.structs.replace(entry, instance=self._instance, sequence=self._sequence)
+                self._waiting.append(_Waiting(numbered, storage))
+                self._text += size
+        if full:
+            self._lost(1, "the disk is slower than requests come")
+        else:
+            self._wake.set()
+
+    async def find(self, search: Search, most: int) -> list[Entry]:
+        """The newest entries that match, at most so many. Raises OSError."""
+        return await asyncio.to_thread(lambda: list(islice(self._store.find(search), most)))
+
+    async def delete(self, tenant: str) -> int:
+        """Removes all entries of a tenant, those that wait too; how many that were. Raises OSError."""
+        return await asyncio.to_thread(self._delete, tenant)
+
+    def _delete(self, tenant: str) -> int:
+        with self._disk:
+            with self._lock:
+                kept = deque(each for each in self._waiting if each.entry.tenant != tenant)
+                gone = len(self._waiting) - len(kept)
+                self._waiting = kept
+                self._text = sum(len(each.entry.prompt) + len(each.entry.answer) for each in kept)
+            return gone + self._store.delete(tenant)
+
+    def _run(self) -> None:
+        expired = float("-inf")
+        while True:
+            closing = self._closing  # before the queue is looked at: what came by then is written
+            batch = self._take()
+            if batch:
+                self._write(batch)
+            elif closing:
+                return
+            else:
+                self._wake.wait(EXPIRE_S)
+                self._wake.clear()
+            if self._clock.monotonic() - expired > EXPIRE_S:
+                expired = self._clock.monotonic()
+                self._expire()
+
+    def _take(self) -> Sequence[_Waiting]:
+        with self._lock:
+            batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
+            self._text -= sum(len(each.entry.prompt) + len(each.entry.answer) for each in batch)
+        return batch
+
+    def _write(self, batch: Sequence[_Waiting]) -> None:
+        try:
+            with self._disk:
+                dropped = self._store.append([_fit(each) for each in batch])
+        except OSError as error:
+            self._lost(len(batch), str(error))
+            return
+        if dropped:
+            self._lost(dropped, "a tenant's file of today is full")
+
+    def _expire(self) -> None:
+        try:
+            with self._disk:
+                removed = self._store.expire(self._days, self._clock.now())
+        except OSError as error:
+            log.warning("audit files were not removed", error=str(error))
+            return
+        if removed:
+            log.info("audit files removed", files=removed)
+
+    def _lost(self, count: int, why: str) -> None:
+        self._dropped(count)
+        log.error("audit entries lost", entries=count, error=why)
+
+
+def _fit(waiting: _Waiting) -> Entry:
+    """The entry as it may be kept."""
+    entry = waiting.entry
+    if waiting.storage is Storage.FULL:
+        return entry
+    return msgspec.structs.replace(entry, prompt=redact(entry.prompt), answer=redact(entry.answer))

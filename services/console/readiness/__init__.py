@@ -1,0 +1,1 @@
+"""`headrace readiness`: the go/no-go list of a mesh, each line with its evidence."""
