@@ -11,10 +11,11 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from libs.clock import Clock
-from libs.errors import Cancelled, HeadraceError, InternalError
+from libs.errors import Cancelled, HeadraceError, InternalError, RequestInvalid
 from libs.rpc.call import CALL, Call
 from libs.rpc.status import to_status
 from libs.telemetry import names
@@ -53,6 +54,8 @@ class Layers(aio.ServerInterceptor):
         behaviour: Handler = getattr(handler, kind)
         if inspect.isasyncgenfunction(behaviour):
             raise TypeError(f"{method}: a handler of the mesh is a coroutine that writes to its context")
+        if not handler.request_streaming:
+            behaviour = _decoded(behaviour)
         for layer in reversed(self._layers):
             behaviour = layer(behaviour)
 
@@ -60,9 +63,40 @@ class Layers(aio.ServerInterceptor):
             CALL.set(call)  # each RPC runs in a context of its own
             return await behaviour(request, context)
 
-        return getattr(grpc, f"{kind}_rpc_method_handler")(
-            enter, handler.request_deserializer, handler.response_serializer
-        )
+        decode = _decoder(handler.request_deserializer, handler.request_streaming)
+        return getattr(grpc, f"{kind}_rpc_method_handler")(enter, decode, handler.response_serializer)
+
+
+class Undecodable:
+    """Stands for a request whose bytes are no message: layers see it, handlers do not."""
+
+
+def _decoder(parse: Callable[[bytes], Any], streaming: bool) -> Callable[[bytes], Any]:
+    """What a deserializer raises in front of a handler, gRPC tells the caller word for word, as UNKNOWN, before anybody
+    has asked who calls. So the fault waits until the handler's turn; within a stream the handler reads it itself."""
+
+    def decode(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except DecodeError:
+            if streaming:
+                raise _undecodable() from None
+            return Undecodable()
+
+    return decode
+
+
+def _decoded(inner: Handler) -> Handler:
+    async def handle(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        if isinstance(request, Undecodable):
+            raise _undecodable()
+        return await inner(request, context)
+
+    return handle
+
+
+def _undecodable() -> RequestInvalid:
+    return RequestInvalid("the bytes are no message that this method takes: was it made with the same protos?")
 
 
 def telemetry(tracing: Tracing, traced: frozenset[str]) -> Layer:

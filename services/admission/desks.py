@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from libs.catalogue import ModelSpec
 from libs.errors import Overloaded
 from libs.lane.work import Tier
+from libs.models.tokenizers import Tokenizers
 from services.admission.audit import Audit
 from services.admission.contracts.start import Contracts
 from services.admission.ladder import Effects, Ladders
@@ -13,7 +14,6 @@ from services.admission.limits.limits import Limits
 from services.admission.observe import Observer
 from services.admission.policy import Policy, Storage, Tenant
 from services.admission.request import Request
-from services.admission.tokenizers import Tokenizers
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,18 @@
 """Admission's process."""
 
-from pathlib import Path
-
 from headrace.inference.v1 import inference_pb2_grpc
 from headrace.operations.v1 import operations_pb2_grpc
 from headrace.registry.v1 import registry_pb2
 from libs import process
 from libs.lane.forwarder import Forwarder
 from libs.lane.neighbours import HOLD_S, Neighbours
-from libs.models.tokenizer_files import tokenizer_files
+from libs.models.tokenizers import Tokenizers, load_tokenizer
 from libs.process import TICK_S, MeshProcess
 from libs.registry import keys
 from libs.rpc.call import Call
 from libs.rpc.interceptors import deadline, errors, identity, telemetry
 from libs.rpc.server import Service
 from libs.telemetry import names
-from libs.tokens.detokenize import Detokenizer
-from libs.tokens.tokenizer import Tokenizer
 from services.admission.audit import Audit
 from services.admission.audit.layer import audited
 from services.admission.catalogue_writer import CatalogueWriter
@@ -39,7 +35,6 @@ from services.admission.router_choice import RouterChoice
 from services.admission.saturation_source import LOOK_S, SaturationSource
 from services.admission.service import InferenceServicer
 from services.admission.stages import Stages
-from services.admission.tokenizers import Tokenizers
 
 TRACED = frozenset({f"/{names.GENERATE}"})
 """A session's requests have spans of their own."""
@@ -145,15 +140,6 @@ async def run(settings: Settings) -> None:
 
             await mesh.serve(begin_drain, lambda: front.in_flight)
             forwarder.close()
-
-
-def load_tokenizer(source: str, cache_dir: Path) -> Tokenizer:
-    """The tokenizer of a model's source; blocks. Used once here: its first use takes 90 ms."""
-    tokenizer = Tokenizer.load(tokenizer_files(source, cache_dir))
-    Detokenizer(tokenizer).push(tokenizer.encode("warm"))
-    if tokenizer.has_chat_template:
-        tokenizer.render_chat([("user", "warm")])
-    return tokenizer
 
 
 def main() -> None:

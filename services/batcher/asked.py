@@ -124,7 +124,7 @@ def _saturations(versions: Sequence[Pool], targets: Mapping[Tier, float], now: f
             sum(pool.queue.waiting(tier) for pool in versions),
             max((wait[tier] for wait in waits), default=0.0),
             min(reserved / blocks, 1.0) if blocks else 0.0,
-            refused_share(pool.load.came(tier, now) for pool in versions),
+            refused_share([pool.load for pool in versions], tier, now),
         )
         for tier in Tier
     ]

@@ -7,9 +7,12 @@ is asked for than can be done. The blocks say that the room is gone before the w
     wait     the longest of the works that wait, or have left the queue within WAITED_S, over what the work is promised:
              its tier's target, or more for a long prompt (promise.py). It counts from when the pool had an executor:
              one that waits for its model to be loaded is not helped by shorter answers.
-    refused  of the works that came within CAME_S, the share that found no room, each tenant counting the same: what a
-             tenant asks for beyond its share is no reason to give less to the others, who do not notice it. One more
-             work is counted that was let in, so that a single refusal is half a saturation and not a whole one.
+    refused  of the works that came lately, the share that found no room, each tenant counting the same: what a tenant
+             asks for beyond its share is no reason to give less to the others, who do not notice it. Works count less
+             the longer ago they came, on average those of 2.5 s as in a window of 5 s; but a window's share would rise
+             when a flood is over, since what was let in at its beginning would be forgotten before what was refused at
+             its end. It is no more than the share within LATELY_S, so that it falls as soon as room is found. One more
+             work is counted that was let in: a single refusal is half a saturation and not a whole one.
     blocks   reserved, of those of the executors that are up.
 """
 
@@ -24,7 +27,11 @@ from services.batcher.queue import Entry
 WAITED_S = 2.0
 SLOT_S = 0.25
 """Waits within such a time are remembered as one, the longest."""
-CAME_S = 5.0
+HALF_LIFE_S = 1.75
+"""After which a work that came counts half. Its mean age is then 2.5 s."""
+CAME_S = 10.0
+"""For which it counts at all."""
+LATELY_S = 2.0
 SLICE_S = 1.0
 """Works that came within such a time are counted together."""
 MOST_TENANTS = 1000
@@ -53,12 +60,13 @@ class Saturation:
 class Came:
     """Of one tenant."""
 
-    works: int = 0
-    refused: int = 0
+    works: float = 0.0
+    refused: float = 0.0
 
-    def add(self, other: "Came") -> None:
-        self.works += other.works
-        self.refused += other.refused
+    def add(self, other: "Came", weight: float = 1.0) -> None:
+        """As many more."""
+        self.works += weight * other.works
+        self.refused += weight * other.refused
 
 
 class Load:
@@ -108,14 +116,10 @@ class Load:
                 longest[entry.tier] = share
         return longest
 
-    def came(self, tier: Tier, now: float) -> dict[str, Came]:
-        """What came lately, by tenant."""
+    def came(self, tier: Tier, now: float) -> list[tuple[float, Mapping[str, Came]]]:
+        """What came within CAME_S: by tenant, in slices, each with its age in seconds."""
         self._forget(tier, now)
-        total: dict[str, Came] = {}
-        for _, tenants in self._came[tier]:
-            for tenant, came in tenants.items():
-                total.setdefault(tenant, Came()).add(came)
-        return total
+        return [(max(now - (number + 1) * SLICE_S, 0.0), tenants) for number, tenants in self._came[tier]]
 
     def _share(self, entry: Entry, target_s: float, now: float) -> float:
         """What has passed of the time that a work may wait. One that came back is promised nothing new."""
@@ -133,12 +137,23 @@ class Load:
             slices.popleft()
 
 
-def refused_share(came: Iterable[dict[str, Came]]) -> float:
+def refused_share(loads: Iterable[Load], tier: Tier, now: float) -> float:
     """Of what came to the pools of a model; see the module."""
+    slices = [each for load in loads for each in load.came(tier, now)]
+    fading = [(0.5 ** (age / HALF_LIFE_S), tenants) for age, tenants in slices]
+    return min(_share(fading), _share([(1.0, tenants) for age, tenants in slices if age < LATELY_S - SLICE_S]))
+
+
+def _share(slices: Iterable[tuple[float, Mapping[str, Came]]]) -> float:
+    """Of what each tenant asked for, what was refused; on average over the tenants. One that asked for less than one
+    work lately counts for so much less."""
     total: dict[str, Came] = {}
-    for tenants in came:
-        for tenant, counts in tenants.items():
-            total.setdefault(tenant, Came()).add(counts)
-    works = sum(counts.works for counts in total.values())
-    shares = [counts.refused / counts.works for counts in total.values()]
-    return sum(shares) / len(shares) * works / (works + 1) if shares else 0.0
+    for weight, tenants in slices:
+        for tenant, came in tenants.items():
+            total.setdefault(tenant, Came()).add(came, weight)
+    works = sum(came.works for came in total.values())
+    weights = sum(min(came.works, 1.0) for came in total.values())
+    if not weights:
+        return 0.0
+    refused = sum(min(came.works, 1.0) * came.refused / came.works for came in total.values())
+    return refused / weights * works / (works + 1)

@@ -1,6 +1,7 @@
 """Settings of a router."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from libs.settings import Etcd, Process
 
@@ -11,3 +12,7 @@ class Settings:
 
     process: Process
     etcd: Etcd
+    cache_dir: Path = Path("~/.cache/headrace").expanduser()
+    """Prepared models; a router needs the tokenizers of those in cascades."""
+    intents: Path = Path("~/.config/headrace/intents").expanduser()
+    """What `headrace intents train` wrote; only routes with rules on intents need it."""

@@ -4,12 +4,18 @@ from libs import process
 from libs.lane.forwarder import Forwarder
 from libs.lane.neighbours import Neighbours
 from libs.lane.server import lane_service
+from libs.models.tokenizers import Tokenizers, load_tokenizer
 from libs.process import TICK_S, MeshProcess
+from services.router.answer_texts import AnswerTexts
 from services.router.catalogue_source import CatalogueSource
 from services.router.config import Settings
+from services.router.intents.intents import Intents
 from services.router.observe import Observer
-from services.router.route import batcher_for
+from services.router.route import Catalogue, batcher_for
 from services.router.stage import Router
+
+HEDGE_TICK_S = 0.01
+"""How exactly a slow request is told from others, in seconds."""
 
 
 async def run(settings: Settings) -> None:
@@ -17,15 +23,37 @@ async def run(settings: Settings) -> None:
     async with MeshProcess("router", settings.process, settings.etcd) as mesh:
         observer = Observer(mesh.metrics)
         forwarder = Forwarder("router", batcher_for, mesh.clock, lambda work: observer.resumed(work.pool))
-        source = CatalogueSource(mesh.registry, mesh.clock)
-        router = Router(forwarder, lambda: source.catalogue, mesh.tracing, observer, mesh.clock)
+        tokenizers = Tokenizers(load_tokenizer, settings.cache_dir, mesh.tasks)
+        texts = AnswerTexts(tokenizers)
+        intents = Intents(settings.intents, observer.intent)
+
+        def catalogue_changed(known: Catalogue) -> None:
+            texts.want(known)
+            intents.want(known)
+
+        source = CatalogueSource(mesh.registry, mesh.clock, catalogue_changed)
+        router = Router(
+            forwarder,
+            lambda: source.catalogue,
+            mesh.tracing,
+            observer,
+            mesh.clock,
+            instance=mesh.instance,
+            texts=texts,
+            intents=intents,
+        )
         batchers = Neighbours(mesh.registry, "batcher", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
 
+        mesh.owns(intents.close)
         mesh.owns(source.close)
         await source.start()
+        await tokenizers.loaded()
         mesh.owns(batchers.close)
         await batchers.start()
         mesh.every(TICK_S, forwarder.expire, "expire")
+        mesh.every(HEDGE_TICK_S, router.tick, "hedge")
+        mesh.every(1.0, router.observe, "show breakers")
+        mesh.every(1.0, intents.look, "look for intents")
         mesh.every(1.0, lambda: observer.lanes(len(forwarder.ready_neighbours())), "count lanes")
         # Only now: a router that has not read the catalogue would know no model.
         await mesh.listen([lane_service(router)])
@@ -34,7 +62,7 @@ async def run(settings: Settings) -> None:
         def begin_drain() -> None:
             router.draining = True
 
-        await mesh.serve(begin_drain, lambda: forwarder.in_flight)
+        await mesh.serve(begin_drain, lambda: forwarder.in_flight + router.parked)
         forwarder.close()
 
 

@@ -14,10 +14,14 @@ from dataclasses import dataclass, field, replace
 from libs.catalogue import ModelSpec, model_of, pin, salted, unpin, unsalted
 from libs.errors import ModelUnknown, NoExecutor, SwitchedOff, Violation
 from libs.lane.work import Work
+from services.router.policy import DEFAULT, BreakerRule, RouteRules
 
 GRACE_S = 10.0
 """A pool whose last executor has gone is still routed to for this long: it may be restarting, and works can
 wait in the batcher's queue. Then callers are told at once."""
+
+
+_BREAKER = BreakerRule()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +56,14 @@ class Catalogue:
     """Of these, those that no executor could ever hold."""
     placed: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Base models, and for each of their copies where it lies and why."""
+    routes: Mapping[str, RouteRules] = field(default_factory=dict)
+    """What runs behind an alias, and when."""
+    breakers: Mapping[str, BreakerRule] = field(default_factory=dict)
+    """Rules of breakers by base model, and DEFAULT."""
+    features_off: Mapping[str, str] = field(default_factory=dict)
+    """Features that a kill switch covers, with the reason."""
+    waiting: Mapping[str, int] = field(default_factory=dict)
+    """Works in the batchers' queues, by base model; only of models whose routes look at it."""
     versions: Mapping[str, Mapping[str, PoolState]] = field(init=False)
     """Of each base model its entries of `pools`, in order: sorted out once, not for every work."""
 
@@ -60,6 +72,10 @@ class Catalogue:
         for pool, state in sorted(self.pools.items()):
             versions.setdefault(model_of(pool), {})[pool] = state
         object.__setattr__(self, "versions", versions)
+
+    def breaker(self, pool: str) -> BreakerRule:
+        """The rule of a pool's breaker."""
+        return self.breakers.get(model_of(pool)) or self.breakers.get(DEFAULT) or _BREAKER
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,7 +81,7 @@ async def mesh(route: RouteRules, down: Sequence[ModelSpec] = ()) -> AsyncIterat
         router = Router(
             made.forwarder, lambda: known, made.tracing, Observer(Metrics("router", "r", "0")), SystemClock(),
             instance="router-0", texts=Texts(),
-            judge=lambda text, mean, schema, patterns: "it refuses" if text.startswith("quick") else None,
+            judge=lambda text, mean, schema, patterns, least: "it refuses" if text.startswith("quick") else None,
         )  # fmt: skip
         behind = await served(router)
         answers = Restarting()

@@ -17,6 +17,7 @@ from libs.errors import NoExecutor as PoolGone
 from libs.errors import StageUnavailable
 from libs.lane.forwarder import Forwarder
 from libs.lane.work import FinishReason, Frame, Note, Outcome, Work
+from libs.models.tokenizers import Tokenizers
 from libs.rpc.interceptors import deadline, errors, identity
 from libs.rpc.server import RpcServer, Service
 from libs.tasks import Tasks
@@ -24,7 +25,6 @@ from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import untraced
 from services.admission.observe import Observer
 from services.admission.service import InferenceServicer
-from services.admission.tokenizers import Tokenizers
 from tests.unit.fronts import front
 from tests.unit.lanes import HandLane, HandStage
 from tests.unit.letters import POLICY, SPEC, TENANT, tokenizer, tokens

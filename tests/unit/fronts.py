@@ -5,6 +5,7 @@ from pathlib import Path
 
 from libs.clock import Clock
 from libs.lane.forwarder import Forwarder
+from libs.models.tokenizers import Tokenizers
 from libs.registry import EtcdClient, Registry
 from libs.tasks import Tasks
 from libs.telemetry.metrics import Metrics
@@ -17,7 +18,6 @@ from services.admission.ladder import Ladders
 from services.admission.limits.limits import Limits
 from services.admission.observe import Observer
 from services.admission.policy import Policy
-from services.admission.tokenizers import Tokenizers
 
 
 def front(

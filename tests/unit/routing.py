@@ -11,6 +11,7 @@ from libs.lane.work import Asked, FinishReason, Frame, Note, Outcome, Work
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.span import SpanRecord
 from libs.telemetry.tracing import Tracing
+from services.router.cascade import judge
 from services.router.observe import Observer
 from services.router.policy import RouteRules
 from services.router.route import Catalogue, PoolState, batcher_for
@@ -155,10 +156,16 @@ class Routed:
             Observer(self.metrics),
             self.clock,
             texts=self.texts,
-            judge=lambda text, mean, schema, patterns: self.doubts.get(text[0]),
+            judge=self._judge,
         )
         self.lane = self.router.open(self.heard)
         self.router.tick()
+
+    def _judge(
+        self, text: str, mean: float | None, schema: str | None, patterns: Sequence[str], least: float
+    ) -> str | None:
+        """In doubt are the models in `doubts`, and what is improbable."""
+        return judge(text, mean, schema, patterns, least) or self.doubts.get(text[0])
 
     @property
     def batcher(self) -> ModelLane:

@@ -15,6 +15,7 @@ from libs.clock import ManualClock
 from libs.errors import Cancelled, DeadlinePassed, RequestInvalid
 from libs.lane.forwarder import Forwarder
 from libs.lane.work import FinishReason, Frame, Note, Outcome
+from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
 from libs.rpc.channels import MESSAGE_BYTES
 from libs.tasks import Tasks
@@ -26,7 +27,6 @@ from services.admission.convert import chunk_to_proto, finish_to_proto
 from services.admission.generation import Chunk, Finish, Generation
 from services.admission.request import Request, SamplingRequest
 from services.admission.session import Session
-from services.admission.tokenizers import Tokenizers
 from tests.unit.fronts import front
 from tests.unit.lanes import HandStage
 from tests.unit.letters import POLICY, SPEC, TENANT, tokenizer, tokens

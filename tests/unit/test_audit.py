@@ -31,7 +31,7 @@ def entry(tenant: str = "acme", time: float = 0.0, **fields: object) -> Entry:
         ("from 10.1.2.3 and fe80::1 to 2001:db8:0:0:0:0:0:1", "from [IP] and [IP] to [IP]"),
         ("key sk-abcdefghijklmnop0123456789", "key [SECRET]"),
         ("ssn 078-05-1120", "ssn [NUMBER]"),
-        ("in 2026 we had 12,345 users at 3.14159265, at 10:30:45", "in 2026 we had 12,345 users at 3.14159265, at 10:30:45"),
+        ("in 2026 12,345 users at 3.14159265, at 10:30:45", "in 2026 12,345 users at 3.14159265, at 10:30:45"),
         ("999.1.2.3 v1.2.3 a@b def f(x): 1:2", "999.1.2.3 v1.2.3 a@b def f(x): 1:2"),
     ],
 )  # fmt: skip
@@ -44,7 +44,10 @@ def test_texts_of_letters_stay_as_they_are(text: str) -> None:
     assert redact(text) == text
 
 
-@given(st.text(max_size=100), st.from_regex(r"[a-z]{1,10}@[a-z]{1,10}\.[a-z]{2,3}", fullmatch=True), st.text(max_size=100))
+ADDRESS = st.from_regex(r"[a-z]{1,10}@[a-z]{1,10}\.[a-z]{2,3}", fullmatch=True)
+
+
+@given(st.text(max_size=100), ADDRESS, st.text(max_size=100))
 def test_an_address_among_blanks_never_stays(before: str, address: str, after: str) -> None:
     assert address not in redact(f"{before} {address} {after}") or address in f"{before} {after}"
 

@@ -24,6 +24,7 @@ from libs.errors import (
 )
 from libs.lane.forwarder import Forwarder
 from libs.lane.work import FinishReason, Frame, Grammar, Note, Outcome, Work
+from libs.models.tokenizers import Tokenizers
 from libs.registry import EtcdClient, Registry
 from libs.tasks import Tasks
 from libs.telemetry.metrics import Metrics
@@ -39,7 +40,6 @@ from services.admission.front import Front
 from services.admission.generation import Answer, Chunk, Finish, Generation, ToolStep
 from services.admission.policy import Contract, ContractTool, Policy, Tenant, Tool
 from services.admission.request import Request, SamplingRequest, Turn
-from services.admission.tokenizers import Tokenizers
 from tests.unit.fronts import front
 from tests.unit.lanes import HandLane, HandStage
 from tests.unit.letters import POLICY, SPEC, TENANT, tokenizer, tokens

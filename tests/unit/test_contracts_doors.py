@@ -9,12 +9,12 @@ from headrace.inference.v1 import inference_pb2 as pb
 from libs.clock import ManualClock
 from libs.lane.forwarder import Forwarder
 from libs.lane.work import FinishReason, Frame, Note, Outcome
+from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
 from libs.tasks import Tasks
 from libs.telemetry.tracing import untraced
 from services.admission.generation import Chunk, Finish, ToolStep
 from services.admission.session import Session
-from services.admission.tokenizers import Tokenizers
 from tests.unit.fronts import front
 from tests.unit.lanes import HandStage
 from tests.unit.letters import POLICY, SPEC, TENANT, tokenizer, tokens

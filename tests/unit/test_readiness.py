@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from headrace.inference.v1 import inference_pb2
 from headrace.lane.v1 import lane_pb2
 from headrace.operations.v1 import operations_pb2 as pb
 from headrace.policy.v1 import policy_pb2
@@ -66,8 +67,8 @@ GOOD = Facts(
     executors=[],
     switches=[],
     usages=[pb.TenantUsage(tenant="shop", requests_per_s=1.5)],
-    ladders=[pb.LadderState(model="big", tier="TIER_ASYNC")],
-    breakers=[lane_pb2.BreakerState(pool="big@1", position="BREAKER_POSITION_CLOSED")],
+    ladders=[pb.LadderState(model="big", tier=inference_pb2.TIER_ASYNC)],
+    breakers=[lane_pb2.BreakerState(pool="big@1", position=lane_pb2.BREAKER_POSITION_CLOSED)],
     audited=True,
     pages=PAGES,
     drills={"interactive": drill("interactive"), "async": drill("async")},
@@ -89,9 +90,9 @@ def test_what_is_not_known_is_neither_go_nor_no_go() -> None:
 
 
 LADDERLESS = {"tier": {"tier": "TIER_ASYNC", "default_timeout": "1s", "target_first_token": "1s"}}
-UP = pb.LadderState(model="big", tier="TIER_INTERACTIVE", level=1, rungs=["short"])
-OPEN = lane_pb2.BreakerState(pool="big@1", instance="router-1", position="BREAKER_POSITION_OPEN")
-SWITCH = policy_pb2.Switch(kind="SWITCH_KIND_MODEL", name="big", reason="it lies")
+UP = pb.LadderState(model="big", tier=inference_pb2.TIER_INTERACTIVE, level=1, rungs=["short"])
+OPEN = lane_pb2.BreakerState(pool="big@1", instance="router-1", position=lane_pb2.BREAKER_POSITION_OPEN)
+SWITCH = policy_pb2.Switch(kind=policy_pb2.SWITCH_KIND_MODEL, name="big", reason="it lies")
 BAD = Check("x", Verdict.NO_GO, "")
 
 

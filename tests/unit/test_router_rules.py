@@ -232,7 +232,7 @@ def test_a_model_must_have_what_the_work_needs() -> None:
         considered("b", grammar=Grammar("regex", "a"))
     with pytest.raises(NotSupported, match="has no capability 'lang:de'"):
         considered("b", capabilities=("lang:de",))
-    assert considered("b", log_probs=True, capabilities=("chat",)).going.model == "b"
+    assert considered("b", log_probs=True, capabilities=("chat",)).going().model == "b"
     with pytest.raises(ModelUnknown, match="r leads to 'nobody'"):
         considered("nobody")
 
@@ -243,12 +243,12 @@ def test_a_model_must_hold_the_work() -> None:
     with pytest.raises(NotSupported, match="a context of 64 tokens, and 70 are needed"):
         considered("b", small, prompt=60, tokens=10)
     left_open = considered("b", small, prompt=60, tokens=4096 - 60)
-    assert left_open.going.sampling == Sampling(4), "who left it open gets what there is"
+    assert left_open.going().sampling == Sampling(4), "who left it open gets what there is"
     with pytest.raises(NotSupported, match="65 are needed"):
         considered("b", small, prompt=64, tokens=4096 - 64)
     sizes = {"a": spec("a", context_tokens=64), "b": spec("b", context_tokens=128)}
     long = replace(known, models={**known.models, **sizes})
-    assert considered("b", long, prompt=100, tokens=4096 - 100).going.sampling == Sampling(28), "of the longest"
+    assert considered("b", long, prompt=100, tokens=4096 - 100).going().sampling == Sampling(28), "of the longest"
 
 
 def test_an_open_breaker_lets_nothing_new_through() -> None:
@@ -261,7 +261,7 @@ def test_an_open_breaker_lets_nothing_new_through() -> None:
     assert raised.value.metadata[BREAKER] == "b@1"
     assert raised.value.retry_after_s == 5.0
     begun = replace(asked(), model="b", resumed=(1,), pool="b@1")
-    assert consider(begun, None, "b", catalogue(), breakers, NOW).going.pool == "b@1"
+    assert consider(begun, None, "b", catalogue(), breakers, NOW).going().pool == "b@1"
 
 
 def test_a_switch_is_in_force() -> None:
@@ -273,7 +273,7 @@ def test_other_tokens_are_made_by_admission() -> None:
     with pytest.raises(Rerouted) as raised:
         considered("x")
     assert raised.value.metadata == {"model": "x"}
-    assert considered("x", tokens_of="x").going.model == "x"
+    assert considered("x", tokens_of="x").going().model == "x"
     with pytest.raises(Rerouted):
         considered("a", tokens_of="x")
     with pytest.raises(Rerouted):
@@ -283,18 +283,18 @@ def test_other_tokens_are_made_by_admission() -> None:
     chats = replace(known, models={**known.models, "b": remote})
     with pytest.raises(Rerouted):
         considered("b", chats)
-    assert considered("b", chats, chat=[("user", "hi")]).going.model == "b"
+    assert considered("b", chats, chat=[("user", "hi")]).going().model == "b"
 
 
 def test_a_prefix_is_named_anew_for_another_model() -> None:
     prompt, own = range(40), chain(range(40), 16, salt("a", ""))
     first = considered("a", prompt=40, block_hashes=own, block_tokens=16)
-    assert first.going.block_hashes == own
+    assert first.going().block_hashes == own
     other = considered("b", prompt=40, block_hashes=own, block_tokens=16)
-    assert other.going.block_hashes == chain(prompt, 16, salt("b", ""))
+    assert other.going().block_hashes == chain(prompt, 16, salt("b", ""))
     isolated = considered("b", prompt=40, block_hashes=own, block_tokens=16, salt="/acme")
-    assert isolated.going.block_hashes == chain(prompt, 16, salt("b", "/acme"))
-    assert isolated.going.asked is None, "no stage behind needs it"
+    assert isolated.going().block_hashes == chain(prompt, 16, salt("b", "/acme"))
+    assert isolated.going().asked is None, "no stage behind needs it"
 
 
 # --- shadows, and rules as messages ----------------------------------------------------------------------

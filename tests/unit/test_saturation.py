@@ -61,18 +61,38 @@ def test_each_tenant_counts_the_same_among_the_refused() -> None:
         load.arrived("flood", INTERACTIVE, True, 3.0)
     for _ in range(100):
         load.arrived("flood", INTERACTIVE, False, 3.0)
-    assert refused_share([load.came(INTERACTIVE, 3.0)]) == pytest.approx(0.9, abs=0.01)
+    assert refused_share([load], INTERACTIVE, 3.0) == pytest.approx(0.9, abs=0.01)
     for name in ("a", "b"):
         load.arrived(name, INTERACTIVE, False, 4.0)
-    assert refused_share([load.came(INTERACTIVE, 4.0)]) == pytest.approx(0.3, abs=0.01)
-    assert refused_share([load.came(ASYNC, 4.0)]) == 0.0
-    assert refused_share([load.came(INTERACTIVE, 3.0 + CAME_S)]) == 0.0
+    assert refused_share([load], INTERACTIVE, 4.0) == pytest.approx(0.3, abs=0.01)
+    assert refused_share([load], ASYNC, 4.0) == 0.0
+    assert refused_share([load], INTERACTIVE, 7.0) == 0.0
+
+
+def test_the_share_that_was_refused_does_not_rise_when_a_flood_is_over() -> None:
+    load = Load()
+    for at in range(600):
+        load.arrived("a", INTERACTIVE, at >= 200, at / 100)
+    during = refused_share([load], INTERACTIVE, 5.99)
+    assert 0.8 < during < 0.95
+    after = [refused_share([load], INTERACTIVE, 6.0 + tenths / 10) for tenths in range(150)]
+    assert max(after) <= during + 0.03
+    assert after[30:] == [0.0] * 120
+
+
+def test_the_share_that_was_refused_falls_as_soon_as_there_is_room() -> None:
+    load = Load()
+    for at in range(500):
+        load.arrived("a", INTERACTIVE, True, at / 100)
+    for at in range(50, 70):
+        load.arrived("a", INTERACTIVE, False, at / 10)
+    assert refused_share([load], INTERACTIVE, 6.9) < 0.1
 
 
 def test_a_single_refusal_is_half_of_what_came() -> None:
     load = Load()
     load.arrived("a", INTERACTIVE, True, 0.0)
-    assert refused_share([load.came(INTERACTIVE, 0.0)]) == 0.5
+    assert refused_share([load], INTERACTIVE, 0.0) == 0.5
 
 
 def test_of_too_many_tenants_the_rest_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +100,8 @@ def test_of_too_many_tenants_the_rest_is_one(monkeypatch: pytest.MonkeyPatch) ->
     load = Load()
     for number in range(10):
         load.arrived(f"t{number}", INTERACTIVE, False, 0.0)
-    came = load.came(INTERACTIVE, 0.0)
+    ((age, came),) = load.came(INTERACTIVE, 0.5)
+    assert age == 0.0
     assert sorted(came) == ["", "t0", "t1", "t2"]
     assert came[""].works == 7
 

@@ -30,7 +30,7 @@ def audited(audit: Audit, clock: Clock) -> Layer:
         async def enter(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             call = CALL.get()
             action = call.method.rpartition("/")[2]
-            if action not in CHANGES:
+            if action not in CHANGES or not isinstance(request, Message):
                 return await handler(request, context)
             outcome, reason = OK, ""
             try:

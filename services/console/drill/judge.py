@@ -44,7 +44,10 @@ def _rung(rung: Rung, number: int, order: Order, samples: Sequence[Sample], sent
             return _smaller(rung, order.small, told)
         case "defer":
             return _defer(rung, number, samples, told)
-    return Check(rung.name, Verdict.GO, f"{len(told):,} answers say that it was in force; {rung.does}")
+        case "smaller_model":
+            evidence = f"{len(told):,} answers say that it was in force; {order.model} has no small model to go to"
+            return Check(rung.name, Verdict.GO, evidence)
+    return Check(rung.name, Verdict.GO, f"{len(told):,} answers say that it was in force: {rung.does}")
 
 
 def _clamp(rung: Rung, told: Sequence[Sent]) -> Check:

@@ -12,6 +12,8 @@ from services.console.drill.values import Kind, Order, Sent
 TICK_S = 0.02
 PROBE_S = 1.0
 """Between two probes."""
+SPARE_S = 2.0
+"""Between two requests of the protected tenant at the same level."""
 ANSWER_S = 60.0
 """For which an answer is waited for."""
 ONCE = RetryPolicy(attempts=1, resume=False)
@@ -45,6 +47,7 @@ class Load:
         self._level = level
         self._chance = random.Random(1)  # noqa: S311  -- prompts, not secrets
         self._open: set[asyncio.Task[None]] = set()
+        self._as_protected: list[Sent] = []
 
     @property
     def open(self) -> int:
@@ -54,11 +57,11 @@ class Load:
     @property
     def spared_refused(self) -> int:
         """Requests of the protected tenant that were refused, for whatever reason."""
-        return sum(bool(each.error) for each in self.sent if each.kind is Kind.SPARED)
+        return sum(bool(each.error) for each in self._as_protected)
 
     async def run(self, ramp: Ramp) -> None:
         """Sends until the ramp is over, or the guard says stop."""
-        owed, probe_at, last, level = 1.0, 0.0, self._clock(), -1
+        owed, probe_at, last = 1.0, 0.0, self._clock()
         while not self._guard.why and ramp.over(self._clock()) is None:
             now = self._clock()
             owed, last = owed + (now - last) * ramp.per_s, now
@@ -68,11 +71,18 @@ class Load:
             if now >= probe_at:
                 probe_at = now + PROBE_S
                 self._send(Kind.PROBE)
-            if self._level() > level:  # only then: a tenant that is never refused lowers what is measured as refused
-                level = self._level()
-                if self._spared is not None:
-                    self._send(Kind.SPARED)
+            if self._spared is not None and self._spare_due(now):
+                self._send(Kind.SPARED)
             await asyncio.sleep(TICK_S)
+
+    def _spare_due(self, now: float) -> bool:
+        """Whether the protected tenant is to ask: rarely, since a tenant that is never refused lowers what is measured
+        as refused. At each level once, and again as long as none of its requests was answered under a rung."""
+        sent, level = self._as_protected, self._level()
+        if not sent or level > max(each.level for each in sent):
+            return True
+        seen = any(each.level and each.answered for each in sent)
+        return not seen and 0 < level < len(self._order.ladder) and now >= sent[-1].at + SPARE_S
 
     async def drained(self) -> None:
         """Waits for the ends of all that was sent."""
@@ -90,6 +100,8 @@ class Load:
             return
         sent = Sent(kind, self._clock(), self._level())
         self.sent.append(sent)
+        if kind is Kind.SPARED:
+            self._as_protected.append(sent)
         self._guard.sent(len(self.sent), sent.at)
         task = asyncio.create_task(self._ask(sent), name="drill request")
         self._open.add(task)

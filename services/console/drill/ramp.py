@@ -4,6 +4,8 @@ A saturation cannot be asked for, only approached, and it follows the load some 
 and by a factor: whatever the mesh can do, the same steps lead there.
 """
 
+from math import inf
+
 from services.console.drill.values import Order
 
 IDLE_S = 12.0
@@ -34,6 +36,10 @@ class Ramp:
         self._grown_at = now
         if self.per_s >= order.bounds.per_s and self._most_since is None:
             self._most_since = now
+
+    def stop(self) -> None:
+        """No more is sent."""
+        self.per_s, self._held_until = 0.0, inf
 
     def over(self, now: float) -> str | None:
         """Why no more load is needed, or of use; None while it is."""

@@ -69,6 +69,7 @@ class Drill:
             try:
                 await load.run(self._ramp)
                 stopped = guard.why or self._ramp.over(self._clock()) or ""
+                self._ramp.stop()
                 if guard.why:
                     await load.cancel()
                 else:
