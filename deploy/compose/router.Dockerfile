@@ -19,7 +19,8 @@ COPY services/__init__.py services/
 COPY services/router services/router
 ENV PATH=/opt/headrace/bin:$PATH \
     PYTHONPATH=/srv/headrace:/srv/headrace/protos \
-    HEADRACE_STATE_DIR=/var/lib/headrace
+    HEADRACE_STATE_DIR=/var/lib/headrace \
+    HEADRACE_CACHE_DIR=/var/cache/headrace
 USER headrace
 EXPOSE 8411 8511
 HEALTHCHECK --interval=5s --timeout=3s --start-period=120s CMD ["python", "healthy.py"]

@@ -19,12 +19,14 @@ __all__ = ["NAME", "Fault", "Referrers", "across", "entry", "nearest", "why_kept
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 """Of models, routes and tenants. No "@": it stands between a name and its version."""
-CAPABILITIES = frozenset({"chat", "grammar", "log_probs"})
+CAPABILITIES = frozenset({"chat", "grammar", "log_probs", "tools", "vision"})
+"""What the mesh knows of; beside them a model may have those that only its callers know: "lang:de", "x:legal"."""
 MOST_DRAIN_S = 3600.0
 """A copy that drains holds memory, and holds up a rollout."""
 MOST_IDLE_S = 7 * 86400.0
 MOST_COPIES = 10_000
 
+_OWN_CAPABILITY = re.compile(r"(lang|x):[a-z0-9._-]{1,58}")
 _LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._/-]{0,61}[A-Za-z0-9])?")
 _CURRENCY = re.compile(r"[A-Z]{3}")
 _REVISION = re.compile(r"[!-~]{0,63}")
@@ -128,8 +130,8 @@ def _name(name: str) -> Iterator[Fault]:
 def _capabilities(capabilities: Sequence[str]) -> Iterator[Fault]:
     for index, capability in enumerate(capabilities):
         path = f"capabilities[{index}]"
-        if capability not in CAPABILITIES:
-            known = ", ".join(sorted(CAPABILITIES))
+        if capability not in CAPABILITIES and not _OWN_CAPABILITY.fullmatch(capability):
+            known = ", ".join([*sorted(CAPABILITIES), "lang:…", "x:…"])
             yield Fault(path, f"{capability!r} is not one of {known}{nearest(capability, CAPABILITIES)}")
         elif capability in capabilities[:index]:
             yield Fault(path, f"{capability!r} is named twice")

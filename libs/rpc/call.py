@@ -1,6 +1,6 @@
 """What is known of the call being served: filled in by the interceptors, read by the servicers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +24,15 @@ class Call:
     """Subject alternative names of the certificate with which the caller connected, where it did so by mTLS."""
     identity: Any = None
     """Who calls, as the service's authenticator said."""
+    authenticate: "Callable[[Call], Any] | None" = None
+    """Says who calls."""
+
+    def who(self) -> Any:
+        """Who calls, by the rules of now: a stream may outlive the key that it was opened with. Raises what the
+        authenticator raises."""
+        if self.authenticate is not None:
+            self.identity = self.authenticate(self)
+        return self.identity
 
 
 CALL: ContextVar[Call] = ContextVar("call")

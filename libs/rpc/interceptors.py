@@ -177,7 +177,8 @@ def identity(authenticate: Callable[[Call], Any]) -> Layer:
         async def handle(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
             call = CALL.get()
             call.peer = [name.decode() for name in context.auth_context().get(_SAN, ())]
-            call.identity = authenticate(call)
+            call.authenticate = authenticate
+            call.who()
             return await inner(request, context)
 
         return handle

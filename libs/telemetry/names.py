@@ -38,6 +38,12 @@ is that of the conventions for generative AI."""
 
 # --- Events on spans.
 
+FALLBACK = "fallback"
+"""On the router's span: a model could not answer, the next is tried."""
+HEDGED = "hedged"
+"""On the router's span: a second copy was sent."""
+ESCALATED = "escalated"
+"""On the router's span: a cascade's answer was in doubt, the next model is asked."""
 APPROVAL = "approval"
 """On the span of a tool call: a person decided."""
 
@@ -124,6 +130,8 @@ DEGRADATION_LEVEL = "headrace.degradation.level"
 """Rungs of the tier's ladder that were in force for the request; unset when there were none."""
 DEGRADATION_RUNGS = "headrace.degradation.rungs"
 """Their names."""
+RULE = "headrace.rule"
+"""The rule that chose a request's model, on the router's span."""
 TRIED = "headrace.tried"
 """Models that were tried in front of the one that answered."""
 CONTRACT = "headrace.contract"
@@ -236,6 +244,30 @@ ROUTER_WORKS = _counter(
 ROUTER_RUNNING = _gauge("headrace_router_running_works", "Works in flight.", "model")
 ROUTER_RESUMES = _counter("headrace_router_resumes_total", "Works sent again after their lane broke.", "model")
 ROUTER_LANES = _gauge("headrace_router_ready_lanes", "Lanes to batchers that carry works.")
+ROUTER_CHOICES = _counter(
+    "headrace_router_choices_total", "Requests of a route, by the rule that chose.", "route", "rule"
+)
+ROUTER_FALLBACKS = _counter(
+    "headrace_router_fallbacks_total", "Models passed over, by why they could not answer.", "route", "model", "reason"
+)
+ROUTER_BREAKERS = _gauge(
+    "headrace_router_breaker_position",
+    "The worst of the breakers of a model's pools: 0 closed, 1 half-open, 2 open.",
+    "model",
+)
+ROUTER_HEDGES = _counter("headrace_router_hedges_total", "Copies of slow requests: sent, and won.", "route", "result")
+ROUTER_SHADOWS = _counter(
+    "headrace_router_shadows_total", "Shadows: sent, and how they ended (OK, or the reason).", "route", "result"
+)
+ROUTER_JUDGEMENTS = _counter(
+    "headrace_router_judgements_total", "Answers of cascades: kept, or escalated.", "route", "model", "result"
+)
+ROUTER_INTENTS = _counter(
+    "headrace_router_intents_total",
+    "Texts whose intent was asked for: told, none, cached, full, late, untrained or failed.",
+    "result",
+)
+ROUTER_PARKED = _gauge("headrace_router_parked_works", "Works that wait for a model to come back.")
 
 BATCHER_WORKS = _counter(
     "headrace_batcher_works_total", "Works that ended, by result (OK, or the reason).", "model", "tier", "result"

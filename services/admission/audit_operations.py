@@ -5,7 +5,7 @@ Each admission process keeps its own files, so whichever is asked asks the other
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf import timestamp_pb2
 from google.protobuf.message import Message
@@ -27,6 +27,7 @@ LOCAL = "headrace-local"
 ASK_TIMEOUT_S = 10.0
 TIES = 256
 """Entries of one process that may bear the same time as the last of a page."""
+_TOKEN_DIGITS = 20
 
 
 class AuditOperations:
@@ -59,7 +60,7 @@ class AuditOperations:
         last = _token(request.page_token)
         search = Search(
             tenant=_segment(request.tenant),
-            since=request.since.ToMicroseconds() / 1e6 if request.HasField("since") else None,
+            since=_time(request, "since"),
             until=_until(request, last),
             request_id=request.request_id,
             operators_only=request.operators_only,
@@ -128,6 +129,8 @@ def _token(token: str) -> tuple[int, str, int] | None:
         return None
     try:
         time, instance, sequence = token.split("/")
+        if len(time) > _TOKEN_DIGITS or len(sequence) > _TOKEN_DIGITS:
+            raise ValueError(token)
         return int(time), instance, int(sequence)
     except ValueError:
         raise RequestInvalid.of([Violation("page_token", "is none that this service gave")]) from None
@@ -135,10 +138,20 @@ def _token(token: str) -> tuple[int, str, int] | None:
 
 def _until(request: operations_pb2.ListAuditRequest, last: tuple[int, str, int] | None) -> float | None:
     bounds: Iterable[float] = (
-        *((request.until.ToMicroseconds() / 1e6,) if request.HasField("until") else ()),
+        *((until,) if (until := _time(request, "until")) is not None else ()),
         *(((last[0] + 1) / 1e6,) if last is not None else ()),
     )
     return min(bounds, default=None)
+
+
+def _time(request: operations_pb2.ListAuditRequest, field: Literal["since", "until"]) -> float | None:
+    """Unix seconds. Raises RequestInvalid for what no calendar has."""
+    if not request.HasField(field):
+        return None
+    try:
+        return float(getattr(request, field).ToMicroseconds() / 1e6)
+    except ValueError as error:
+        raise RequestInvalid.of([Violation(field, str(error))]) from error
 
 
 def _segment(tenant: str) -> str:

@@ -10,8 +10,8 @@ from services.admission.policy import Tenant
 
 
 def operator() -> Tenant:
-    """The caller, if it may operate the mesh. Raises NotAllowed."""
-    tenant: Tenant = CALL.get().identity
+    """The caller, if it may operate the mesh now. Raises NotAllowed, and CredentialsInvalid when it is nobody any more."""
+    tenant: Tenant = CALL.get().who()
     if not tenant.operator:
         raise NotAllowed(f"tenant {tenant.name} is not an operator")
     return tenant

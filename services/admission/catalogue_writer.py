@@ -11,7 +11,7 @@ from headrace.operations.v1 import operations_pb2 as pb
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
 from libs.catalogue.changes import Change, changes, removal, violations
-from libs.catalogue.rules import Referrers, why_kept
+from libs.catalogue.rules import NAME, Referrers, why_kept
 from libs.clock import Clock
 from libs.errors import CatalogueChanged, ModelUnknown, RequestInvalid, Violation
 from libs.policy.references import references
@@ -108,11 +108,15 @@ class CatalogueWriter:
         expected = dict(request.expected_revisions)
         if not expected:
             return
+        strange = [name for name in expected if name not in catalogue.revisions and not NAME.fullmatch(name)]
+        if strange:
+            said = "is no name of a model"
+            raise RequestInvalid.of([Violation(f"expected_revisions[{name[:80]!r}]", said) for name in strange])
         if request.prune:  # what the caller did not see it must not remove
             expected = dict.fromkeys(catalogue.revisions, 0) | expected
         differ = [name for name, seen in expected.items() if catalogue.revisions.get(name, 0) != seen]
         if differ:
-            raise await self._overtaken(differ)
+            raise await self._overtaken(differ[:AT_ONCE])
 
     async def _write(self, planned: Sequence[Change], catalogue: _Catalogue, operator: str) -> dict[str, int]:
         """Writes what differs; returns the revisions. Bases before their adapters, and out after them."""

@@ -189,6 +189,7 @@ class OperationsServicer(
                 except TimeoutError:
                     await context.write(operations_pb2.WatchPlacementsResponse(stale_since=told.stale_since))
                 await asyncio.sleep(max(SETTLE_S, took * REST))
+                operator()
                 changed.clear()
                 began = clock()
                 now = self._view.picture(request.models)

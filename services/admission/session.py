@@ -68,7 +68,7 @@ class Session:
         try:
             if len(self._members) > MAX_GENERATIONS:
                 raise Overloaded(f"{MAX_GENERATIONS} generations are in flight on this session", retry_after_s=1.0)
-            answer = await self._front.start(request, self._call.identity, member.span, self._changed)
+            answer = await self._front.start(request, self._call.who(), member.span, self._changed)
         except HeadraceError as error:
             self._fail(member, error)
             return

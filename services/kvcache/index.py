@@ -9,16 +9,16 @@ Measured against three other designs (tests/bench/kv_index.py, which has them; 4
 executors; two cores that others kept busy):
 
     design                            bytes per block   lookup of 512   events of 24, blocks/s   forget
-    this one                                       39           61 µs                0.97 million   0.01 ms
-    dict of masks, set per executor               168          172 µs                 2.3 million    1.2 ms
-    dict of interned sets                         100          178 µs                 2.4 million     11 ms
-    sorted array per executor                      14          212 µs                0.04 million      0 ms
+    this one                                       39           53 µs                 1.1 million   0.01 ms
+    dict of masks, set per executor               168          186 µs                 2.0 million    1.4 ms
+    dict of interned sets                         101          206 µs                 2.0 million     10 ms
+    sorted array per executor                      14          204 µs                0.04 million      0 ms
 
 Dicts take events at twice the speed, for they have no fixed cost per event; but each request asks about a whole
 chain, and ten million blocks of theirs are 1 to 2 GB, which also lie too far apart for the processor's caches. The
 array's lookup grows with the executors. Here, ten million blocks on 1,000 executors take 23 bytes each; a chain of 64
-blocks is found in 34 µs and one of 8 in 20, in 15 and 7 µs where the table fits into the caches; twenty events at
-once are taken in at 1.8 million blocks/s; and 1,000 snapshots make it whole at 0.6 s per million blocks.
+blocks is found in 18 µs and one of 8 in 11, in 15 and 7 µs where the table fits into the caches; messages of twenty
+events are taken in at 1.3 million blocks/s, and at 2.0; and 1,000 snapshots make it whole at 0.4 s per million blocks.
 """
 
 from collections.abc import Sequence

@@ -34,7 +34,6 @@ REROUTES = 3
 """How often a work that has not begun is sent to another version, because its own was withdrawn."""
 RETRY_S = 0.25
 """A parked work that was turned away again is tried again after this long, while its wait lasts."""
-HEDGED, ESCALATED = "hedged", "escalated"
 """Events; to be moved to libs/telemetry/names.py."""
 
 
@@ -265,7 +264,7 @@ class Journey:
             return
         self._kept = attempt, outcome
         self._search.doubted(step.model)
-        self._span.event(ESCALATED)
+        self._span.event(names.ESCALATED)
         self._span.set(names.REASON, f"the answer of {step.model} is in doubt: {why}")
         self._advance()
 
@@ -384,5 +383,5 @@ class Journey:
             return
         if (candidate := self._search.copy(self._live[0])) is not None:
             self._context.observer.hedged(self._plan.route.alias, "sent")
-            self._span.event(HEDGED)
+            self._span.event(names.HEDGED)
             self._send(Try(candidate.route.model, "hedge"), candidate, "copy")

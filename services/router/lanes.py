@@ -18,7 +18,6 @@ from services.router.journey import Journey
 from services.router.plan import plan_of
 from services.router.rules import IntentWanted
 
-RULE = "headrace.rule"
 """To be moved to libs/telemetry/names.py: the rule that chose the model."""
 
 
@@ -86,7 +85,7 @@ class RouterLane:
             return
         if plan.route is not None:
             context.observer.chose(plan.route.alias, plan.rule)
-            span.set(RULE, plan.rule)
+            span.set(names.RULE, plan.rule)
         journey = self._journeys[work_id] = Journey(context, self, work_id, work, plan, span)
         journey.begin()
 

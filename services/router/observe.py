@@ -6,39 +6,7 @@ from functools import cache
 from libs.catalogue import model_of
 from libs.telemetry import names
 from libs.telemetry.metrics import Metrics
-from libs.telemetry.names import Metric
 from services.router.breaker import Position
-
-# To be moved to libs/telemetry/names.py, with docs/telemetry.md.
-ROUTER_CHOICES = Metric(
-    "counter", "headrace_router_choices_total", "Requests of a route, by the rule that chose.", ("route", "rule")
-)
-ROUTER_FALLBACKS = Metric(
-    "counter", "headrace_router_fallbacks_total", "Models passed over, by why they could not answer.",
-    ("route", "model", "reason"),
-)  # fmt: skip
-ROUTER_BREAKERS = Metric(
-    "gauge", "headrace_router_breaker_position",
-    "The worst of the breakers of a model's pools: 0 closed, 1 half-open, 2 open.", ("model",),
-)  # fmt: skip
-ROUTER_HEDGES = Metric(
-    "counter", "headrace_router_hedges_total", "Copies of slow requests: sent, and won.", ("route", "result")
-)
-ROUTER_SHADOWS = Metric(
-    "counter", "headrace_router_shadows_total", "Shadows: sent, and how they ended (OK, or the reason).",
-    ("route", "result"),
-)  # fmt: skip
-ROUTER_JUDGEMENTS = Metric(
-    "counter", "headrace_router_judgements_total", "Answers of cascades: kept, or escalated.",
-    ("route", "model", "result"),
-)  # fmt: skip
-ROUTER_INTENTS = Metric(
-    "counter",
-    "headrace_router_intents_total",
-    "Texts whose intent was asked for: told, none, cached, full, late, untrained or failed.",
-    ("result",),
-)
-ROUTER_PARKED = Metric("gauge", "headrace_router_parked_works", "Works that wait for a model to come back.")
 
 _SEVERITY = {Position.CLOSED: 0, Position.HALF_OPEN: 1, Position.OPEN: 2}
 
@@ -52,14 +20,14 @@ class Observer:
         self._running = cache(metrics.gauge(names.ROUTER_RUNNING).labels)
         self._resumes = cache(metrics.counter(names.ROUTER_RESUMES).labels)
         self._lanes = metrics.gauge(names.ROUTER_LANES)
-        self._choices = cache(metrics.counter(ROUTER_CHOICES).labels)
-        self._fallbacks = cache(metrics.counter(ROUTER_FALLBACKS).labels)
-        self._breakers = metrics.gauge(ROUTER_BREAKERS)
-        self._hedges = cache(metrics.counter(ROUTER_HEDGES).labels)
-        self._shadows = cache(metrics.counter(ROUTER_SHADOWS).labels)
-        self._judgements = cache(metrics.counter(ROUTER_JUDGEMENTS).labels)
-        self._intents = cache(metrics.counter(ROUTER_INTENTS).labels)
-        self._parked = metrics.gauge(ROUTER_PARKED)
+        self._choices = cache(metrics.counter(names.ROUTER_CHOICES).labels)
+        self._fallbacks = cache(metrics.counter(names.ROUTER_FALLBACKS).labels)
+        self._breakers = metrics.gauge(names.ROUTER_BREAKERS)
+        self._hedges = cache(metrics.counter(names.ROUTER_HEDGES).labels)
+        self._shadows = cache(metrics.counter(names.ROUTER_SHADOWS).labels)
+        self._judgements = cache(metrics.counter(names.ROUTER_JUDGEMENTS).labels)
+        self._intents = cache(metrics.counter(names.ROUTER_INTENTS).labels)
+        self._parked = metrics.gauge(names.ROUTER_PARKED)
         self._shown: set[str] = set()
 
     def started(self, pool: str) -> None:

@@ -2,6 +2,7 @@
 
 from libs.errors import CallerError, HeadraceError, NoExecutor, NotSupported, Rerouted
 from libs.lane.work import Work
+from libs.telemetry import names
 from libs.telemetry.tracing import Span
 from services.router.attempt import Attempt
 from services.router.breaker import Position
@@ -10,7 +11,6 @@ from services.router.context import Context
 from services.router.fallback import Reject, Step, Try, Wait
 from services.router.plan import Plan
 
-FALLBACK = "fallback"
 """To be moved to libs/telemetry/names.py: the event of a model that is passed over."""
 
 
@@ -105,7 +105,7 @@ class Search:
             self.doubted(model)
         reason = "BREAKER_OPEN" if BREAKER in error.metadata else error.reason
         self._context.observer.passed_over(self._plan.route.alias, model, reason)
-        self._span.event(FALLBACK)
+        self._span.event(names.FALLBACK)
 
     def doubted(self, model: str) -> None:
         """Remembers that a model was tried."""

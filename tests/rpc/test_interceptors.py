@@ -287,3 +287,49 @@ async def test_two_servers_do_not_share_a_port() -> None:
     async with serving() as (_, server):
         with pytest.raises(RuntimeError):
             RpcServer(f"127.0.0.1:{server.port}", [], [], None)
+
+
+@pytest.mark.parametrize("kind", ["unary", "stream"])
+async def test_bytes_that_are_no_message_are_the_callers_fault(kind: str) -> None:
+    async def read(request: Any, context: Any) -> Any:
+        if kind == "stream":
+            await context.read()
+        pytest.fail("the handler has got a message")
+
+    async with serving(read, read) as (channel, _):
+        raw = channel.unary_unary(UNARY) if kind == "unary" else channel.unary_stream(STREAM)
+        with pytest.raises(aio.AioRpcError) as raised:
+            call = raw(b"\x0a\xff", timeout=10)
+            await (call if kind == "unary" else call.read())
+    assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert isinstance(from_failure(details(raised.value)), RequestInvalid)
+    assert "protobuf" not in str(raised.value.details())
+
+
+async def test_who_calls_comes_before_what_is_wrong_with_the_bytes() -> None:
+    def nobody(call: Call) -> Any:
+        raise CredentialsInvalid("nobody has this API key")
+
+    async with serving(layers=[errors, identity(nobody)]) as (channel, _):
+        with pytest.raises(aio.AioRpcError) as raised:
+            await channel.unary_unary(UNARY)(b"\x0a\xff", timeout=10)
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_stream_can_ask_who_calls_anew() -> None:
+    known = ["first", "second"]
+
+    async def handle(request: Any, context: Any) -> None:
+        call = CALL.get()
+        assert (call.identity, call.who(), call.identity) == ("first", "second", "second")
+        call.who()
+
+    def next_one(call: Call) -> str:
+        if not known:
+            raise CredentialsInvalid("nobody has this API key")
+        return known.pop(0)
+
+    async with serving(stream=handle, layers=[errors, identity(next_one)]) as (channel, _):
+        with pytest.raises(aio.AioRpcError) as raised:
+            await call_stream(channel, timeout=10).read()
+    assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED

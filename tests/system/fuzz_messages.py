@@ -4,7 +4,7 @@ Nothing here knows an RPC: a new field, or a new message, is mutated like the ot
 """
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
@@ -26,16 +26,21 @@ WORDS = (
     "tenants", "routes", "contracts", "1", "0", "-1", "9" * 19, "9" * 400, "9" * 5000, "1/admission-1/1",
     f"{'9' * 400}/a/1", "-1/a/-1", "//", "..", "../../etc/passwd", "/", "a/b", "a@b", "fuzz@0", "a" * 63, "a" * 64,
     "A", "a b", "a\x00b", "\x00", "\n", "\r\n", "\x1b[31m", "a\u202eb", "\ufeff", "\ud7ff", "\uffff", "é", "ｄｅｖ",
-    "𝒹ℯ𝓋", "İ", "ß" * 300, "🦀" * 64, "e\u0301" * 200, "%s%n%d", "{0.__class__}", "{{7*7}}", "'; drop table", "<script>",
-    "$(id)", "None", "null", "true", "NaN", "{}", "[]", '{"type": "object"}', '{"type": 7}', '{"$ref": "#"}',
+    "𝒹ℯ𝓋", "İ", "ß" * 300, "🦀" * 64, "e\u0301" * 200, "%s%n%d", "{0.__class__}", "{{7*7}}",
+    "'; drop table", "<script>",
+    "$(id)",
+    "None", "null", "true", "NaN", "{}", "[]", '{"type": "object"}', '{"type": 7}', '{"$ref": "#"}',
     '{"$ref": "http://127.0.0.1:1/x"}', '{"enum": []}', "[" * 5000, '{"a":' * 2000, '{"pattern": "(("}', "(a+)+$", "((((",
-    "[a-z", "(?P<x>a)(?P<x>b)", "a{1000000}", "(?:a{1000}){1000}", "root ::= root", "http://127.0.0.1:1/", "https://[::1",
+    "[a-z", "(?P<x>a)(?P<x>b)", "a{1000000}", "(?:a{1000}){1000}", "root ::= root", "http://127.0.0.1:1/",
+    "https://[::1",
     "file:///etc/passwd", "1e999", "2.5.5.5",
 )  # fmt: skip
 LONG = (1_000, 30_000, 200_000)
 """Characters of a long text, now and then."""
 MANY = 1_000
 """Elements of a long list."""
+SMALL = 500
+"""Bytes of what is repeated so often: what is too large to be sent tests nothing but gRPC."""
 DEEP = 12_000
 """Levels of what is nested too deeply to be read."""
 
@@ -44,12 +49,12 @@ _STRINGS, _MESSAGE, _BOOL = F.CPPTYPE_STRING, F.CPPTYPE_MESSAGE, F.CPPTYPE_BOOL
 
 def mutate(message: Message, chance: Random) -> None:
     """Changes one field, somewhere in the message or in what it holds."""
-    fields = message.DESCRIPTOR.fields
+    fields: Sequence[F] = message.DESCRIPTOR.fields  # type: ignore[assignment]
     if not fields:
         return
     # What is there already is looked at more often: its neighbors are valid.
-    present = [field for field, _ in message.ListFields()]
-    field = chance.choice(present if present and chance.random() < 0.6 else fields)
+    present: Sequence[F] = [field for field, _ in message.ListFields()]  # type: ignore[misc]
+    field: F = chance.choice(present if present and chance.random() < 0.6 else fields)
     if _is_map(field):
         _mutate_map(message, field, chance)
     elif field.is_repeated:
@@ -73,7 +78,7 @@ def _mutate_inner(inner: Message, chance: Random) -> None:
         _struct(inner, chance)
     elif name in ("google.protobuf.Duration", "google.protobuf.Timestamp"):
         whole: Any = inner
-        whole.seconds = scalar(inner.DESCRIPTOR.fields_by_name["seconds"], chance)
+        whole.seconds = chance.choice(INTEGERS[F.CPPTYPE_INT64])
         whole.nanos = chance.choice((0, 0, 1, -1, 999_999_999, 1_000_000_000, -999_999_999, 2**31 - 1, -(2**31)))
     else:
         mutate(inner, chance)
@@ -123,17 +128,18 @@ def _mutate_repeated(message: Message, field: F, chance: Random) -> None:
             made.CopyFrom(held[0])
         else:
             _mutate_inner(made, chance)
-        if throw > 0.96:
+        if throw > 0.96 and made.ByteSize() < SMALL:
             held.extend([made] * MANY)
     elif throw > 0.95:
-        held.extend([scalar(field, chance)] * MANY)
+        value = scalar(field, chance)
+        held.extend([value[:SMALL] if isinstance(value, str | bytes) else value] * MANY)
     else:
         held.append(scalar(field, chance))
 
 
 def _mutate_map(message: Message, field: F, chance: Random) -> None:
-    held, entry = getattr(message, field.name), field.message_type.fields_by_name
-    for number in range(MANY if chance.random() < 0.1 else 1):
+    held, entry = getattr(message, field.name), _entry(field)
+    for number in range(MANY if chance.random() < 0.1 and message.ByteSize() < SMALL else 1):
         key = scalar(entry["key"], chance)
         key = f"{key[:8]}{number}" if number and isinstance(key, str) else key
         if entry["value"].cpp_type == _MESSAGE:
@@ -150,6 +156,12 @@ def _struct(inner: Any, chance: Random) -> None:
         nested[text(chance)[:20]] = inner
         if nested.ByteSize() < 100_000:
             inner.CopyFrom(nested)
+
+
+def _entry(field: F) -> Any:
+    """The fields "key" and "value" of a map."""
+    assert field.message_type is not None
+    return field.message_type.fields_by_name
 
 
 def _is_map(field: F) -> bool:

@@ -6,6 +6,7 @@ An RPC that is not in `seeds` begins with an empty message, and with one whose s
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from google.protobuf.message import Message
 
@@ -51,7 +52,9 @@ def write_policy(folder: Path) -> None:
 
 def rules() -> Sequence[ops.PolicyObject]:
     """Rules that are written through the operations API."""
-    tool = policy.Tool(name="fuzz-tool", description="Answers nothing.", arguments_schema=SCHEMA, url="http://127.0.0.1:9")
+    tool = policy.Tool(
+        name="fuzz-tool", description="Answers nothing.", arguments_schema=SCHEMA, url="http://127.0.0.1:9"
+    )
     contract = policy.Contract(name=CONTRACT, tools=[policy.ContractTool(tool="fuzz-tool")], max_steps=2)
     route = policy.Route(
         alias=ROUTE,
@@ -113,7 +116,8 @@ def seeds() -> Mapping[str, Sequence[Message]]:
         policy.TokenIssuer(name="fuzz-issuer", issuer="https://id", audience="a", key_set='{"keys": []}'),
     ]
     fields = [field.name for field in ops.PolicyObject.DESCRIPTOR.fields]
-    every = [ops.PolicyObject(**{field: each}) for field, each in zip(fields, objects, strict=True)]  # type: ignore[arg-type]
+    named: list[dict[str, Any]] = [{field: each} for field, each in zip(fields, objects, strict=True)]
+    every = [ops.PolicyObject(**each) for each in named]
     pin = ops.PinPrefixRequest(name="fuzz-pin", model=MODEL, prompt="The miller has a mill. " * 20)
     switch = policy.Switch(kind=policy.SWITCH_KIND_MODEL, name="fuzz-none", reason="a test")
     listed: list[tuple[Message, ...]] = [

@@ -77,7 +77,7 @@ def shot(seed: int, number: int, operator: str) -> Shot:
     Args:
         operator: The key of a tenant that may call OperationsService.
     """
-    chance = Random(f"{seed}/{number}")  # noqa: S311
+    chance = Random(f"{seed}/{number}")
     generating = chance.random() < GENERATE_SHARE
     method = chance.choice(METHODS[:2]) if generating else METHODS[number % len(METHODS)]
     name = f"/{method.containing_service.full_name}/{method.name}"
@@ -126,9 +126,7 @@ def shot(seed: int, number: int, operator: str) -> Shot:
     if up and cancel_after_s is None and chance.random() < 0.1:
         how += ", left open"
         half_closes, cancel_after_s = False, 0.05
-    return Shot(
-        seed, number, name, how, payloads, up, down, metadata, timeout_s, cancel_after_s, half_closes, pauses
-    )  # fmt: skip
+    return Shot(seed, number, name, how, payloads, up, down, metadata, timeout_s, cancel_after_s, half_closes, pauses)
 
 
 _SEEDS: Mapping[str, Sequence[Message]] = seeds()

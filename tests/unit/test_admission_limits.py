@@ -5,6 +5,7 @@ import pytest
 from libs.errors import QuotaExceeded
 from services.admission.limits.account import Demand
 from services.admission.limits.limits import MOST_ACCOUNTS, MOST_TOLD, Limits, Standing, Ticket, moved
+from services.admission.limits.slots import RIPE_S, Slots
 from services.admission.policy import Tenant
 
 TOKENS = Tenant("t", tokens_per_min=6000)
@@ -226,6 +227,23 @@ def test_a_slot_that_is_still_held_elsewhere_is_waited_for() -> None:
     refusal(limits, tenant, 1, 1.0)
     pass_through(limits, tenant, 1, 2.0)
     refusal(limits, tenant, 1, 2.0)
+
+
+def test_a_share_of_slots_falls_at_once_and_rises_late() -> None:
+    slots = Slots()
+    slots.set(4, 0.0)
+    assert slots.at(0.0) == 4
+    slots.set(2, 1.0)
+    assert slots.at(1.0) == 2
+    slots.set(6, 2.0)
+    slots.set(5, 2.5)
+    slots.set(7, 2.6)
+    assert slots.at(2.0 + 0.99 * RIPE_S) == 2
+    assert slots.at(2.0 + RIPE_S) == 5, "the least that it was to be meanwhile"
+    assert slots.at(2.0 + 2 * RIPE_S) == 7
+    slots.set(0, 9.0)
+    slots.set(1, 9.1)
+    assert slots.at(9.2) == 0
 
 
 def test_a_single_slot_is_wherever_it_is_asked_for() -> None:

@@ -205,6 +205,17 @@ def test_rungs_out_of_order_are_a_fault() -> None:
     assert whole([*GOOD, probe(2.0, "lean")])["callers"] is Verdict.NO_GO
 
 
+def test_processes_that_fall_one_after_the_other_are_no_flapping() -> None:
+    levels = [3, 3, 2, 3, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1, 2, 1, 1]
+    falling = [Sample(10.0 + 0.2 * at, level) for at, level in enumerate(levels)]
+    assert whole(samples=[*CLIMB, *falling, Sample(30.0, 0)])["levels"] is Verdict.GO
+
+
+@pytest.mark.parametrize(("refused", "verdict"), [(0, "go"), (3, "no-go"), (None, "unknown")])
+def test_other_tenants_are_looked_at(refused: int | None, verdict: str) -> None:
+    assert judge.others(refused).verdict.value == verdict
+
+
 def test_failures_are_a_fault() -> None:
     assert whole([*GOOD, refused(2.0, error="INTERNAL")])["nothing"] is Verdict.NO_GO
 

@@ -101,7 +101,6 @@ NAMED_SHELLS = {
     "services/placement/controller.py": "reads and writes etcd while it leads",
     "services/placement/records.py": "the registry's messages to values and back",
     "services/router/catalogue_source.py": "reads the catalogue from etcd",
-    "services/router/intent_desk.py": "asks for intents in a thread",
     "services/router/policy_values.py": "messages of the policy to values",
 }
 """Everything else in a service that may have effects, and which. A module that is not here is pure."""
@@ -121,6 +120,7 @@ LONGEST, MEDIAN = 300, 120
 LONG = {
     "libs/lane/forwarder.py": "one state machine: a work's way through a stage in the middle",
     "libs/telemetry/names.py": "every name of telemetry, in the one place where all can be seen",
+    "services/router/journey.py": "one state machine: a work's life in the router, with all its attempts",
     "services/batcher/queue.py": "the whole order of works, in the one place where it can be read",
     "services/batcher/dispatch.py": "one way: from the head of the queue to the engine, with all its turns",
     "services/batcher/stage.py": "one state machine: a work's way through the batcher",

@@ -1,4 +1,3 @@
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -74,9 +73,7 @@ def test_a_file_that_ends_early_or_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_smollm2_tokens_are_those_of_the_model() -> None:
-    begin = time.perf_counter()
     built = tokenizer_from_gguf(smollm2())
-    assert time.perf_counter() - begin < 1.5
     tokenizer = Tokenizer(built.json, built.config)
     assert tokenizer.vocab_size == 49_152
     assert tokenizer.eos_ids == {2}

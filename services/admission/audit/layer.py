@@ -57,7 +57,10 @@ def audited(audit: Audit, clock: Clock) -> Layer:
 
 def _text(request: Message) -> str:
     """The request as JSON, without what is secret."""
-    fields = json_format.MessageToDict(request, preserving_proto_field_name=True)
+    try:
+        fields = json_format.MessageToDict(request, preserving_proto_field_name=True)
+    except (json_format.SerializeToJsonError, ValueError):  # times out of range, NaN: what is refused in any case
+        return "cannot be written as JSON"
     text = json.dumps(_without(fields), ensure_ascii=False)
     return text if len(text) <= MOST_CHANGE else f"{text[:MOST_CHANGE]}…"
 

@@ -7,15 +7,13 @@ from math import ceil, inf
 from libs.errors import Violation
 from services.admission.limits.bucket import Bucket, Rate
 from services.admission.limits.shares import share, slots
+from services.admission.limits.slots import Slots
 from services.admission.policy import Tenant
 
 BURST_S = 1.0
 """What may come at once, in seconds of a limit's rate."""
 LEARNING = 0.1
 """The weight of the newest request in averages."""
-RIPE_S = 0.75
-"""A share of the requests in flight grows this late: until then it is known what others still hold that theirs have
-shrunk below. Enough for announcements every quarter of a second that take as long to arrive."""
 NOTHING = 1e-3
 """Units per second that are as good as none."""
 HEARD_S = 0.5
@@ -47,33 +45,6 @@ class Broken:
 
     violation: Violation
     retry_after_s: float
-
-
-class Slots:
-    """A number that falls at once and rises RIPE_S late, then to the least that it was to be meanwhile."""
-
-    __slots__ = ("_next", "_now", "_ripe", "_target")
-
-    def __init__(self) -> None:
-        self._now: int | None = None
-        self._target = 0
-        self._next = 0
-        self._ripe = inf
-
-    def set(self, target: int, now: float) -> None:
-        """What it is to be."""
-        before = self.at(now) if self._now is not None else target
-        self._target = target
-        self._now = min(before, target)
-        self._next = target if self._ripe == inf else min(self._next, target)
-        self._ripe = inf if target <= self._now else min(self._ripe, now + RIPE_S)
-
-    def at(self, now: float) -> int:
-        """What it is."""
-        if now >= self._ripe:
-            self._now, self._next = max(self._next, self._now or 0), self._target
-            self._ripe = now + RIPE_S if self._target > self._now else inf
-        return self._now or 0
 
 
 class Account:

@@ -14,8 +14,8 @@ class Look:
 
     processes: frozenset[str] = frozenset()
     """That are there."""
-    others_refused: int = 0
-    """Requests of other tenants that were refused, since the process that answers began."""
+    others_refused: int | None = None
+    """Requests of other tenants that were refused, since the processes began; None when that cannot be seen."""
 
 
 class Guard:
@@ -24,6 +24,8 @@ class Guard:
     def __init__(self, bounds: Bounds, before: Look) -> None:
         self._bounds = bounds
         self._before = before
+        self.others_refused: int | None = None
+        """Since the drill began; None while that cannot be seen."""
         self._ended = 0
         self._failed = 0
         self._why = ""
@@ -53,9 +55,13 @@ class Guard:
         """How the mesh is now."""
         if gone := self._before.processes - look.processes:
             self._stop(f"{', '.join(sorted(gone))} went away")
-        refused = look.others_refused - self._before.others_refused
-        if refused > self._bounds.others_refused:
-            self._stop(f"{refused:,} requests of other tenants were refused; {self._bounds.others_refused:,} may be")
+        before, now = self._before.others_refused, look.others_refused
+        if before is None or now is None:
+            return
+        self.others_refused = max(now - before, 0)
+        if self.others_refused > self._bounds.others_refused:
+            most = self._bounds.others_refused
+            self._stop(f"{self.others_refused:,} requests of other tenants were refused; {most:,} may be")
 
     def blind(self, why: str) -> None:
         """Nothing can be seen any more."""

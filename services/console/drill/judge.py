@@ -1,6 +1,7 @@
 """Did each rung do what it says? Pure."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from services.console.drill.values import Check, Kind, Order, Rung, RungFound, Sample, Sent, Verdict
@@ -100,6 +101,17 @@ def ladder(order: Order, samples: Sequence[Sample], sent: Sequence[Sent], protec
     return [_named(order, sent), _recovery(order, samples), _spared(order, sent, protected), _answers(sent)]
 
 
+def others(refused: int | None) -> Check:
+    """`refused`: requests of other tenants, during the drill; None when that could not be seen."""
+    what = "no request of another tenant was refused"
+    if refused is None:
+        advice = "run it where every admission process can be reached"
+        return Check(what, Verdict.UNKNOWN, "not every admission process could be asked", advice)
+    if refused:
+        return Check(what, Verdict.NO_GO, f"{refused:,} were", "drill when the mesh is calm")
+    return Check(what, Verdict.GO, "none was, as every admission process counts")
+
+
 def _named(order: Order, sent: Sequence[Sent]) -> Check:
     """Answers name the rungs from the first one on, and no others."""
     names = [rung.name for rung in order.ladder]
@@ -116,6 +128,7 @@ def _named(order: Order, sent: Sequence[Sent]) -> Check:
 
 def _recovery(order: Order, samples: Sequence[Sample]) -> Check:
     what = "levels fall a rung at a time, and to nothing"
+    samples = _settled(samples)
     falls = [(a, b) for a, b in pairwise(samples) if b.level < a.level]
     if not samples or max(sample.level for sample in samples) == 0:
         return Check(what, Verdict.UNKNOWN, "no level was reached", NOT_REACHED)
@@ -135,6 +148,14 @@ def _recovery(order: Order, samples: Sequence[Sample]) -> Check:
         evidence = f"it still stood at {samples[-1].level} when the drill ended"
         return Check(what, Verdict.UNKNOWN, evidence, "other load keeps it up; drill when the mesh is calm")
     return Check(what, Verdict.GO, f"{len(falls)} steps down, each after {order.recover_s:g} s or more")
+
+
+def _settled(samples: Sequence[Sample]) -> list[Sample]:
+    """Levels as the last process has them: each admission process looks by itself, and samples come from any."""
+    return [
+        replace(sample, level=max(each.level for each in samples[index:] if each.at <= sample.at + SLACK_S))
+        for index, sample in enumerate(samples)
+    ]
 
 
 def _spared(order: Order, sent: Sequence[Sent], protected: bool) -> Check:

@@ -12,6 +12,7 @@ from libs.client import HeadraceClient, HeadraceError
 from services.console.drill import judge
 from services.console.drill.guard import Guard, Look
 from services.console.drill.load import ONCE, Load
+from services.console.drill.others import Others
 from services.console.drill.ramp import Ramp
 from services.console.drill.series import per_second
 from services.console.drill.values import VERSION, Order, Result, Sample, Sent
@@ -62,10 +63,12 @@ class Drill:
             if doors.protected_key:
                 spared = HeadraceClient(doors.target, api_key=doors.protected_key, retry=ONCE)
                 await stack.enter_async_context(spared)
-            guard = Guard(order.bounds, await self._look(operations))
+            services = await operations.every("ListServices", pb.ListServicesRequest(), "services")
+            others = await stack.enter_async_context(Others(operations, doors.key, services, doors.operators))
+            guard = Guard(order.bounds, await self._look(operations, others))
             began, self._start = time.time(), time.monotonic()
             load = Load(order, session, spared, guard, self._clock, self._level)
-            watcher = asyncio.create_task(self._watch(operations, guard, load), name="drill watcher")
+            watcher = asyncio.create_task(self._watch(operations, others, guard, load), name="drill watcher")
             try:
                 await load.run(self._ramp)
                 stopped = guard.why or self._ramp.over(self._clock()) or ""
@@ -79,7 +82,7 @@ class Drill:
                 watcher.cancel()
                 await asyncio.gather(watcher, return_exceptions=True)
                 await load.cancel()
-        return self._result(command, began, stopped, bool(guard.why), load.sent, spared is not None)
+        return self._result(command, began, stopped, guard, load.sent, spared is not None)
 
     def _clock(self) -> float:
         return time.monotonic() - self._start
@@ -87,7 +90,7 @@ class Drill:
     def _level(self) -> int:
         return self._samples[-1].level if self._samples else 0
 
-    async def _watch(self, operations: Operations, guard: Guard, load: Load) -> None:
+    async def _watch(self, operations: Operations, others: Others, guard: Guard, load: Load) -> None:
         """Samples the ladder, and looks at the rest of the mesh, until it is cancelled."""
         failed, looked_at = 0, self._clock()
         while True:
@@ -96,7 +99,7 @@ class Drill:
                 sample = await self._sample(operations)
                 if now >= looked_at + LOOK_S:
                     looked_at = now
-                    guard.look(await self._look(operations, load.spared_refused))
+                    guard.look(await self._look(operations, others, load.spared_refused))
                 failed = 0
             except HeadraceError as error:
                 failed += 1
@@ -118,14 +121,13 @@ class Drill:
             at, own.level, own.saturation, own.wait, own.blocks, own.refused, deferred, round(self._ramp.per_s, 2)
         )
 
-    async def _look(self, operations: Operations, own: int = 0) -> Look:
+    async def _look(self, operations: Operations, others: Others, own: int = 0) -> Look:
         """`own`: what the drill itself asked as another tenant, and was refused."""
         services = await operations.every("ListServices", pb.ListServicesRequest(), "services")
         executors = await operations.every("ListExecutors", pb.ListExecutorsRequest(), "executors")
-        usages = await operations.every("ListUsage", pb.ListUsageRequest(), "usages")
+        refused = await others.refused()
         return Look(
-            frozenset(each.instance for each in [*services, *executors]),
-            sum(usage.refused for usage in usages if usage.tenant not in self._doors.operators) - own,
+            frozenset(each.instance for each in [*services, *executors]), None if refused is None else refused - own
         )
 
     async def _recover(self) -> None:
@@ -137,7 +139,7 @@ class Drill:
         await asyncio.sleep(2 * SAMPLE_S)
 
     def _result(
-        self, command: str, began: float, stopped: str, aborted: bool, sent: Sequence[Sent], protected: bool
+        self, command: str, began: float, stopped: str, guard: Guard, sent: Sequence[Sent], protected: bool
     ) -> Result:
         order, samples = self._order, self._samples
         return Result(
@@ -147,9 +149,9 @@ class Drill:
             command=command,
             order=order,
             stopped=stopped,
-            aborted=aborted,
+            aborted=bool(guard.why),
             rungs=judge.rungs(order, samples, sent),
-            checks=judge.ladder(order, samples, sent, protected),
+            checks=[*judge.ladder(order, samples, sent, protected), judge.others(guard.others_refused)],
             sent=len(sent),
             answered=sum(each.answered for each in sent),
             refused=sum(each.refused for each in sent),

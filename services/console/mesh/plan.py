@@ -172,7 +172,7 @@ def _process(options: Options, service: Service, number: int, etcd: str) -> Comp
         "HEADRACE_STATE_DIR": str(options.state_dir),
         "HEADRACE_ETCD": etcd,
     }
-    if service in ("executor", "admission"):
+    if service in ("executor", "admission", "router"):
         settings["HEADRACE_CACHE_DIR"] = str(options.cache_dir)
     if service == "executor":
         settings["HEADRACE_ENGINE"] = options.engines[(number - 1) % len(options.engines)]

@@ -16,10 +16,11 @@ from services.router.route import Catalogue
 log = structlog.get_logger()
 
 MOST_CACHED = 4_096
-MOST_WAITING = 8
-"""Texts in the thread and before it: as many as can be told within MOST_S."""
+MOST_WAITING = 4
+"""Texts in the thread and before it: as many as can be told within MOST_S, at 12 ms each. A longer queue would be of
+texts that are told too late, all of them."""
 MOST_S = 0.05
-"""After so many seconds a request goes on without its intent."""
+"""A request waits for its intent this long at most, in seconds."""
 
 Result: TypeAlias = Literal["told", "none", "cached", "full", "late", "untrained", "failed"]
 """What became of a question: "told" an intent, "none" for this text, either from the cache; the others are unknown."""
@@ -28,17 +29,21 @@ Result: TypeAlias = Literal["told", "none", "cached", "full", "late", "untrained
 class Intents:
     """See context.Intents. For one event loop; what is trained lies in one file.
 
-    Bounded: a text that finds MOST_WAITING others in front of it, or waits for MOST_S, has no intent. The cache holds
-    digests of texts, not texts.
+    Bounded: a text that finds MOST_WAITING others in front of it, or waits for too long, has no intent. The cache
+    holds digests of texts, not texts.
 
     Args:
         path: What `headrace intents train` wrote, or will write.
         count: Is told what became of each question.
+        most_s: After so many seconds a request goes on without its intent.
     """
 
-    def __init__(self, path: Path, count: Callable[[Result], None] = lambda result: None) -> None:
+    def __init__(
+        self, path: Path, count: Callable[[Result], None] = lambda result: None, most_s: float = MOST_S
+    ) -> None:
         self._model = IntentModel(path)
         self._count = count
+        self._most_s = most_s
         self._thread = ThreadPoolExecutor(1, "intents")
         self._known: OrderedDict[bytes, str] = OrderedDict()
         self._version = 0
@@ -67,7 +72,7 @@ class Intents:
         looking.add_done_callback(self._looked)
 
     def ask(self, text: str, done: Callable[[str], None]) -> None:
-        """Calls `done` once with the text's intent: at once if it is known, or cannot be told; else within MOST_S."""
+        """Calls `done` once with the text's intent: at once if it is known, or cannot be told; else within `most_s`."""
         key = blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
         if (intent := self._known.get(key)) is not None:
             self._known.move_to_end(key)
@@ -80,8 +85,8 @@ class Intents:
             self._waiting += 1
             loop = asyncio.get_running_loop()
             question = _Question(done, self._count)
-            timer = loop.call_later(MOST_S, question.answer, "", "late")
-            telling = loop.run_in_executor(self._thread, self._tell, text)
+            timer = loop.call_later(self._most_s, question.answer, "", "late")
+            telling = loop.run_in_executor(self._thread, self._tell, text, question)
             telling.add_done_callback(lambda told: self._told(told, key, question, timer))
 
     async def of(self, text: str) -> str:
@@ -94,11 +99,12 @@ class Intents:
         """Ends the thread behind the text that it has; those that wait have no intent."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _tell(self, text: str) -> tuple[int, str | None]:
-        """In the thread: the version that told, and the intent; None when nothing is trained."""
+    def _tell(self, text: str, question: "_Question") -> tuple[int, str | None]:
+        """In the thread: the version that told, and the intent; None when nothing is trained, or nobody waits."""
         if not self._model.version:
             self._model.refresh()
-        return self._model.version, self._model.of(text)[0] if self._model.trained else None
+        told = self._model.trained and not question.answered
+        return self._model.version, self._model.of(text)[0] if told else None
 
     def _told(
         self,
@@ -146,6 +152,11 @@ class _Question:
     def __init__(self, done: Callable[[str], None], count: Callable[[Result], None]) -> None:
         self._done: Callable[[str], None] | None = done
         self._count = count
+
+    @property
+    def answered(self) -> bool:
+        """May be asked by any thread."""
+        return self._done is None
 
     def answer(self, intent: str, result: Result) -> None:
         done, self._done = self._done, None

@@ -461,7 +461,7 @@ class Model(_message.Message):
 
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """"chat", "grammar", "log_probs"."""
+        """"chat", "grammar", "log_probs", "tools", "vision"; "lang:de" and "x:legal" mean what callers make of them."""
 
     @_builtins.property
     def labels(self) -> _struct_pb2.Struct:
