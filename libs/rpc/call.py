@@ -15,7 +15,7 @@ class Call:
     method: str
     """/package.Service/Method"""
     metadata: dict[str, str] = field(default_factory=dict)
-    """The caller's text metadata; of repeated keys the last."""
+    """The caller's text metadata; values of repeated keys with commas between."""
     span: Span | None = None
     """The server span, where the method is traced."""
     deadline: float | None = None

@@ -49,7 +49,7 @@ class Layers(aio.ServerInterceptor):
         method = handler_call_details.method
         if handler is None or method.startswith(_FOREIGN):
             return handler
-        call = Call(method, {k: v for k, v in handler_call_details.invocation_metadata or () if isinstance(v, str)})
+        call = Call(method, _texts(handler_call_details.invocation_metadata or ()))
         kind = _kind(handler)
         behaviour: Handler = getattr(handler, kind)
         if inspect.isasyncgenfunction(behaviour):
@@ -65,6 +65,16 @@ class Layers(aio.ServerInterceptor):
 
         decode = _decoder(handler.request_deserializer, handler.request_streaming)
         return getattr(grpc, f"{kind}_rpc_method_handler")(enter, decode, handler.response_serializer)
+
+
+def _texts(metadata: Sequence[tuple[str, str | bytes]]) -> dict[str, str]:
+    """Text metadata. A key that comes again is one with a comma, as every proxy may write it: whoever reads only the
+    first, or only the last, can be told something else than who stands in front."""
+    found: dict[str, str] = {}
+    for key, value in metadata:
+        if isinstance(value, str):
+            found[key] = f"{found[key]},{value}" if key in found else value
+    return found
 
 
 class Undecodable:

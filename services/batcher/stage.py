@@ -8,7 +8,7 @@ Everything here is synchronous and driven from outside: by lanes, by the registr
 and by `tick`. So the simulator runs this very code in virtual time.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 
@@ -326,7 +326,7 @@ class Batcher:
     def _sort_out(self) -> None:
         """Hands back what waits for a version that is gone, and tells the others what they wait for."""
         book = self._book
-        infos = {e.name: e.info for e in book.executors.values() if not e.gone}
+        infos, away = self._infos()
         for pool in list(book.pools.values()):
             if not len(pool.queue):
                 continue
@@ -334,10 +334,16 @@ class Batcher:
                 why = f"{pool.name} was withdrawn"
                 for held in self._waiting(pool):
                     book.stop(held, NoExecutor(why, metadata={POOL_GONE: "true"}, retry_after_s=1.0))
-            elif (told := why_waiting(pool.name, infos)) != pool.told:
+            elif (told := why_waiting(pool.name, infos, away)) != pool.told:
                 pool.told = told
                 for held in self._waiting(pool):
                     _note(held, told)
+
+    def _infos(self) -> tuple[Mapping[str, ExecutorInfo], Collection[str]]:
+        """Executors as the registry has them, and which of them do not answer."""
+        there = [executor for executor in self._book.executors.values() if not executor.gone]
+        away = {e.name for e in there if e.lane is None or not e.lane.ready}
+        return {executor.name: executor.info for executor in there}, away
 
     def _waiting(self, pool: Pool) -> Iterable[Held]:
         """The works in a queue; each, unless what was done about one before it has ended it."""
@@ -345,7 +351,7 @@ class Batcher:
 
     def _tell(self, pool: Pool, held: Held) -> None:
         """Tells a work that has just come what it waits for, if that is a copy."""
-        pool.told = why_waiting(pool.name, {e.name: e.info for e in self._book.executors.values() if not e.gone})
+        pool.told = why_waiting(pool.name, *self._infos())
         if pool.told:
             _note(held, pool.told)
             self.starved()

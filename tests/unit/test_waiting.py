@@ -43,3 +43,9 @@ def test_what_comes_is_named_with_where_and_what_for() -> None:
 def test_of_many_only_some_are_named() -> None:
     infos = {f"executor-{n}": info(coming="is being loaded") for n in range(9)}
     assert why_waiting("m@1", infos).count("is being loaded") == 3
+
+
+def test_executors_that_do_not_answer_have_no_copy_that_is_ready() -> None:
+    infos = {"a": info(ready=True), "b": info(ready=True)}
+    assert why_waiting("m@1", infos, {"a"}) == ""
+    assert why_waiting("m@1", infos, {"a", "b"}) == "a, which has m, does not answer; b, which has m, does not answer"
