@@ -222,6 +222,9 @@ ADMISSION_SESSIONS = _gauge("headrace_admission_open_sessions", "Session streams
 ADMISSION_AUDIT_LOST = _counter(
     "headrace_admission_audit_lost_total", "Entries of the audit log that could not be written."
 )
+ADMISSION_DEGRADATION = _gauge(
+    "headrace_admission_degradation_level", "Rungs of a tier's ladder that are in force.", "model", "tier"
+)
 ADMISSION_CONVERSATIONS = _gauge("headrace_admission_conversations", "Answers under contracts in flight.")
 ADMISSION_CONTRACTS = _counter(
     "headrace_admission_contracts_total",

@@ -10,7 +10,7 @@ from services.admission.policy import Tenant
 
 
 def operator() -> Tenant:
-    """The caller, if it may operate the mesh now. Raises NotAllowed, and CredentialsInvalid when it is nobody any more."""
+    """The caller, if it may operate the mesh now. Raises NotAllowed, or CredentialsInvalid when it is nobody."""
     tenant: Tenant = CALL.get().who()
     if not tenant.operator:
         raise NotAllowed(f"tenant {tenant.name} is not an operator")

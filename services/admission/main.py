@@ -110,6 +110,7 @@ async def run(settings: Settings) -> None:
             mesh.every(TICK_S, forwarder.expire, "expire")
             mesh.every(EVERY_S, exchange.tick, "limits")
             mesh.every(LOOK_S, saturation.tick, "ladders")
+            mesh.every(1.0, lambda: observer.degraded(ladders.states()), "tell levels")
             demand.on_change(saturation.tick)
             # Only now: a process that does not know its tenants yet would refuse them all.
             await mesh.listen(

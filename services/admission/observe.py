@@ -1,5 +1,6 @@
 """Admission's metrics."""
 
+from collections.abc import Sequence
 from functools import cache
 
 from libs.errors import HeadraceError
@@ -7,6 +8,7 @@ from libs.lane.work import Outcome
 from libs.telemetry import names
 from libs.telemetry.metrics import Metrics
 from services.admission.generation import Generation
+from services.admission.ladder import LadderState
 
 
 class Observer:
@@ -18,6 +20,7 @@ class Observer:
         self._tokens = cache(metrics.counter(names.ADMISSION_TOKENS).labels)
         self._refusals = cache(metrics.counter(names.ADMISSION_REFUSALS).labels)
         self._sessions = metrics.gauge(names.ADMISSION_SESSIONS)
+        self._degradation = cache(metrics.gauge(names.ADMISSION_DEGRADATION).labels)
         self._audit_lost = metrics.counter(names.ADMISSION_AUDIT_LOST)
         self._duration = cache(metrics.histogram(names.GEN_AI_SERVER_REQUEST_DURATION).labels)
         self._first_token = cache(metrics.histogram(names.GEN_AI_SERVER_TIME_TO_FIRST_TOKEN).labels)
@@ -48,6 +51,11 @@ class Observer:
             self._first_token(*labels).observe(generation.first_token - generation.started)
             if generation.tokens > 1:
                 self._per_token(*labels).observe((now - generation.first_token) / (generation.tokens - 1))
+
+    def degraded(self, states: Sequence[LadderState]) -> None:
+        """Where the ladders stand."""
+        for state in states:
+            self._degradation(state.model, state.tier.name.lower()).set(state.level)
 
     def audit_lost(self, entries: int) -> None:
         """Entries of the audit log could not be written. May be called from any thread."""

@@ -18,6 +18,7 @@ from services.console.config import Settings
 from services.console.door import STATE_DIR, AsJson, Key, StateDir, Target
 from services.console.door import door as _door
 from services.console.door import read as _read
+from services.console.intents import app as intents_app
 from services.console.mesh.parts import POLICY_DIR
 from services.console.mesh.plan import BASE_PORT, Options
 from services.console.pins import app as pins_app
@@ -33,6 +34,7 @@ app.add_typer(policy_app)
 app.add_typer(simulate_app, name="simulate")
 app.add_typer(pins_app)
 app.add_typer(audit_app)
+app.add_typer(intents_app)
 app.add_typer(readiness_app)
 
 

@@ -14,5 +14,6 @@ class Settings:
     etcd: Etcd
     cache_dir: Path = Path("~/.cache/headrace").expanduser()
     """Prepared models; a router needs the tokenizers of those in cascades."""
-    intents: Path = Path("~/.config/headrace/intents").expanduser()
-    """What `headrace intents train` wrote; only routes with rules on intents need it."""
+    intents: Path | None = None
+    """What `headrace intents train` wrote; unset: intents.npz in the state folder. Only routes with rules on
+    intents need it."""

@@ -25,7 +25,7 @@ async def run(settings: Settings) -> None:
         forwarder = Forwarder("router", batcher_for, mesh.clock, lambda work: observer.resumed(work.pool))
         tokenizers = Tokenizers(load_tokenizer, settings.cache_dir, mesh.tasks)
         texts = AnswerTexts(tokenizers)
-        intents = Intents(settings.intents, observer.intent)
+        intents = Intents(settings.intents or settings.process.state_dir / "intents.npz", observer.intent)
 
         def catalogue_changed(known: Catalogue) -> None:
             texts.want(known)

@@ -298,8 +298,8 @@ async def test_bytes_that_are_no_message_are_the_callers_fault(kind: str) -> Non
 
     async with serving(read, read) as (channel, _):
         raw = channel.unary_unary(UNARY) if kind == "unary" else channel.unary_stream(STREAM)
+        call = raw(b"\x0a\xff", timeout=10)
         with pytest.raises(aio.AioRpcError) as raised:
-            call = raw(b"\x0a\xff", timeout=10)
             await (call if kind == "unary" else call.read())
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert isinstance(from_failure(details(raised.value)), RequestInvalid)

@@ -103,7 +103,7 @@ def tokens(now: float) -> Mapping[str, str]:
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": SUBJECT, "exp": now + 300}
     good = token(claims)
     head, body, mark = good.split(".")
-    own = {"jwk": _public(STRANGER, "ed")}
+    own: dict[str, Any] = {"jwk": _public(STRANGER, "ed")}
     return {
         "alg none, without a signature": _forged({"alg": "none"}, claims, None),
         "alg None, with the signature of a good one": f"{_part({'alg': 'None', 'kid': 'ed'})}.{body}.{mark}",

@@ -262,8 +262,8 @@ async def _shots(
             await idle(mesh)
             before = Footprint.of(mesh)
         resident = Footprint.of(mesh).processes["admission-1"].resident / 1e6
-        say(f"{tally.shots:>7} {dict(tally.codes.most_common())}, {restored} keys put back, admission {resident:.0f} MB, "
-            f"{len(tally.faults)} faults")  # fmt: skip
+        codes = dict(tally.codes.most_common())
+        say(f"{tally.shots:>7} {codes}, {restored} keys put back, {resident:.0f} MB, {len(tally.faults)} faults")
     await idle(mesh)
     assert before is not None
     faults = [*bugs(mesh), *leaks(before, Footprint.of(mesh), mesh), *tally.faults]

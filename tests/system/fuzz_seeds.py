@@ -134,7 +134,8 @@ def seeds() -> Mapping[str, Sequence[Message]]:
         (ops.UnpinPrefixRequest(name="fuzz-pin"),),
         tuple(ops.ApplyPolicyRequest(objects=[each], dry_run=dry) for each in every for dry in (True, False)),
         tuple(ops.DeletePolicyRequest(kind=kind, name=name) for kind, name in (
-            ("breakers", MODEL), ("tenants", "fuzz-tenant"), ("routes", "fuzz-alias"), ("contracts", "fuzz-agreed"), ("tools", "fuzz-tool"),
+            ("breakers", MODEL), ("tenants", "fuzz-tenant"), ("routes", "fuzz-alias"), ("contracts", "fuzz-agreed"),
+            ("tools", "fuzz-tool"),
         )),
         (ops.ListAuditRequest(tenant=TENANT, page_size=5), ops.ListAuditRequest(page_token="9/admission-1/9")),
         (ops.DeleteAuditRequest(tenant="fuzz-tenant"),),

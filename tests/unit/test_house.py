@@ -101,6 +101,7 @@ NAMED_SHELLS = {
     "services/placement/controller.py": "reads and writes etcd while it leads",
     "services/placement/records.py": "the registry's messages to values and back",
     "services/router/catalogue_source.py": "reads the catalogue from etcd",
+    "services/router/intents/intents.py": "a thread for the embedding model, and who waits for it",
     "services/router/policy_values.py": "messages of the policy to values",
 }
 """Everything else in a service that may have effects, and which. A module that is not here is pure."""

@@ -1,14 +1,19 @@
 """Intents: from examples to a file, from a text to its intent, and what happens when that cannot be told."""
 
 import asyncio
+import io
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from structlog.testing import capture_logs
 
+from services.console.commands import intents as commands
+from services.console.problem import Problem
 from services.router.intents import stored
 from services.router.intents.background import BACKGROUND
 from services.router.intents.classifier import Classifier, fit, stratified
@@ -20,7 +25,50 @@ from services.router.intents.training import Trained, train
 from services.router.policy import RouteRules, Rule
 from services.router.route import Catalogue
 
-DATA = Path(__file__).resolve().parents[1] / "bench/data/intents"
+PROGRAMS = """
+Write a Python function that removes duplicate lines from a file.
+Why does this loop never end? while i < 10: print(i)
+Give me a regular expression that matches a German postal code.
+How do I reverse a linked list in Rust without unsafe?
+Add type hints to the function below.
+My unit test fails with KeyError: 'user'. What is wrong?
+Convert this callback-style JavaScript to async and await.
+Write a bash script that deletes log files older than two weeks.
+Explain what this decorator does to the function it wraps.
+Implement a least-recently-used cache with a time to live in Go.
+The compiler says 'cannot borrow as mutable'. How can I fix it?
+Write unit tests for the parser in this module.
+Make this function faster; it is called a million times.
+Show me how to read a CSV file line by line in Java.
+I get a segmentation fault when I free this pointer twice, please help.
+Write a Dockerfile for a Flask application.
+Turn this nested if statement into a match statement.
+What is the difference between a mutex and a semaphore in C++?
+Review this pull request and point out bugs.
+Generate a React component for a login form.
+""".strip().splitlines()
+LANGUAGES = """
+Translate this sentence into French: the shop is closed on Mondays.
+How do you say 'thank you very much' in Japanese?
+Please put this letter into German.
+What does 'saudade' mean in English?
+Translate the following paragraph from Spanish to English.
+Render this slogan in Italian, keep it short.
+I need this user interface text in Dutch.
+Give me the Polish version of this invitation.
+Into Portuguese: your parcel will arrive tomorrow.
+What is the Swedish word for strawberry?
+Translate these error messages to Korean.
+Can you turn this Chinese product description into English?
+Say 'where is the station?' in Turkish.
+Convert the text below from British English to Brazilian Portuguese.
+Translate my CV into French, formal tone.
+How would a native speaker say this in Russian?
+English to Arabic: welcome to our hotel.
+Please translate the subtitles below to Finnish.
+What is the correct German translation of 'terms of service'?
+Put the chorus of this song into English.
+""".strip().splitlines()
 CODE, TRANSLATE = "Why does my Python script raise a TypeError?", "Translate this letter into Spanish."
 WITH_RULES = Catalogue(routes={"r": RouteRules("r", "a", (Rule("code", "b", intents=frozenset({"code"})),))})
 
@@ -32,8 +80,7 @@ def embedder() -> Embedder:
 
 @pytest.fixture(scope="module")
 def examples() -> Examples:
-    known = read(DATA)
-    return Examples({intent: known.of[intent][:20] for intent in ("code", "translate")}, known.none[:20])
+    return Examples({"code": PROGRAMS, "translate": LANGUAGES}, BACKGROUND[:20])
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +268,7 @@ async def test_without_a_file_intents_are_unknown_and_that_is_said_once(
     with capture_logs() as logs:
         assert [await intents.of("a"), await intents.of("b")] == ["", ""]
     assert counted == ["untrained", "untrained"]
-    assert [entry["event"] for entry in logs if "headrace intents train" in entry["event"]].__len__() == 1
+    assert sum("headrace intents train" in entry["event"] for entry in logs) == 1
 
 
 async def test_a_file_that_comes_or_changes_is_followed(
@@ -310,3 +357,39 @@ async def test_at_the_end_nobody_is_left_waiting(
     gate.set()
     assert await asyncio.gather(*asked) == [""] * 3
     assert counted == ["failed"] * 3
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def said(run: Callable[[Console], None]) -> str:
+    """What a command prints."""
+    console = Console(file=io.StringIO(), width=160)
+    run(console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_the_command_trains_and_tries(tmp_path: Path, examples: Examples) -> None:
+    file = tmp_path / "state/intents.npz"
+    here = folder(tmp_path, none=list(examples.none), **{name: list(texts) for name, texts in examples.of.items()})
+    told = said(lambda console: commands.train(here, file, False, console))
+    assert f"✓ {file} written" in told
+    assert "one decision takes" in told
+    figures = json.loads(said(lambda console: commands.train(here, file, True, console)))
+    assert figures["held_back"] == {"code": 4, "translate": 4, "": 4}
+    assert said(lambda console: commands.attempt(CODE, file, False, console)).startswith("code ")
+    tried = json.loads(said(lambda console: commands.attempt("How tall is the Eiffel Tower?", file, True, console)))
+    assert tried["intent"] == ""
+    assert sum(tried["all"].values()) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO())
+    with pytest.raises(Problem, match="cannot be learned from"):
+        commands.train(tmp_path, tmp_path / "out.npz", False, console)
+    with pytest.raises(Problem, match="is not there"):
+        commands.attempt("x", tmp_path / "out.npz", False, console)
+    (tmp_path / "out.npz").write_bytes(b"text")
+    with pytest.raises(Problem, match="cannot be used"):
+        commands.attempt("x", tmp_path / "out.npz", False, console)

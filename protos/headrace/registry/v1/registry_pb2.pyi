@@ -1211,13 +1211,15 @@ class Saturation(_message.Message):
     waiting: _builtins.int
     """Works that wait."""
     wait: _builtins.float
-    """The longest wait of a work that waits, or has left the queue within the last 2 s, over the tier's target for the
-    first token.
+    """The longest wait of a work that waits, or has left the queue within the last 2 s, over what it was promised: the
+    tier's target for the first token, or longer for a long prompt.
     """
     blocks: _builtins.float
     """Blocks that are reserved, of those that the open executors have, from 0 to 1."""
     refused: _builtins.float
-    """Of the works that came within the last 5 s, the share that was refused for want of room."""
+    """Of the works that came lately, the share that was refused for want of room; each tenant counts the same, so that one
+    that floods does not look like all.
+    """
     def __init__(
         self,
         *,
