@@ -79,7 +79,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         try:
             await context.send_initial_metadata(())
             while await session.wait():
-                await context.write(session.take())
+                if (message := session.take()).ByteSize():  # who has just begun has nothing to say yet
+                    await context.write(message)
             await reader  # raises what ended the reading
         finally:
             self._observer.sessions(-1)

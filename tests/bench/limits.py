@@ -1,6 +1,6 @@
 """Ten times a tenant's tokens per minute, for a minute, at three admission processes: what gets through.
 
-    python -m tests.bench.limits [--factor 10] [--seconds 60] [--scenes even,uneven,moving] [--out FILE.json]
+    python -m tests.bench.limits [--factor 10] [--seconds 60] [--scenes even,uneven,moving,alone] [--out FILE.json]
 
 A mesh of its own, real processes, the simulated engine. One tenant sends requests of one size, open loop, Poisson
 arrivals, and nobody heeds RetryInfo:
@@ -8,6 +8,7 @@ arrivals, and nobody heeds RetryInfo:
     even     through Envoy, which spreads them
     uneven   to the processes themselves: 70 %, 25 % and 5 % of them
     moving   to one process at a time, to the next one after ten seconds
+    alone    to one process, each when the one before has its answer: what a refusal takes and costs
 
 `even` comes first, when no process knows the tenant; the others find a second's worth of tokens saved up. What got
 through is what the answers of requests that came within the time used, prompt and answer. A refusal's time is what the
@@ -49,8 +50,10 @@ KEY = "headrace-bench-metered"
 TOKENS_PER_MIN = 30_000
 ANSWER = 40
 """Tokens of an answer; with its prompt a request has about 60."""
+LONG = 8000
+"""Tokens that take 16 s to pay."""
 ADMISSIONS = 3
-MOVES_S = 10.0
+MOVES_S = ALONE_S = 10.0
 IDLE_S = 5.0
 """Between two scenes."""
 WINDOW_S, WAITED_S = 0.02, 0.002
@@ -70,16 +73,18 @@ class Tally:
     retry_s: list[float] = field(default_factory=list)
     limits: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
+    cpu_us: float = 0.0
+    """Of the process, for each request, where that was measured."""
     windows: list[tuple[float, float]] = field(default_factory=list)
     """When each ended, and how long threads waited for a core in it, added up."""
 
 
-async def one(client: Client, number: int, tally: Tally) -> None:
+async def one(client: Client, number: int, tally: Tally, max_tokens: int = ANSWER) -> None:
     """One request to its end."""
     request = pb.GenerateRequest(
         model="simulated",
         prompt=f"Request {number:07} of a tenant.",
-        sampling=pb.Sampling(max_tokens=ANSWER, ignore_end=True),
+        sampling=pb.Sampling(max_tokens=max_tokens, ignore_end=True),
         output_form=pb.OUTPUT_FORM_TOKEN_IDS,
     )
     began = time.perf_counter()
@@ -154,6 +159,26 @@ async def scene(
     return tally
 
 
+async def one_by_one(client: Client, pids: Sequence[int], admission: int, seconds: float) -> Tally:
+    """Sends the next when the one before has its answer, which is a refusal: a long answer is under way."""
+    tally, process = Tally(), psutil.Process(admission)
+    while True:
+        long = asyncio.create_task(one(client, 0, Tally(), LONG))
+        await asyncio.sleep(1.0)
+        if not long.done():  # else it was refused itself
+            break
+    watcher, before = asyncio.create_task(watch(pids, tally)), sum(process.cpu_times()[:2])
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        tally.offered += 1
+        await one(client, tally.offered, tally)
+    tally.cpu_us = (sum(process.cpu_times()[:2]) - before) * 1e6 / tally.offered
+    watcher.cancel()
+    long.cancel()
+    await asyncio.gather(watcher, long, return_exceptions=True)
+    return tally
+
+
 def spread(chance: random.Random, _: float) -> int:
     """Seven in ten to the first process."""
     return chance.choices(range(ADMISSIONS), (0.7, 0.25, 0.05))[0]
@@ -183,6 +208,7 @@ def row(name: str, tally: Tally, per_request: float, seconds: float) -> dict[str
         "undisturbed": len(undisturbed),
         "undisturbed_p50_ms": quantile(undisturbed, 0.5),
         "undisturbed_p99_ms": quantile(undisturbed, 0.99),
+        "cpu_us": round(tally.cpu_us),
         "retry_p50_s": quantile(tally.retry_s, 0.5),
         "retry_max_s": round(max(tally.retry_s, default=0.0), 3),
     }
@@ -216,6 +242,8 @@ async def play(mesh: Mesh, scenes: Sequence[str], factor: float, seconds: float)
                 tally = await scene([door], pids, lambda *_: 0, per_s, seconds)
             elif name == "uneven":
                 tally = await scene(own, pids, spread, per_s, seconds)
+            elif name == "alone":
+                tally = await one_by_one(own[0], [pids[0], pids[2]], pids[2], min(seconds, ALONE_S))
             else:
                 tally = await scene(own, pids, lambda _, at: int(at / MOVES_S) % ADMISSIONS, per_s, seconds)
             rows.append({**row(name, tally, per_request, seconds), "load": round(psutil.getloadavg()[0], 1)})
@@ -227,7 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--factor", type=float, default=10.0)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--scenes", default="even,uneven,moving")
+    parser.add_argument("--scenes", default="even,uneven,moving,alone")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
