@@ -14,7 +14,7 @@ from tests.system.client import Answer, Client, ask, connect, metric
 from tests.system.mesh import Mesh
 
 MODEL = "simulated"
-BACK_S = 5.0
+BACK_S = 10.0
 """Within this time after a kill, the mesh answers new requests again."""
 
 

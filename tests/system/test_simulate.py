@@ -92,19 +92,25 @@ def test_all_that_is_wrong_is_told_without_a_traceback(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+CALIBRATIONS = 3
+"""Of which one has to be right: whoever else uses the cores for a moment makes steps longer."""
+
+
 def test_known_constants_come_back(tmp_path: Path) -> None:
     models = tmp_path / "policy" / "models"
     models.mkdir(parents=True)
     constants = "".join(f"  {name}: {value}\n" for name, value in CONSTANTS.items())
     (models / "measured.yaml").write_text(MODEL + constants)
     with Mesh(engine="simulated", executors=1, envoy=False, extra_policy=tmp_path / "policy") as mesh:
-        said = headrace(
-            "simulate", "calibrate", "--target", mesh.target, "--key", mesh.key, "--model", "measured",
-            "--longest", "640", "--widest", "4", "--repeats", "2",
-        )  # fmt: skip
-    assert said.returncode == 0, said.stdout + said.stderr
-    fitted = yaml.safe_load(said.stdout)["simulation"]
-    wrong = {
-        name: fitted.get(name) for name, value in CONSTANTS.items() if not 0.85 < fitted.get(name, 0) / value < 1.15
-    }
-    assert not wrong, f"fitted {fitted}\n{said.stderr}"
+        for _ in range(CALIBRATIONS):
+            said = headrace(
+                "simulate", "calibrate", "--target", mesh.target, "--key", mesh.key, "--model", "measured",
+                "--longest", "640", "--widest", "4", "--repeats", "2",
+            )  # fmt: skip
+            assert said.returncode == 0, said.stdout + said.stderr
+            fitted = yaml.safe_load(said.stdout)["simulation"]
+            ratios = {name: fitted.get(name, 0) / value for name, value in CONSTANTS.items()}
+            wrong = {name: ratio for name, ratio in ratios.items() if not 0.85 < ratio < 1.15}
+            if not wrong:
+                return
+    raise AssertionError(f"fitted {fitted}, off by {wrong}\n{said.stderr}")
