@@ -32,7 +32,7 @@ def question_to_proto(question: Question) -> pb.Question:
 def question_from_proto(message: pb.Question) -> Question:
     """Field for field."""
     return Question(
-        message.id, message.pool, list(message.block_hashes), message.executor, message.blocks, message.traceparent
+        message.id, message.pool, message.block_hashes[:], message.executor, message.blocks, message.traceparent
     )
 
 
@@ -140,9 +140,7 @@ def info_from_proto(message: pb.PoolBlocks) -> CacheInfo:
 
 def cache_from_proto(message: pb.PoolBlocks) -> CacheState:
     """A pool of a snapshot."""
-    return CacheState(
-        info_from_proto(message), list(message.block_hashes), list(message.host_hashes), list(message.disk_hashes)
-    )
+    return CacheState(info_from_proto(message), message.block_hashes[:], message.host_hashes[:], message.disk_hashes[:])
 
 
 def stored_from_proto(message: pb.PoolBlocks, size: int) -> Iterator[BlockEvent]:

@@ -4,8 +4,8 @@
 
 Real processes: etcd, admission, a router, a stub that answers at once (tests/bench/front_stub.py), a client. Each case
 runs twice, through admission and router to the stub, and with the client at the stub alone; the difference is what they
-add. Cases: 1 and 64 in flight (closed loop), and an open loop at half of the highest rate that they bear. CPU is that of
-the processes of admission and router (user + system) per request.
+add. Cases: 1 and 64 in flight (closed loop), and an open loop at half of the highest rate that they bear. CPU is that
+of the processes of admission and router (user + system) per request.
 
 Sixty-four that come at once share frames, writes and wake-ups; requests that come by chance do not. So the highest rate
 is looked for with an open loop, which climbs until fewer are answered than are sent, or they begin to queue.

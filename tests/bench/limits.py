@@ -50,10 +50,10 @@ KEY = "headrace-bench-metered"
 TOKENS_PER_MIN = 30_000
 ANSWER = 40
 """Tokens of an answer; with its prompt a request has about 60."""
-LONG = 8000
-"""Tokens that take 16 s to pay."""
+LONG = 2000
+"""Tokens that take 4 s to pay."""
 ADMISSIONS = 3
-MOVES_S = ALONE_S = 10.0
+MOVES_S, ALONE_S = 10.0, 2.5
 IDLE_S = 5.0
 """Between two scenes."""
 WINDOW_S, WAITED_S = 0.02, 0.002
