@@ -13,23 +13,20 @@ arrivals, and nobody heeds RetryInfo:
 `even` comes first, when no process knows the tenant; the others find a second's worth of tokens saved up. What got
 through is what the answers of requests that came within the time used, prompt and answer. A refusal's time is what the
 client sees, from before the call is made to behind its end. On a machine that others use, milliseconds are theirs: so
-beside it stands the same of those refusals during which no thread of the client, of Envoy or of an admission process
-waited for a core for longer than WAITED_S in WINDOW_S.
+beside it stands the load, and the last scene has a process that refuses next to nothing else.
 """
 
 import argparse
 import asyncio
 import hashlib
 import json
-import os
 import platform
 import random
 import tempfile
 import time
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +53,6 @@ ADMISSIONS = 3
 MOVES_S, ALONE_S = 10.0, 2.5
 IDLE_S = 5.0
 """Between two scenes."""
-WINDOW_S, WAITED_S = 0.02, 0.002
 ETERNITY_S = 30.0
 
 
@@ -68,15 +64,12 @@ class Tally:
     answered: int = 0
     tokens: int = 0
     offered_tokens: float = 0.0
-    refused: list[tuple[float, float]] = field(default_factory=list)
-    """When each was sent, and when it ended."""
+    refused_ms: list[float] = field(default_factory=list)
     retry_s: list[float] = field(default_factory=list)
     limits: Counter[str] = field(default_factory=Counter)
     others: Counter[str] = field(default_factory=Counter)
     cpu_us: float = 0.0
     """Of the process, for each request, where that was measured."""
-    windows: list[tuple[float, float]] = field(default_factory=list)
-    """When each ended, and how long threads waited for a core in it, added up."""
 
 
 async def one(client: Client, number: int, tally: Tally, max_tokens: int = ANSWER) -> None:
@@ -91,13 +84,13 @@ async def one(client: Client, number: int, tally: Tally, max_tokens: int = ANSWE
     try:
         answer = await client.generate(request, timeout_s=ETERNITY_S)
     except aio.AioRpcError as error:
-        ended = time.perf_counter()
+        took_ms = (time.perf_counter() - began) * 1000
         found: dict[str, Any] = dict(details(error))
         quota, retry = found.get("QuotaFailure"), found.get("RetryInfo")
         if not isinstance(quota, error_details_pb2.QuotaFailure) or retry is None:
             tally.others[f"{error.code().name}: {error.details()}"[:100]] += 1
             return
-        tally.refused.append((began, ended))
+        tally.refused_ms.append(took_ms)
         tally.retry_s.append(retry.retry_delay.ToMicroseconds() / 1e6)
         tally.limits.update(v.subject.rpartition("/")[2] for v in quota.violations)
         return
@@ -106,40 +99,8 @@ async def one(client: Client, number: int, tally: Tally, max_tokens: int = ANSWE
     tally.tokens += answer.finish.usage.prompt_tokens + answer.finish.usage.output_tokens
 
 
-async def watch(pids: Sequence[int], tally: Tally) -> None:
-    """How long threads of these processes, and of this one, wait for a core."""
-    files = [path / "schedstat" for pid in pids for path in Path(f"/proc/{pid}/task").iterdir()]
-    before = waited(files)
-    while True:
-        await asyncio.sleep(WINDOW_S)
-        now = waited(files)
-        tally.windows.append((time.perf_counter(), now - before))
-        before = now
-
-
-def waited(files: Sequence[Path]) -> float:
-    """Seconds in which threads could have run and had no core, so far."""
-    total = 0
-    for file in files:
-        with suppress(OSError):  # the thread has ended
-            total += int(file.read_text().split()[1])
-    return total / 1e9
-
-
-def calm(tally: Tally) -> list[float]:
-    """Milliseconds of the refusals during which nobody waited."""
-    ends = [end for end, _ in tally.windows]
-    times = []
-    for sent, ended in tally.refused:
-        within = tally.windows[bisect_left(ends, sent) : bisect_left(ends, ended) + 1]
-        if within and all(waits < WAITED_S for _, waits in within):
-            times.append((ended - sent) * 1000)
-    return times
-
-
 async def scene(
     clients: Sequence[Client],
-    pids: Sequence[int],
     choose: Callable[[random.Random, float], int],
     per_s: float,
     seconds: float,
@@ -147,19 +108,16 @@ async def scene(
     """Sends for so many seconds, waits for every answer."""
     chance, tally, number = random.Random(11), Tally(), 0
     begun = due = time.perf_counter()
-    watcher = asyncio.create_task(watch(pids, tally))
     async with asyncio.TaskGroup() as group:
         while (due := due + chance.expovariate(per_s)) < begun + seconds:
             await asyncio.sleep(max(due - time.perf_counter(), 0))
             number += 1
             group.create_task(one(clients[choose(chance, due - begun)], number, tally))
-    watcher.cancel()
-    await asyncio.gather(watcher, return_exceptions=True)
     tally.offered = number
     return tally
 
 
-async def one_by_one(client: Client, pids: Sequence[int], admission: int, seconds: float) -> Tally:
+async def one_by_one(client: Client, admission: int, seconds: float) -> Tally:
     """Sends the next when the one before has its answer, which is a refusal: a long answer is under way."""
     tally, process = Tally(), psutil.Process(admission)
     while True:
@@ -167,15 +125,14 @@ async def one_by_one(client: Client, pids: Sequence[int], admission: int, second
         await asyncio.sleep(1.0)
         if not long.done():  # else it was refused itself
             break
-    watcher, before = asyncio.create_task(watch(pids, tally)), sum(process.cpu_times()[:2])
+    before = sum(process.cpu_times()[:2])
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         tally.offered += 1
         await one(client, tally.offered, tally)
     tally.cpu_us = (sum(process.cpu_times()[:2]) - before) * 1e6 / tally.offered
-    watcher.cancel()
     long.cancel()
-    await asyncio.gather(watcher, long, return_exceptions=True)
+    await asyncio.gather(long, return_exceptions=True)
     return tally
 
 
@@ -192,22 +149,18 @@ def quantile(values: Sequence[float], share: float) -> float | None:
 
 def row(name: str, tally: Tally, per_request: float, seconds: float) -> dict[str, object]:
     """What is kept of a scene."""
-    took, undisturbed = [(ended - sent) * 1000 for sent, ended in tally.refused], calm(tally)
     return {
         "scene": name,
         "offered_factor": round(tally.offered * per_request * 60 / seconds / TOKENS_PER_MIN, 2),
         "offered": tally.offered,
         "answered": tally.answered,
-        "refused": len(tally.refused),
+        "refused": len(tally.refused_ms),
         "others": dict(tally.others),
         "tokens": tally.tokens,
         "through": round(tally.tokens * 60 / seconds / TOKENS_PER_MIN, 4),
         "limits": dict(tally.limits),
-        "refused_p50_ms": quantile(took, 0.5),
-        "refused_p99_ms": quantile(took, 0.99),
-        "undisturbed": len(undisturbed),
-        "undisturbed_p50_ms": quantile(undisturbed, 0.5),
-        "undisturbed_p99_ms": quantile(undisturbed, 0.99),
+        "refused_p50_ms": quantile(tally.refused_ms, 0.5),
+        "refused_p99_ms": quantile(tally.refused_ms, 0.99),
         "cpu_us": round(tally.cpu_us),
         "retry_p50_s": quantile(tally.retry_s, 0.5),
         "retry_max_s": round(max(tally.retry_s, default=0.0), 3),
@@ -224,8 +177,6 @@ async def play(mesh: Mesh, scenes: Sequence[str], factor: float, seconds: float)
 
         door = await to(mesh.port)
         own = [await to(mesh.snapshot().component(f"admission-{number + 1}").port) for number in range(ADMISSIONS)]
-        names = ["envoy", *(f"admission-{number + 1}" for number in range(ADMISSIONS))]
-        pids = [os.getpid(), *(mesh.pid(name) for name in names)]
         operator = Client(await stack.enter_async_context(aio.insecure_channel(mesh.target)), mesh.key)
         for number in range(8):
             await one(operator, number, Tally())  # what is done for the first time is not measured
@@ -239,13 +190,13 @@ async def play(mesh: Mesh, scenes: Sequence[str], factor: float, seconds: float)
             if index:
                 await asyncio.sleep(IDLE_S)
             if name == "even":
-                tally = await scene([door], pids, lambda *_: 0, per_s, seconds)
+                tally = await scene([door], lambda *_: 0, per_s, seconds)
             elif name == "uneven":
-                tally = await scene(own, pids, spread, per_s, seconds)
+                tally = await scene(own, spread, per_s, seconds)
             elif name == "alone":
-                tally = await one_by_one(own[0], [pids[0], pids[2]], pids[2], min(seconds, ALONE_S))
+                tally = await one_by_one(own[0], mesh.pid("admission-1"), min(seconds, ALONE_S))
             else:
-                tally = await scene(own, pids, lambda _, at: int(at / MOVES_S) % ADMISSIONS, per_s, seconds)
+                tally = await scene(own, lambda _, at: int(at / MOVES_S) % ADMISSIONS, per_s, seconds)
             rows.append({**row(name, tally, per_request, seconds), "load": round(psutil.getloadavg()[0], 1)})
     return rows
 
@@ -269,13 +220,12 @@ def main() -> None:
         (tenants / "metered.yaml").write_text(yaml.safe_dump(record))
         with Mesh(admissions=ADMISSIONS, envoy=True, extra_policy=Path(folder)) as mesh:
             rows = uvloop.run(play(mesh, arguments.scenes.split(","), arguments.factor, arguments.seconds))
-    names = ("scene", "offered", "through", "answered", "refused", "p50, ms", "p99", "undisturbed", "p50, ms", "p99")
+    names = ("scene", "offered", "through", "answered", "refused", "p50, ms", "p99")
     table = Table(*names)
     for each in rows:
         table.add_row(
             str(each["scene"]), f"×{each['offered_factor']}", f"{float(str(each['through'])):.2%}",
             str(each["answered"]), str(each["refused"]), str(each["refused_p50_ms"]), str(each["refused_p99_ms"]),
-            str(each["undisturbed"]), str(each["undisturbed_p50_ms"]), str(each["undisturbed_p99_ms"]),
         )  # fmt: skip
     Console().print(table)
     if arguments.out:
