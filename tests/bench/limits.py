@@ -13,7 +13,7 @@ arrivals, and nobody heeds RetryInfo:
 `even` comes first, when no process knows the tenant; the others find a second's worth of tokens saved up. What got
 through is what the answers of requests that came within the time used, prompt and answer. A refusal's time is what the
 client sees, from before the call is made to behind its end. On a machine that others use, milliseconds are theirs: so
-beside it stands the load, and the last scene has a process that refuses next to nothing else.
+beside it stands the load; and in the last scene one process refuses, and the others are idle.
 """
 
 import argparse

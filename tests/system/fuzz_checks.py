@@ -53,7 +53,7 @@ class Footprint:
         """As they are now."""
         found = {}
         for component in mesh.snapshot().components:
-            assert component.pid is not None, f"{component.name} does not run"
+            assert component.pid is not None, f"{component} does not run"
             process = psutil.Process(component.pid)
             resident = process.memory_info().rss
             found[component.name] = Process(component.pid, component.restarts, resident, process.num_fds())

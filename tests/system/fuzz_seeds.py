@@ -133,10 +133,12 @@ def seeds() -> Mapping[str, Sequence[Message]]:
         (pin, ops.PinPrefixRequest(name="fuzz-chat", model=MODEL, chat=pb.Chat(messages=[_system()]))),
         (ops.UnpinPrefixRequest(name="fuzz-pin"),),
         tuple(ops.ApplyPolicyRequest(objects=[each], dry_run=dry) for each in every for dry in (True, False)),
-        tuple(ops.DeletePolicyRequest(kind=kind, name=name) for kind, name in (
-            ("breakers", MODEL), ("tenants", "fuzz-tenant"), ("routes", "fuzz-alias"), ("contracts", "fuzz-agreed"),
-            ("tools", "fuzz-tool"),
-        )),
+        (
+            *(ops.DeletePolicyRequest(kind="breakers", name=MODEL) for _ in range(3)),  # the others are seldom there
+            ops.DeletePolicyRequest(kind="tenants", name="fuzz-tenant"),
+            ops.DeletePolicyRequest(kind="routes", name="fuzz-alias"),
+            ops.DeletePolicyRequest(kind="tools", name="fuzz-tool"),
+        ),
         (ops.ListAuditRequest(tenant=TENANT, page_size=5), ops.ListAuditRequest(page_token="9/admission-1/9")),
         (ops.DeleteAuditRequest(tenant="fuzz-tenant"),),
         tuple(ops.ExplainRequest(request=each, tenant=TENANT) for each in generates()),

@@ -90,7 +90,7 @@ def shot(seed: int, number: int, operator: str) -> Shot:
     metadata: tuple[tuple[str, str | bytes], ...] = (("authorization", f"Bearer {key}"),)
     count = chance.choice((1, 1, 2, 5)) if up else 1
     messages = [_message(method, chance) for _ in range(count)]
-    if chance.random() < 0.93:
+    if chance.random() < 0.9:
         how = "fields"
         for message in messages:
             for _ in range(chance.choice((1, 1, 1, 2, 3, 8))):
