@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 
+from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
@@ -210,12 +211,17 @@ def _labels(model: registry_pb2.Model) -> Iterator[Fault]:
             yield Fault(f"required_labels.{key}", f"{value!r} is not of the form: {form}")
     if model.spread_label and not _LABEL.fullmatch(model.spread_label):
         yield Fault("spread_label", f"{model.spread_label!r} is not of the form: {form}")
+    try:
+        json_format.MessageToDict(model.labels)
+    except ValueError as error:  # the message allows NaN and infinity
+        yield Fault("labels", f"cannot be written as JSON: {error}")
 
 
 def _duration(duration: Duration, there: bool, path: str, most_s: float) -> Iterator[Fault]:
     seconds = duration.seconds + duration.nanos / 1e9
-    if there and not 0 < seconds <= most_s:
-        yield Fault(path, f"{seconds:g}s: more than 0s, at most {most_s:g}s")
+    mixed = abs(duration.nanos) >= 1e9 or duration.seconds * duration.nanos < 0
+    if there and (mixed or not 0 < seconds <= most_s):
+        yield Fault(path, f"{seconds:g}s: more than 0s, at most {most_s:g}s, its parts of one sign")
 
 
 def positive(message: Message, fields: Iterable[str]) -> Iterator[Fault]:

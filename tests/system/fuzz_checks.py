@@ -20,7 +20,7 @@ MEMORY_GROWTH = 0.15
 MEMORY_SLACK = 8_000_000
 """Bytes: of a process of 60 MB, 15 % is what an allocator keeps by chance."""
 FILES_SLACK = 12
-EXPECTED = ("libs.models.source.SourceInvalid",)
+EXPECTED = ("tokenizer failed to load",)
 """Told with their traces, and no bugs: a model of the catalogue that has no such files."""
 TRACE_FRAMES = 4
 AT_REST = (
