@@ -129,11 +129,12 @@ class Front:
         tokenizer = desks.tokenizers.get(checked.spec.name)
         prompt = await tokenize(request, tokenizer)
         admitted = admit(checked, prompt, tokenizer.vocab_size, request.request_id, effects)
-        ticket = desks.limits.enter(tenant, admitted.most_tokens, self._clock.monotonic())
         describe(span, checked, admitted, effects, self._clock.now())
         degradation = Degradation(effects.level, effects.rungs) if effects.level else UNDEGRADED
         generation = Generation(checked, admitted, detokenizer(request, tokenizer), changed, started, degradation)
         generation.keeps_text = desks.storage(request, tenant) is not Storage.NONE
+        # Last of what may fail: what was reserved is given back by the end of a flight, and by nothing else.
+        ticket = desks.limits.enter(tenant, admitted.most_tokens, self._clock.monotonic())
         self._sequence += 1
         number = self._sequence
         self._flights[number] = _Flight(generation, tenant, ticket, effects, span)
