@@ -30,6 +30,7 @@ from libs.client import (
 )
 from libs.client.wire import Chat
 from libs.registry import EtcdClient, Registry, keys
+from services.admission.contracts.approvals import Approvals
 from tests.system.client import connect, details
 from tests.system.mesh import Mesh
 from tests.system.scripted import Scripted
@@ -338,6 +339,26 @@ async def test_a_client_that_goes_away_takes_its_question_with_it(mesh: Mesh, mu
         step = await waiting.until("waiting")
         waiting.answer.cancel()
         await gone(mesh, step.approval_id)
+
+
+async def test_a_question_goes_with_its_request_however_often_that_is_cancelled(mesh: Mesh) -> None:
+    async with Registry(EtcdClient([mesh.snapshot().etcd], None)) as registry:
+        approvals = Approvals(registry)
+        await approvals.start()
+        asked: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def wait_in_vain() -> None:
+            async with approvals.ask("dev") as question:
+                asked.set_result(question.id)
+                await question.decision()
+
+        waiting = asyncio.ensure_future(wait_in_vain())
+        approval_id = await asked
+        while not waiting.done():
+            waiting.cancel()
+            await asyncio.sleep(0)
+        await gone(mesh, approval_id)
+        await approvals.close()
 
 
 async def gone(mesh: Mesh, approval_id: str) -> None:

@@ -16,6 +16,7 @@ from libs.registry import keys
 from libs.registry.errors import CompareFailed, RegistryError
 from libs.registry.registry import Registry
 from libs.registry.values import decode, encode
+from libs.tasks import Tasks
 from services.admission.calls import written
 from services.admission.policy import Tenant
 
@@ -23,7 +24,7 @@ LEASE_S = 600
 """For so long a decision is kept, and a question whose process has died."""
 RENEW_S = LEASE_S / 3
 REASON_CHARACTERS = 1024
-REVOKE_S = 1.0
+REVOKE_S = 5.0
 _ID = re.compile(r"[0-9a-f]{32}\.(?P<tenant>[^/\s]{1,253})")
 """128 random bits, and whose question it is: no one else can have the rest of it."""
 
@@ -39,6 +40,7 @@ class Approvals:
         self._mirror = registry.mirror(keys.APPROVALS, registry_pb2.Approval)
         self._asked: dict[str, asyncio.Future[registry_pb2.Approval]] = {}
         self._stack = AsyncExitStack()
+        self._withdrawing = Tasks()
 
     async def start(self) -> None:
         """Returns when it has heard etcd."""
@@ -47,6 +49,7 @@ class Approvals:
 
     async def close(self) -> None:
         """Hears nothing more."""
+        await self._withdrawing.close()
         await self._stack.aclose()
 
     @asynccontextmanager
@@ -65,11 +68,9 @@ class Approvals:
             yield Question(approval_id, decided, self._registry, lease)
         finally:
             del self._asked[approval_id]
-            # A decision has a lease of its own: only a question that waits in vain goes with this.
-            with suppress(RegistryError, TimeoutError):
-                async with asyncio.timeout(REVOKE_S):
-                    if lease:
-                        await client.revoke(lease)
+            if lease:
+                # Not here: whoever asked may be cancelled once more, by its deadline and then by the end of its call.
+                self._withdrawing.spawn(self._withdraw(lease), f"withdraw {approval_id}")
 
     async def decide(self, approval_id: str, approved: bool, reason: str, caller: Tenant) -> registry_pb2.Approval:
         """Writes a decision. Raises ApprovalUnknown, NotAllowed, RequestInvalid and StageUnavailable."""
@@ -98,6 +99,12 @@ class Approvals:
                     raise ApprovalUnknown("nothing waits under this approval id any more") from None
                 raise _decided(decode(conflict.actual.value, registry_pb2.Approval)) from None
         return decision
+
+    async def _withdraw(self, lease: int) -> None:
+        """Takes a question back that waits in vain: a decision has a lease of its own and stays."""
+        with suppress(RegistryError, TimeoutError):
+            async with asyncio.timeout(REVOKE_S):
+                await self._registry.client.revoke(lease)
 
     def _heard(self) -> None:
         for approval_id, decided in self._asked.items():
