@@ -29,6 +29,9 @@ from services.admission.validate import violations
 if TYPE_CHECKING:
     from services.admission.ladder import Effects
 
+WAY_BACK_S, WAY_BACK_SHARE = 0.2, 0.1
+"""How much earlier than its call a request ends: so many seconds, but no more than this share of what is left."""
+
 
 @dataclass(frozen=True, slots=True)
 class Checked:
@@ -64,6 +67,12 @@ class Admitted:
     def most_tokens(self) -> int:
         """That it can come to, prompt and answer, without what was resumed: to be reserved."""
         return len(self.work.prompt) + self.work.sampling.max_tokens - len(self.work.resumed)
+
+
+def heard(call_deadline: float, now: float) -> float:
+    """The deadline of a request whose call has one. At that of the call the caller's own gRPC ends it, without a reason:
+    so the mesh has to have said before where the request stood. Both in Unix seconds."""
+    return call_deadline - min(WAY_BACK_S, WAY_BACK_SHARE * max(call_deadline - now, 0.0))
 
 
 def check(request: Request, tenant: Tenant, policy: Policy, now: float) -> Checked:

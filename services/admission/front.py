@@ -19,7 +19,7 @@ from libs.tasks import Tasks
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
 from libs.tokens.detokenize import Detokenizer
-from services.admission.admit import admit, check, recheck
+from services.admission.admit import admit, check, heard, recheck
 from services.admission.audit import entry
 from services.admission.contracts.conversation import Conversation
 from services.admission.describe import describe
@@ -100,6 +100,8 @@ class Front:
         desks = self._desks
         if not request.request_id:
             request = replace(request, request_id=uuid.uuid4().hex)
+        if request.call_deadline is not None:
+            request = replace(request, call_deadline=heard(request.call_deadline, self._clock.now()))
         span.set(names.REQUEST_ID, request.request_id)
         try:
             if self.draining:

@@ -28,6 +28,10 @@ class Arrival:
         speed = pool.speed(now)
         rules = book.rules.tier(work.tier)
         held.due = promise.due(now, rules.target_s, rules.stretch, held.prompt_tokens, speed.seat_prefill)
+        left_s = work.deadline - book.clock.now()
+        if left_s <= 0:
+            said = f"the deadline was past on arrival in the queue, by {-left_s:.3f} s"
+            return DeadlinePassed(said, metadata={"stage": "arrival"}), ""
         if pool.fits_nowhere(held.total_tokens):
             return too_large(pool, held), ""
         if work.resumed:
@@ -57,7 +61,7 @@ class Arrival:
             figures = late(estimate, "arrival") | {"due_s": f"{due_s:.3f}"}
             after = promise.bounded(estimate.first_token_s - due_s / 2)
             return Overloaded(unkept, metadata=figures, retry_after_s=after), ""
-        why = promise.broken(estimate, work.deadline - book.clock.now())
+        why = promise.broken(estimate, left_s)
         if why is None:
             return None, estimate.reason
         return DeadlinePassed(f"the deadline cannot be met: {why}", metadata=late(estimate, "arrival")), estimate.reason

@@ -1,8 +1,8 @@
-"""What a caller is told whose work is refused, and what that says of the pool. Pure."""
+"""What a caller is told whose work is refused or too late, and what that says of the pool. Pure."""
 
-from libs.errors import HeadraceError, Overloaded
+from libs.errors import DeadlinePassed, HeadraceError, Overloaded
 from services.batcher import promise
-from services.batcher.held import Held
+from services.batcher.held import Held, Place
 from services.batcher.pool import Pool
 
 
@@ -25,3 +25,25 @@ def late(estimate: promise.Estimate, stage: str) -> dict[str, str]:
         "estimated_first_token_s": f"{estimate.first_token_s:.3f}",
         "estimated_end_s": f"{estimate.end_s:.3f}",
     }
+
+
+def passed(held: Held, now: float, waiting: str) -> DeadlinePassed:
+    """The error for a work whose deadline has passed: where it stood, and how far its answer was.
+
+    Args:
+        now: Monotonic seconds.
+        waiting: What works of its pool wait for that have no copy to run on; empty where there is one.
+    """
+    tokens = len(held.progress.tokens)
+    far = {"tokens": str(tokens)}
+    if held.streaming and held.executor is not None:
+        name = held.executor.name
+        said = f"the deadline passed on {name}, after {tokens} tokens of the answer"
+        return DeadlinePassed(said, metadata={"stage": "executor", "executor": name, **far})
+    waited_s = held.queued_s + (now - held.queued_since if held.place is Place.WAITING else 0.0)
+    said = f"the deadline passed after {waited_s:.1f} s in the queue"
+    if tokens:
+        said += f", with {tokens} tokens of the answer"
+    if not waiting:
+        return DeadlinePassed(said, metadata={"stage": "queue", **far})
+    return DeadlinePassed(f"{said}: {waiting}", metadata={"stage": "queue", "waiting": waiting, **far})

@@ -37,7 +37,7 @@ from services.batcher.policies.policy import Match
 from services.batcher.pool import Pool
 from services.batcher.pressure import Pressure
 from services.batcher.queue_state import queue_states
-from services.batcher.refusals import for_room
+from services.batcher.refusals import for_room, passed
 from services.batcher.remembered import matches_of
 from services.batcher.rules import Rules
 from services.batcher.waiting import gone, why_waiting
@@ -119,10 +119,8 @@ class Batcher:
         book, now = self._book, self._clock.monotonic()
         book.deadlines.prune(len(book.held))
         for held in book.deadlines.passed(self._clock.now()):
-            where = "queue" if held.place is Place.WAITING else "executor"
             self._observer.expired(held.work.pool)
-            error = DeadlinePassed(f"the deadline passed in the batcher ({where})", metadata={"stage": where})
-            book.stop(held, error)
+            book.stop(held, passed(held, now, book.pools[held.work.pool].told))
         book.forget_pools()
         self._sort_out()
         for executor in book.executors.values():

@@ -90,6 +90,14 @@ def test_an_unmeetable_deadline_is_said_at_once_and_counted_once() -> None:
     assert refusal(rig, tokens=50, deadline=rig.clock.now() + 3) is None, "no answer is longer than max_tokens"
 
 
+def test_a_deadline_that_is_past_on_arrival() -> None:
+    rig = Rig("a")
+    error = refusal(rig, deadline=rig.clock.now() - 0.5)
+    assert isinstance(error, DeadlinePassed)
+    assert error.metadata["stage"] == "arrival"
+    assert "past on arrival in the queue, by 0.500 s" in error.message
+
+
 def test_what_fits_nowhere_says_what_would() -> None:
     rig = Rig("a", blocks=10)
     error = refusal(rig, prompt=4, tokens=37)

@@ -351,7 +351,9 @@ def test_a_deadline_in_each_place(place: str) -> None:
     ((index, outcome),) = rig.answers.outcomes.items()
     assert index == len(rig.works) - 1
     assert isinstance(outcome.error, DeadlinePassed)
-    assert outcome.error.metadata["stage"] == ("queue" if place == "queue" else "executor")
+    assert outcome.error.metadata["stage"] == ("executor" if place == "executor" else "queue")
+    assert outcome.error.metadata["tokens"] == "0"
+    assert ("a, after 0 tokens" if place == "executor" else "in the queue") in outcome.error.message
     if place == "executor":  # the slot is free when the executor says so
         (key,) = rig["a"].lane.cancels
         rig["a"].lane.end(key, Outcome(error=Cancelled("as asked")))
@@ -569,7 +571,11 @@ def test_a_deadline_ends_the_wait_for_a_copy() -> None:
     rig = Cold()
     rig.submit(1, deadline=rig.clock.now() + 5)
     rig.tick(5)
-    assert isinstance(rig.answers.outcomes[0].error, DeadlinePassed)
+    error = rig.answers.outcomes[0].error
+    assert isinstance(error, DeadlinePassed)
+    assert error.metadata["stage"] == "queue"
+    assert error.metadata["waiting"] == "no executor has m yet"
+    assert error.message == "the deadline passed after 5.0 s in the queue: no executor has m yet"
     rig.at_rest()
 
 

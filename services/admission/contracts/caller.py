@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from math import inf
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -79,7 +80,7 @@ class ToolCaller:
                 data=body,
                 headers=headers,
                 allow_redirects=False,
-                timeout=aiohttp.ClientTimeout(total=timeout_s),
+                timeout=aiohttp.ClientTimeout(total=timeout_s, ceil_threshold=inf),  # else up to a second late
             ) as response:
                 return await _result(name, response)
         except TimeoutError:

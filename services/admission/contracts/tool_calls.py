@@ -20,6 +20,9 @@ from services.admission.policy import Contract, Policy
 
 Tell = Callable[[ToolStep], None]
 
+SLACK_S = 0.005
+"""By which the timer of a call may be ahead of the clock that deadlines go by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Means:
@@ -56,12 +59,18 @@ class ToolCalls:
         self._at = at
 
     async def make(self, step: int, calls: Sequence[Call | Malformed]) -> Sequence[Result]:
-        """What came of each. A failure is a result; raises only what ends the whole answer.
+        """What came of each. A failure is a result; raises only what ends the whole answer: DeadlinePassed.
 
         Args:
             step: The number of the step whose calls these are.
         """
-        return [await self._make(step, call) for call in calls]
+        made = []
+        for call in calls:
+            made.append(await self._make(step, call))
+            if self._means.clock.now() >= self._at.deadline - SLACK_S:
+                called = f" of {call.tool}" if isinstance(call, Call) else ""
+                raise DeadlinePassed(f"the deadline passed during the call{called}", metadata={"stage": "tool"})
+        return made
 
     async def _make(self, step: int, call: Call | Malformed) -> Result:
         if isinstance(call, Malformed):

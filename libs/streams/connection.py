@@ -1,0 +1,428 @@
+"""One HTTP/2 connection that carries gRPC streams, in the event loop's own thread.
+
+grpc.aio does its work in threads of its own: a message in and one out cost a process 350 µs of CPU when they come alone,
+ten changes of thread among them. Here the bytes are read where they arrive, at a fifth of that
+(docs/decisions/0012-streams.md). The wire is gRPC's, so each side may as well be any other gRPC.
+"""
+
+import asyncio
+import base64
+from collections.abc import Callable
+from typing import cast
+from urllib.parse import quote, unquote
+
+import grpc
+from hpack import Decoder, Encoder, HPACKError
+
+from libs.rpc.channels import KEEPALIVE_S
+from libs.streams import frames
+from libs.streams.frames import Fault
+from libs.streams.stream import WINDOW, Ended, Stream
+
+MAX_STREAMS = 100
+"""Streams of one connection, at most: a neighbor has one or two."""
+HEADER_BYTES = 16_384
+"""Of one header block, at most."""
+UNREAD_BYTES = 1024 * 1024
+"""Answers to pings and settings that the other side lets lie, at most; then it is not talked to any more."""
+MESSAGE_CHARACTERS = 1024
+"""Of a status's text."""
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+_CONNECTION_WINDOW = 2**30
+
+Headers = dict[str, str]
+
+
+class Connection(asyncio.Protocol):
+    """Either side of a connection; `Accepted` and `Dialed` are the two.
+
+    Every fault of the other side ends the connection, with GOAWAY that says why. A side that is silent for KEEPALIVE_S
+    is asked whether it is there, and given up after as much again.
+    """
+
+    def __init__(self) -> None:
+        self.writable = False
+        self._transport: asyncio.Transport | None = None
+        self._streams: dict[int, Stream] = {}
+        self._rest = b""
+        self._window = frames.DEFAULT_WINDOW
+        self._initial_window = frames.DEFAULT_WINDOW
+        self._unread = 0
+        self._credits: dict[int, int] = {}
+        self._encoder = Encoder()
+        self._decoder = Decoder(max_header_list_size=HEADER_BYTES)
+        self._block: tuple[int, int, bytes] | None = None
+        """The header block that is not complete: its stream, its flags, its bytes."""
+        self._heard = True
+        self._asked = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    # What differs between the sides.
+
+    def _greet(self) -> bytes:
+        """What comes before all frames."""
+        raise NotImplementedError
+
+    def _opened(self, number: int, headers: Headers, end: bool) -> None:
+        """A header block of a stream."""
+        raise NotImplementedError
+
+    # asyncio's side.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport, self.writable = cast("asyncio.Transport", transport), True
+        wanted = [(frames.ENABLE_PUSH, 0), (frames.INITIAL_WINDOW_SIZE, WINDOW), (frames.MAX_HEADER_LIST_SIZE, HEADER_BYTES)]
+        wanted.append((frames.MAX_CONCURRENT_STREAMS, MAX_STREAMS))
+        # What streams may send is bounded by their own windows: the connection's never stands in the way.
+        more = frames.window_update(0, _CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
+        self.send(self._greet() + frames.settings(wanted) + more)
+        self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_S, self._keep_alive)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        try:
+            self._take_in(data)
+        except Fault as fault:
+            self.close(fault.code, str(fault))
+        except HPACKError as error:
+            self.close(frames.COMPRESSION_ERROR, f"headers that cannot be read: {error}")
+
+    def _take_in(self, data: bytes) -> None:
+        if self._rest:
+            data = self._rest + data
+        at, end = 0, len(data)
+        while end - at >= frames.HEAD:
+            size = data[at] << 16 | data[at + 1] << 8 | data[at + 2]
+            if size > frames.FRAME_BYTES:
+                raise Fault(frames.FRAME_SIZE_ERROR, f"a frame of {size} bytes")
+            start, after = at + frames.HEAD, at + frames.HEAD + size
+            if after > end:
+                break
+            number = int.from_bytes(data[at + 5 : start], "big") & 0x7FFFFFFF
+            self._frame(data[at + 3], data[at + 4], number, data[start:after])
+            at = after
+        self._rest = data[at:]
+
+    def eof_received(self) -> None:
+        """The other side closed: so does this one."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.writable = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._break(f"the connection broke: {exc}" if exc else "the other side closed the connection")
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def pause_writing(self) -> None:
+        self.writable = False
+
+    def resume_writing(self) -> None:
+        self.writable = True
+        for stream in list(self._streams.values()):
+            stream.has_room()
+
+    # The streams' side.
+
+    def send(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def carry(self, wanted: int) -> int:
+        size = min(wanted, self._window)
+        self._window -= size
+        return size
+
+    def consumed(self, stream: int, size: int) -> None:
+        credit = self._credits.get(stream, 0) + size
+        if credit >= WINDOW // 4 and stream in self._streams:
+            self.send(frames.window_update(stream, credit))
+            credit = 0
+        self._credits[stream] = credit
+
+    def finish(self, stream: Stream, ended: Ended | None) -> None:
+        self._forget(stream.number)
+        self.send(frames.reset(stream.number, frames.CANCEL if ended is None else frames.NO_ERROR))
+
+    def close(self, code: int = frames.NO_ERROR, said: str = "") -> None:
+        """Ends the connection and all streams on it, with what has been written."""
+        if self._transport is not None and not self._transport.is_closing():
+            self.send(frames.goaway(max(self._streams, default=0), code, said))
+            self._transport.close()
+        self._break(said or "closed on this side")
+
+    # The other side's frames.
+
+    def _frame(self, kind: int, flags: int, number: int, payload: bytes) -> None:
+        if self._block is not None and (kind != frames.CONTINUATION or number != self._block[0]):
+            raise Fault(frames.PROTOCOL_ERROR, "a header block that something stands in the middle of")
+        if kind == frames.DATA:
+            self._data(flags, number, payload)
+        elif kind == frames.HEADERS:
+            self._headers(number, flags, frames.unpadded(kind, flags, payload))
+        elif kind == frames.CONTINUATION:
+            if self._block is None:
+                raise Fault(frames.PROTOCOL_ERROR, "CONTINUATION of nothing")
+            _, first, block = self._block
+            self._headers(number, first | flags & frames.END_HEADERS, block + payload)
+        elif kind == frames.WINDOW_UPDATE:
+            self._more_window(number, frames.number_of(payload) & 0x7FFFFFFF)
+        elif kind == frames.RST_STREAM:
+            code = frames.number_of(payload)
+            if (stream := self._forget(number)) is not None:
+                said = "the other side cancelled the call" if code == frames.CANCEL else f"reset with code {code}"
+                status = grpc.StatusCode.CANCELLED if code == frames.CANCEL else grpc.StatusCode.UNAVAILABLE
+                stream.broke(Ended(status, said))
+        elif kind == frames.SETTINGS:
+            if not flags & frames.ACK:
+                self._settings(payload)
+        elif kind == frames.PING:
+            if flags & frames.ACK:
+                self._asked = False
+            elif len(payload) != 8:
+                raise Fault(frames.FRAME_SIZE_ERROR, "a PING that has not eight bytes")
+            else:
+                self._reply(frames.head(8, frames.PING, frames.ACK, 0) + payload)
+        elif kind == frames.GOAWAY:
+            said = payload[8:].decode(errors="replace")
+            self._going(said or "the other side closes the connection")
+        elif kind == frames.PUSH_PROMISE:
+            raise Fault(frames.PROTOCOL_ERROR, "PUSH_PROMISE, which is switched off")
+
+    def _data(self, flags: int, number: int, payload: bytes) -> None:
+        # Padding and what comes for streams that have ended is nobody's: the connection's window is wide, not endless.
+        self._unread += len(payload)
+        if self._unread >= _CONNECTION_WINDOW // 4:
+            self.send(frames.window_update(0, self._unread))
+            self._unread = 0
+        stream = self._streams.get(number)
+        if stream is None:
+            return
+        if flags & frames.PADDED:
+            whole, payload = len(payload), frames.unpadded(frames.DATA, flags, payload)
+            self.consumed(number, whole - len(payload))
+        stream.take_in(payload)
+        if flags & frames.END_STREAM:
+            stream.half_closed()
+            self._ended_by_other(stream)
+
+    def _ended_by_other(self, stream: Stream) -> None:
+        """The other side will say no more on a stream."""
+        raise NotImplementedError
+
+    def _headers(self, number: int, flags: int, block: bytes) -> None:
+        if number == 0:
+            raise Fault(frames.PROTOCOL_ERROR, "headers of no stream")
+        if len(block) > HEADER_BYTES:
+            raise Fault(frames.ENHANCE_YOUR_CALM, f"headers of more than {HEADER_BYTES} bytes")
+        if not flags & frames.END_HEADERS:
+            self._block = number, flags, block
+            return
+        self._block = None
+        headers: Headers = {}
+        for name, value in self._decoder.decode(block):
+            headers[str(name)] = str(value)
+        self._opened(number, headers, bool(flags & frames.END_STREAM))
+
+    def _settings(self, payload: bytes) -> None:
+        for key, value in frames.settings_of(payload):
+            if key == frames.INITIAL_WINDOW_SIZE:
+                more, self._initial_window = value - self._initial_window, value
+                for stream in self._streams.values():
+                    stream.window += more
+            elif key == frames.HEADER_TABLE_SIZE:
+                self._encoder.header_table_size = min(value, 4096)
+        self._reply(frames.head(0, frames.SETTINGS, frames.ACK, 0))
+        for stream in list(self._streams.values()):
+            stream.has_room()
+
+    def _more_window(self, number: int, more: int) -> None:
+        if number == 0:
+            self._window += more
+            for stream in list(self._streams.values()):
+                stream.has_room()
+        elif (stream := self._streams.get(number)) is not None:
+            stream.window += more
+            stream.has_room()
+
+    def _going(self, said: str) -> None:
+        """The other side will take no new streams, and soon none at all."""
+
+    def _reply(self, data: bytes) -> None:
+        assert self._transport is not None
+        if self._transport.get_write_buffer_size() > UNREAD_BYTES and not any(s.room for s in self._streams.values()):
+            raise Fault(frames.ENHANCE_YOUR_CALM, "asks, and does not read the answers")
+        self.send(data)
+
+    def _keep_alive(self) -> None:
+        assert self._transport is not None
+        if not self._heard and self._asked:
+            self._transport.abort()
+            self._break(f"nothing was heard for {2 * KEEPALIVE_S} s")
+            return
+        if not self._heard:
+            self._asked = True
+            self.send(frames.head(8, frames.PING, 0, 0) + bytes(8))
+        self._heard = False
+        self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_S, self._keep_alive)
+
+    def _forget(self, number: int) -> Stream | None:
+        self._credits.pop(number, None)
+        return self._streams.pop(number, None)
+
+    def _break(self, said: str) -> None:
+        streams, self._streams = list(self._streams.values()), {}
+        for stream in streams:
+            stream.over = True
+            stream.broke(Ended(grpc.StatusCode.UNAVAILABLE, said))
+
+
+class Accepted(Connection):
+    """A server's side.
+
+    Args:
+        accept: Gets each stream with its path and headers; None from it means that there is no such method.
+    """
+
+    def __init__(self, accept: Callable[[Stream, Headers], bool]) -> None:
+        super().__init__()
+        self._accept = accept
+        self._greeting = bytearray()
+        self._greeted = False
+        self._last = 0
+
+    def data_received(self, data: bytes) -> None:
+        if not self._greeted:
+            self._greeting += data
+            if not frames.PREFACE.startswith(self._greeting[: len(frames.PREFACE)]):
+                self.close(frames.PROTOCOL_ERROR, "this port speaks gRPC")
+                return
+            if len(self._greeting) < len(frames.PREFACE):
+                return
+            self._greeted, data = True, bytes(self._greeting[len(frames.PREFACE) :])
+            self._greeting.clear()
+        super().data_received(data)
+
+    def finish(self, stream: Stream, ended: Ended | None) -> None:
+        if ended is None:
+            super().finish(stream, ended)
+            return
+        self._forget(stream.number)
+        self._send_headers(stream.number, _trailers(ended), end=True)
+
+    def _greet(self) -> bytes:
+        return b""
+
+    def _opened(self, number: int, headers: Headers, end: bool) -> None:
+        known = self._streams.get(number)
+        if known is not None:
+            if not end:
+                raise Fault(frames.PROTOCOL_ERROR, "headers in the middle of a stream")
+            known.half_closed()
+            self._ended_by_other(known)
+            return
+        if number <= self._last or number % 2 == 0:
+            if number % 2 and number <= self._last:
+                return  # trailers of a call that has ended on this side
+            raise Fault(frames.PROTOCOL_ERROR, f"stream {number}, which is a server's to open")
+        self._last = number
+        if len(self._streams) >= MAX_STREAMS:
+            self.send(frames.reset(number, frames.REFUSED_STREAM))
+            return
+        if not headers.get("content-type", "").startswith("application/grpc"):
+            self._send_headers(number, [(":status", "415")], end=True)
+            return
+        stream = self._streams[number] = Stream(self, number, self._initial_window)
+        if not self._accept(stream, headers):
+            stream.over = True
+            path = headers.get(":path", "")[:MESSAGE_CHARACTERS]
+            self._forget(number)
+            said = Ended(grpc.StatusCode.UNIMPLEMENTED, f"this port carries the mesh's streams; there is no {path}")
+            self._send_headers(number, [*_ANSWER, *_trailers(said)], end=True)
+            stream.broke(said)
+            return
+        self._send_headers(number, _ANSWER, end=False)
+        if end:
+            stream.half_closed()
+            self._ended_by_other(stream)
+
+    def _ended_by_other(self, stream: Stream) -> None:
+        stream.broke(Ended(grpc.StatusCode.OK))
+
+    def _send_headers(self, number: int, headers: list[tuple[str, str]], *, end: bool) -> None:
+        self.send(frames.headers(number, self._encoder.encode(headers), end=end))
+
+
+class Dialed(Connection):
+    """A client's side, with one stream.
+
+    Args:
+        path: /package.Service/Method
+        authority: host:port, as it was dialed.
+    """
+
+    def __init__(self, path: str, authority: str, scheme: str) -> None:
+        super().__init__()
+        self._request = [
+            (":method", "POST"), (":scheme", scheme), (":path", path), (":authority", authority),
+            ("te", "trailers"), ("content-type", "application/grpc"), ("user-agent", "headrace"),
+        ]  # fmt: skip
+        self.stream = Stream(self, 1, self._initial_window)
+        self.stands: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when the server has taken the call."""
+
+    def _greet(self) -> bytes:
+        return frames.PREFACE
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._streams[1] = self.stream
+        self.send(frames.headers(1, self._encoder.encode(self._request), end=False))
+
+    def finish(self, stream: Stream, ended: Ended | None) -> None:
+        super().finish(stream, None)
+        self.close()
+
+    def _opened(self, number: int, headers: Headers, end: bool) -> None:
+        stream = self._streams.get(number)
+        if stream is None:
+            return
+        if end:
+            stream.half_closed()
+            self._forget(number)
+            stream.over = True
+            stream.broke(_status(headers))
+            self.close()
+        elif headers.get(":status") != "200":
+            stream.cancel(f"HTTP {headers.get(':status')}")
+        elif not self.stands.done():
+            self.stands.set_result(None)
+
+    def _ended_by_other(self, stream: Stream) -> None:
+        self._forget(stream.number)
+        stream.over = True
+        stream.broke(Ended(grpc.StatusCode.INTERNAL, "the answer ended without a status"))
+        self.close()
+
+    def _going(self, said: str) -> None:
+        self._break(said)
+        self.close()
+
+
+_ANSWER = [(":status", "200"), ("content-type", "application/grpc")]
+
+
+def _trailers(ended: Ended) -> list[tuple[str, str]]:
+    trailers = [("grpc-status", str(ended.code.value[0]))]
+    if ended.details:
+        trailers.append(("grpc-message", quote(ended.details[:MESSAGE_CHARACTERS], safe=" !#$&'()*+,/:;=?@[]\"<>^`{|}~")))
+    if ended.status:
+        trailers.append(("grpc-status-details-bin", base64.b64encode(ended.status).decode().rstrip("=")))
+    return trailers
+
+
+def _status(headers: Headers) -> Ended:
+    number = headers.get("grpc-status", "")
+    code = _CODES.get(int(number)) if number.isdecimal() and len(number) < 3 else None
+    return Ended(code or grpc.StatusCode.UNKNOWN, unquote(headers.get("grpc-message", "")))

@@ -1,0 +1,96 @@
+"""Serving streams: a port of their own beside the process's gRPC port."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import grpc
+import structlog
+
+from libs.errors import HeadraceError, InternalError
+from libs.rpc.status import to_status
+from libs.streams.connection import Accepted, Headers
+from libs.streams.stream import OK, Ended, Stream
+from libs.streams.tls import server_context
+from libs.tasks import Tasks
+
+log = structlog.get_logger()
+
+Handler = Callable[[Stream], Awaitable[None]]
+"""Lasts as long as the call does from this side. What it raises is the call's status."""
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+class StreamServer:
+    """Serves stream-stream methods.
+
+    The number of connections is that of the mesh's processes, so it has no bound of its own.
+
+    Args:
+        handlers: By /package.Service/Method.
+        tls_dir: See settings.Process.
+    """
+
+    def __init__(self, handlers: Mapping[str, Handler], tls_dir: Path | None = None) -> None:
+        self._handlers = handlers
+        self._tls = None if tls_dir is None else server_context(tls_dir)
+        self._tasks = Tasks()
+        self._connections: set[Accepted] = set()
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    async def start(self, listen: str) -> None:
+        """Opens host:port; port 0 takes a free one, see `port`. Raises OSError."""
+        host, _, port = listen.rpartition(":")
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(self._connected, host.strip("[]"), int(port), ssl=self._tls)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Breaks every stream."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        server.close()
+        connections = list(self._connections)
+        for connection in connections:
+            connection.close(said="the process ends")
+        # Handlers see their streams end and clean up; then whoever is left is cancelled.
+        await asyncio.sleep(0)
+        await self._tasks.close()
+        await server.wait_closed()
+
+    def _connected(self) -> Accepted:
+        connection = Accepted(self._accept)
+        self._connections.add(connection)
+        connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
+        return connection
+
+    def _accept(self, stream: Stream, headers: Headers) -> bool:
+        path = headers.get(":path", "")
+        handler = self._handlers.get(path)
+        if handler is None:
+            return False
+        self._tasks.spawn(_serve(handler, stream), path)
+        return True
+
+
+async def _serve(handler: Handler, stream: Stream) -> None:
+    try:
+        await handler(stream)
+    except HeadraceError as error:
+        stream.end(_ended(error))
+    except asyncio.CancelledError:
+        stream.cancel("the process ends")
+        raise
+    except Exception:
+        log.exception("stream failed")
+        stream.end(_ended(InternalError("internal error; the mesh's logs have the cause")))
+    else:
+        stream.end(OK)
+
+
+def _ended(error: HeadraceError) -> Ended:
+    status = to_status(error)
+    return Ended(_CODES[status.code], status.message, status.SerializeToString())

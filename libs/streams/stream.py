@@ -1,0 +1,224 @@
+"""One gRPC call of a stream-stream method, from either side."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import grpc
+
+from libs.rpc.channels import MESSAGE_BYTES
+from libs.streams.frames import DATA, FRAME_BYTES, head
+
+PREFIX = 5
+"""Bytes in front of each message: whether it is compressed, and its length."""
+WINDOW = MESSAGE_BYTES + 65_536
+"""Bytes that the other side may send ahead of what has been read here: the longest message fits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a call ended."""
+
+    code: grpc.StatusCode
+    details: str = ""
+    status: bytes = b""
+    """A google.rpc.Status, where a server gives one."""
+
+    def __str__(self) -> str:
+        return f"{self.code.name}: {self.details}" if self.details else self.code.name
+
+
+OK = Ended(grpc.StatusCode.OK)
+
+
+class Carrier(Protocol):
+    """The connection below a stream."""
+
+    @property
+    def writable(self) -> bool:
+        """Whether the socket takes more."""
+        ...
+
+    def send(self, data: bytes) -> None:
+        """Writes frames."""
+        ...
+
+    def carry(self, wanted: int) -> int:
+        """Takes bytes of the connection's window: at most `wanted`, as many as there are."""
+        ...
+
+    def consumed(self, stream: int, size: int) -> None:
+        """So many bytes of a stream have been read: the other side may send as many again."""
+        ...
+
+    def finish(self, stream: "Stream", ended: Ended | None) -> None:
+        """Ends a stream from this side: with a status where it is a server's, else it is reset."""
+        ...
+
+
+class Stream:
+    """Messages both ways, as bytes. Nothing here waits but `read` and `ended`, nothing raises.
+
+    Bounded: what comes in by WINDOW bytes; what goes out by one message beyond what the other side's window and the
+    socket take, as long as its writer looks at `room`.
+    """
+
+    __slots__ = (
+        "_carrier", "_ended", "_half_closed", "_inbox", "_on_message", "_on_room", "_partial", "_unsent", "_wake",
+        "number", "over", "window",
+    )  # fmt: skip
+
+    def __init__(self, carrier: Carrier, number: int, window: int) -> None:
+        self.number = number
+        self.window = window
+        """Bytes that the other side takes now."""
+        self.over = False
+        """Whether this side has done with it."""
+        self._carrier = carrier
+        self._on_message: Callable[[bytes], None] | None = None
+        self._on_room: Callable[[], None] = _nothing
+        self._inbox: deque[bytes] = deque()
+        self._partial = bytearray()
+        self._unsent = b""
+        self._wake: asyncio.Future[None] | None = None
+        self._half_closed = False
+        self._ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+
+    @property
+    def room(self) -> bool:
+        """Whether what is written now goes out, rather than waits here."""
+        return not self._unsent and not self.over and self._carrier.writable
+
+    def listen(self, on_message: Callable[[bytes], None], on_room: Callable[[], None]) -> None:
+        """From now on each message goes to `on_message` as it comes, those that wait at once; `on_room` is called
+        when there is room again. Neither may raise."""
+        self._on_message, self._on_room = on_message, on_room
+        while self._inbox and not self.over:
+            self._deliver(self._inbox.popleft())
+
+    async def read(self) -> bytes | None:
+        """The next message; None when the call has ended or the other side will say no more. Only as much comes in
+        as is read."""
+        while not self._inbox:
+            if self._half_closed or self._ended.done():
+                return None
+            self._wake = asyncio.get_running_loop().create_future()
+            await self._wake
+        message = self._inbox.popleft()
+        self._carrier.consumed(self.number, len(message) + PREFIX)
+        return message
+
+    async def ended(self) -> Ended:
+        """How the call ended; for a server also that the client will say no more."""
+        return await asyncio.shield(self._ended)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the call goes on."""
+        return not self._ended.done()
+
+    def write(self, message: bytes) -> None:
+        """Sends a message, or keeps it until there is room. Ignored once the call is over."""
+        if self.over:
+            return
+        size = len(message) + PREFIX
+        data = len(message).to_bytes(PREFIX, "big") + message
+        if not self._unsent and size <= FRAME_BYTES and size <= self.window:
+            taken = self._carrier.carry(size)
+            self.window -= taken
+            if taken == size:
+                self._carrier.send(head(size, DATA, 0, self.number) + data)
+                return
+            if taken:
+                self._carrier.send(head(taken, DATA, 0, self.number) + data[:taken])
+                data = data[taken:]
+        self._unsent += data
+        self.flush()
+
+    def end(self, ended: Ended = OK) -> None:
+        """A server's answer is complete. What waits to be written goes out first if the window takes it."""
+        self._finish(ended)
+
+    def cancel(self, why: str = "cancelled on this side") -> None:
+        """Ends the call at once."""
+        self._finish(None)
+        self.broke(Ended(grpc.StatusCode.CANCELLED, why))
+
+    def _finish(self, ended: Ended | None) -> None:
+        if not self.over:
+            self.flush()
+            self.over = True
+            self._carrier.finish(self, ended)
+
+    # What the connection tells it.
+
+    def flush(self) -> None:
+        """Sends of what waits as much as the windows take."""
+        at, unsent = 0, self._unsent
+        while at < len(unsent) and not self.over:
+            size = self._carrier.carry(min(FRAME_BYTES, len(unsent) - at, self.window))
+            if size <= 0:
+                break
+            self.window -= size
+            self._carrier.send(head(size, DATA, 0, self.number) + unsent[at : at + size])
+            at += size
+        self._unsent = unsent[at:]
+
+    def has_room(self) -> None:
+        """The other side, or the socket, takes more."""
+        self.flush()
+        if self.room:
+            self._on_room()
+
+    def take_in(self, data: bytes) -> None:
+        """Payload of a DATA frame."""
+        if not self._partial:
+            if len(data) >= PREFIX and data[0] == 0 and int.from_bytes(data[1:PREFIX], "big") == len(data) - PREFIX:
+                self._deliver(data[PREFIX:])  # one frame, one message: almost all are
+                return
+        self._partial += data
+        partial, at = self._partial, 0
+        while len(partial) - at >= PREFIX:
+            size = int.from_bytes(partial[at + 1 : at + PREFIX], "big")
+            if partial[at] or size > MESSAGE_BYTES:
+                said = "compressed" if partial[at] else f"longer than {MESSAGE_BYTES} bytes"
+                self._refuse(Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message is {said}"))
+                return
+            if len(partial) - at - PREFIX < size:
+                break
+            self._deliver(bytes(partial[at + PREFIX : at + PREFIX + size]))
+            at += PREFIX + size
+        del partial[:at]
+
+    def half_closed(self) -> None:
+        """The other side will say no more."""
+        self._half_closed = True
+        self._wake_reader()
+
+    def broke(self, ended: Ended) -> None:
+        """It ended, whoever ended it."""
+        if not self._ended.done():
+            self._ended.set_result(ended)
+        self._wake_reader()
+
+    def _refuse(self, ended: Ended) -> None:
+        self._finish(ended)
+        self.broke(ended)
+
+    def _deliver(self, message: bytes) -> None:
+        if self._on_message is None:
+            self._inbox.append(message)
+            self._wake_reader()
+            return
+        self._carrier.consumed(self.number, len(message) + PREFIX)
+        self._on_message(message)
+
+    def _wake_reader(self) -> None:
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+
+def _nothing() -> None:
+    pass
