@@ -6,7 +6,7 @@ A service's `main.py` reads:
         async with MeshProcess("router", settings.process, settings.etcd) as mesh:
             ...                                  # state, and the tasks that keep it
             await source.start()                 # what it needs to know before it can do its job
-            await mesh.listen([Service(...)])    # the port is open, health says NOT_SERVING
+            await mesh.listen([Service(...)])    # its ports are open, health says NOT_SERVING
             await mesh.announce(...)             # the others may come
             await mesh.serve(...)                # until SIGTERM or SIGINT, then drains
 """
@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -31,10 +31,13 @@ from libs.clock import SystemClock
 from libs.registry import keys
 from libs.registry.announcement import Announcement
 from libs.registry.registry import Registry
+from libs.rpc.address import Address
 from libs.rpc.channels import Channels
 from libs.rpc.interceptors import Layer, errors
 from libs.rpc.server import RpcServer, Service
 from libs.settings import Etcd, Process, SettingsInvalid
+from libs.streams.client import Dialer
+from libs.streams.server import Handler, StreamServer
 from libs.tasks import Tasks
 from libs.telemetry import names
 from libs.telemetry.logs import setup_logs
@@ -87,8 +90,10 @@ class MeshProcess:
         self.metrics.count_spans(self.tracing)
         self.tasks = Tasks()
         self.channels = Channels(process.tls_dir)
+        self.dialer = Dialer(process.tls_dir)
         self.registry = Registry.from_settings(etcd)
         self._server: RpcServer | None = None
+        self._streams: StreamServer | None = None
         self._announcement: Announcement | None = None
         self._signalled = asyncio.Event()
         self._starting: asyncio.Task[Any] | None = None
@@ -125,18 +130,36 @@ class MeshProcess:
         self._stack.push_async_callback(closer)
 
     @property
-    def endpoint(self) -> str:
-        """host:port at which others reach this process; known once it listens."""
+    def address(self) -> Address:
+        """Where others reach this process; known once it listens."""
         assert self._server is not None
         host = self.process.listen.rpartition(":")[0]
-        return self.process.advertise or f"{host}:{self._server.port}"
+        rpc = self.process.advertise or f"{host}:{self._server.port}"
+        if self._streams is None:
+            return Address(rpc)
+        return Address(rpc, self.process.stream_advertise or f"{rpc.rpartition(':')[0]}:{self._streams.port}")
 
-    async def listen(self, services: Sequence[Service], layers: Sequence[Layer] = (errors,)) -> None:
-        """Opens the port. Raises RuntimeError when it is taken."""
+    async def listen(
+        self,
+        services: Sequence[Service],
+        layers: Sequence[Layer] = (errors,),
+        streams: Mapping[str, Handler] | None = None,
+    ) -> None:
+        """Opens the ports. Raises RuntimeError or OSError when one is taken.
+
+        Args:
+            services: On the gRPC port, with `layers` around each call.
+            streams: On the streams' port, by /package.Service/Method.
+        """
+        host = self.process.listen.rpartition(":")[0]
         self._server = RpcServer(self.process.listen, services, layers, self.process.tls_dir)
         await self._server.start()
         self._stack.push_async_callback(self._server.stop, 0)
-        log.info("listening", endpoint=self.endpoint)
+        if streams:
+            self._streams = StreamServer(streams, self.process.tls_dir)
+            await self._streams.start(self.process.stream_listen or f"{host}:0")
+            self._stack.push_async_callback(self._streams.stop)
+        log.info("listening", endpoint=self.address.rpc, streams=self.address.streams)
 
     async def announce(self, key: str, message: Message) -> Announcement:
         """Says in etcd that this process is there, for as long as it is. Does not wait for etcd."""
@@ -151,7 +174,11 @@ class MeshProcess:
         await self.announce(
             keys.service(self.service, self.instance),
             registry_pb2.ServiceInstance(
-                service=self.service, instance=self.instance, endpoint=self.endpoint, start_time=self.started
+                service=self.service,
+                instance=self.instance,
+                endpoint=self.address.rpc,
+                start_time=self.started,
+                stream_endpoint=self.address.streams,
             ),
         )
 

@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from headrace.kvcache.v1 import kvcache_pb2 as pb
-from headrace.kvcache.v1 import kvcache_pb2_grpc
-from libs.kvcache.stream import Connect, Endpoint, StandingStream
 from libs.kvcache.values import Answer, Question, Reservation
 from libs.kvcache.wire import answer_from_proto, question_to_proto, release_to_proto, reservation_to_proto
+from libs.streams.client import Dialer
+from libs.streams.standing import Endpoint, StandingStream
+from libs.tasks import Tasks
 
+CONSULT = "/headrace.kvcache.v1.KvCacheStreamService/Consult"
 BUDGET_S = 0.05
 """What a dispatch waits for an answer before it goes on by load alone."""
 MAX_PENDING = 4096
@@ -41,7 +43,7 @@ class Consultation:
         budget_s: Seconds until a question is answered None.
     """
 
-    def __init__(self, batcher: str, connect: Connect, endpoint: Endpoint, budget_s: float = BUDGET_S) -> None:
+    def __init__(self, batcher: str, dialer: Dialer, endpoint: Endpoint, budget_s: float = BUDGET_S) -> None:
         self._batcher = batcher
         self._budget_s = budget_s
         self._loop = asyncio.get_running_loop()
@@ -53,13 +55,8 @@ class Consultation:
         self._held: dict[int, Reservation] = {}
         # Answers on their way that nobody waits for, by question: they come before those asked for later.
         self._ignored: Counter[int] = Counter()
-        self._stream: StandingStream[pb.ConsultRequest, pb.ConsultResponse] = StandingStream(
-            "consult",
-            self,
-            lambda channel: kvcache_pb2_grpc.KvCacheServiceStub(channel).Consult(wait_for_ready=True),
-            connect,
-            endpoint,
-        )
+        self._tasks = Tasks()
+        self._stream = StandingStream("consult", self, CONSULT, dialer, endpoint, self._tasks)
 
     @property
     def up(self) -> bool:
@@ -116,12 +113,12 @@ class Consultation:
     async def close(self) -> None:
         """Ends the conversation: the manager keeps the reservations for its grace period. Open questions are
         answered None."""
-        await self._stream.close()
+        await self._tasks.close()
 
     def on_up(self) -> None:
         self._up, self._greeted = True, False
 
-    def take(self) -> pb.ConsultRequest | None:
+    def take(self) -> bytes | None:
         if self._greeted and not self._unsent and not self._releases:
             return None
         request = pb.ConsultRequest()
@@ -141,10 +138,10 @@ class Consultation:
                 self._ignored[question.id] += 1
         request.releases.extend(release_to_proto(number, found) for number, found in self._releases)
         self._releases.clear()
-        return request
+        return request.SerializeToString()
 
-    def on_message(self, message: pb.ConsultResponse) -> None:
-        for answer in message.answers:
+    def on_message(self, data: bytes) -> None:
+        for answer in pb.ConsultResponse.FromString(data).answers:
             if ignored := self._ignored.pop(answer.id, 0):
                 if ignored > 1:
                     self._ignored[answer.id] = ignored - 1
@@ -157,7 +154,7 @@ class Consultation:
                 self._hold(asked.question)
             asked.done(answer_from_proto(answer))
 
-    def on_down(self) -> None:
+    def on_down(self, reason: str) -> None:
         self._up = False
         self._unsent.clear()
         self._releases.clear()

@@ -4,11 +4,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from headrace.kvcache.v1 import kvcache_pb2 as pb
-from headrace.kvcache.v1 import kvcache_pb2_grpc
-from libs.kvcache.stream import Connect, Endpoint, StandingStream
 from libs.kvcache.values import BlockEvent, CacheState, Hashes
 from libs.kvcache.wire import cache_to_proto, event_to_proto
+from libs.streams.client import Dialer
+from libs.streams.standing import Endpoint, StandingStream
+from libs.tasks import Tasks
 
+REPORT = "/headrace.kvcache.v1.KvCacheStreamService/Report"
 MESSAGE_HASHES = 125_000
 """Block hashes in one message: 1 MB. What a snapshot has beyond follows as events."""
 EVENT_HASHES = 16
@@ -30,7 +32,7 @@ class Reporter:
     """
 
     def __init__(
-        self, executor: str, snapshot: Callable[[], Sequence[CacheState]], connect: Connect, endpoint: Endpoint
+        self, executor: str, snapshot: Callable[[], Sequence[CacheState]], dialer: Dialer, endpoint: Endpoint
     ) -> None:
         self._executor = executor
         self._snapshot = snapshot
@@ -40,13 +42,8 @@ class Reporter:
         self._rest: deque[_Change] = deque()  # of the snapshot; bounded by it
         self._pending: deque[_Change] = deque()
         self._pending_size = 0
-        self._stream: StandingStream[pb.ReportRequest, pb.ReportResponse] = StandingStream(
-            "report",
-            self,
-            lambda channel: kvcache_pb2_grpc.KvCacheServiceStub(channel).Report(wait_for_ready=True),
-            connect,
-            endpoint,
-        )
+        self._tasks = Tasks()
+        self._stream = StandingStream("report", self, REPORT, dialer, endpoint, self._tasks)
 
     @property
     def up(self) -> bool:
@@ -76,13 +73,17 @@ class Reporter:
 
     async def close(self) -> None:
         """Ends the report."""
-        await self._stream.close()
+        await self._tasks.close()
 
     def on_up(self) -> None:
         self._up = True
         self.refresh()
 
-    def take(self) -> pb.ReportRequest | None:
+    def take(self) -> bytes | None:
+        request = self._take()
+        return None if request is None else request.SerializeToString()
+
+    def _take(self) -> pb.ReportRequest | None:
         if self._snapshot_due:
             self._snapshot_due = False
             return self._take_snapshot()
@@ -97,11 +98,11 @@ class Reporter:
         events = [event_to_proto(pool, event) for pool, event in changes]
         return pb.ReportRequest(executor=self._executor, events=pb.BlockEvents(sequence=self._sequence, events=events))
 
-    def on_message(self, message: pb.ReportResponse) -> None:
-        if message.snapshot_wanted:
+    def on_message(self, data: bytes) -> None:
+        if pb.ReportResponse.FromString(data).snapshot_wanted:
             self.refresh()
 
-    def on_down(self) -> None:
+    def on_down(self, reason: str) -> None:
         self._up = self._snapshot_due = False
         self._drop()
 

@@ -10,6 +10,8 @@ from libs.lane.client import RemoteStage
 from libs.lane.stage import Stage
 from libs.registry import keys
 from libs.registry.registry import Registry
+from libs.rpc.address import Address
+from libs.streams.client import Dialer
 from libs.tasks import Tasks
 
 HOLD_S = 10.0
@@ -22,7 +24,7 @@ class Neighbours:
     Args:
         service: The stage behind: "router" or "batcher".
         changed: Gets all instances, by name, after each change; a Stage stays the same object as long as
-            its endpoint does.
+            its address does.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class Neighbours:
         registry: Registry,
         service: str,
         connect: Callable[[str], aio.Channel],
+        dialer: Dialer,
         tasks: Tasks,
         changed: Callable[[Mapping[str, Stage]], None],
     ) -> None:
         self._mirror = registry.mirror(keys.services(service), registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S)
         self._connect = connect
+        self._dialer = dialer
         self._tasks = tasks
         self._changed = changed
         self._stages: dict[str, RemoteStage] = {}
@@ -53,10 +57,10 @@ class Neighbours:
     def _apply(self) -> None:
         stages: dict[str, RemoteStage] = {}
         for name, instance in self._mirror.items.items():
-            known = self._stages.get(name)
-            if known is not None and known.endpoint == instance.endpoint:
+            known, address = self._stages.get(name), Address.of(instance)
+            if known is not None and known.address == address:
                 stages[name] = known
             else:
-                stages[name] = RemoteStage(self._connect, instance.endpoint, self._tasks)
+                stages[name] = RemoteStage(address, self._connect, self._dialer, self._tasks)
         self._stages = stages
         self._changed(stages)

@@ -1,12 +1,12 @@
 """What waits to go down a lane: the end of a lane that writes frames.
 
-A writer never waits to fill a frame: while one write is in flight, what arrives accumulates here and goes
-out whole when that write returns. So a token leaves at once under light load, and under heavy load frames
+A writer never waits to fill a frame: what arrives in one turn of the loop, or while the stream takes no more,
+accumulates here and goes out whole. So a token leaves at once under light load, and under heavy load frames
 grow and the cost per token falls.
 """
 
-import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from headrace.lane.v1 import lane_pb2
 from libs.lane.wire import frame_to_proto, note_to_proto, outcome_to_proto
@@ -25,11 +25,14 @@ class Outbox:
 
     Bounded by its lane: works in flight × their `max_tokens`. A slow reader makes it grow to that and no
     further, and harms nobody else.
+
+    Args:
+        wake: Called when there is something to take, or nothing more will come.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Callable[[], None]) -> None:
         self._messages: deque[_Message] = deque()
-        self._wake = asyncio.Event()
+        self._wake = wake
         self.broken = ""
         """Why nothing more will come; empty while more may."""
 
@@ -41,34 +44,31 @@ class Outbox:
             message = self._room(len(frame.token_ids))
             append_frame(message.frame, frame)
             message.frames += 1
-            self._wake.set()
+            self._wake()
 
     def on_note(self, work_id: int, note: Note) -> None:
         if note.restart and self._messages and self._messages[-1].frame.work_ids:
             # Notes come first in their message: in this one it would make the new answer of the old one's tokens.
             self._messages.append(_Message())
         self._room(NOTE_TOKENS).notes.append((work_id, note))
-        self._wake.set()
+        self._wake()
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         self._room(OUTCOME_TOKENS).outcomes.append((work_id, outcome))
-        self._wake.set()
+        self._wake()
 
     def on_broken(self, reason: str) -> None:
         self.broken = reason
-        self._wake.set()
+        self._wake()
 
-    async def wait(self) -> bool:
-        """Waits until there is something to take; False when there is not and never will be."""
-        while not self._messages:
-            if self.broken:
-                return False
-            self._wake.clear()
-            await self._wake.wait()
-        return True
+    def __bool__(self) -> bool:
+        return bool(self._messages)
 
-    def take(self) -> lane_pb2.ExchangeResponse:
-        """The oldest message; everything that accumulated, unless that is too large for one."""
+    def take(self) -> lane_pb2.ExchangeResponse | None:
+        """The oldest message; everything that accumulated, unless that is too large for one. None when there is
+        nothing."""
+        if not self._messages:
+            return None
         message = self._messages.popleft()
         frame = message.frame if message.frames < 2 else joined(message.frame)
         return lane_pb2.ExchangeResponse(

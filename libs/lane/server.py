@@ -1,29 +1,30 @@
-"""The downstream face of a stage: serves `headrace.lane.v1.LaneService` in front of any Stage."""
+"""The downstream face of a stage: serves `headrace.lane.v1` in front of any Stage."""
 
-import asyncio
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import cast
 
 import structlog
-from grpc import aio
+from grpc import StatusCode
 
 from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
-from libs.errors import Overloaded, StageUnavailable
+from libs.errors import Overloaded
 from libs.lane.outbox import Outbox
-from libs.lane.stage import BreakerState, HasBreakers, Lane, Stage
+from libs.lane.stage import BreakerState, HasBreakers, Stage
 from libs.lane.wire import decision_to_proto, queue_to_proto, work_from_proto
 from libs.lane.work import Outcome
 from libs.rpc.paging import page
 from libs.rpc.server import Service
+from libs.streams.server import Handler
+from libs.streams.stream import Ended, Stream
 
 log = structlog.get_logger()
 
 MAX_WORKS = 16_384
 """Works in flight on one lane, at most; one more is answered Overloaded. Bounds the lane's memory."""
+EXCHANGE = "/headrace.lane.v1.LaneService/Exchange"
 
-Context = aio.ServicerContext[Any, Any]
 
-
-class LaneServicer(lane_pb2_grpc.LaneServiceServicer):
+class LaneServer:
     """Gives each Exchange stream a lane of the stage behind it.
 
     The number of open lanes is the number of processes in front, so it needs no bound of its own.
@@ -32,40 +33,74 @@ class LaneServicer(lane_pb2_grpc.LaneServiceServicer):
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
 
-    async def Exchange(self, _: object, context: Context) -> None:  # type: ignore[override]
+    async def exchange(self, stream: Stream) -> None:
         """Works up, frames and outcomes down, until either side ends the stream."""
-        await context.send_initial_metadata(())  # tells the client that the lane is ready
-        outbox = Outbox()
-        counted = _CountedSink(outbox)
-        lane = self._stage.open(counted)
-        reader = asyncio.create_task(self._read(context, lane, counted), name="lane-reader")
+        served = _ServedLane(self._stage, stream)
         try:
-            while await outbox.wait():
-                await context.write(outbox.take())
-            if outbox.broken != _HALF_CLOSED:
-                raise StageUnavailable(outbox.broken)
+            await stream.ended()
+            served.say()
         finally:
-            lane.close()
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            served.lane.close()
 
-    async def _read(self, context: Context, lane: Lane, sink: "_CountedSink") -> None:
+
+class _ServedLane:
+    """One lane, and the stream that it is served on."""
+
+    def __init__(self, stage: Stage, stream: Stream) -> None:
+        self._stream = stream
+        self._sink = _CountedSink(Outbox(stream.wake))
+        self.lane = stage.open(self._sink)
+        stream.listen(self._hear, self.say)
+
+    def say(self) -> None:
+        """Writes what has accumulated, as far as there is room."""
+        outbox, stream = self._sink.outbox, self._stream
+        while stream.room and (message := outbox.take()) is not None:
+            stream.write(message.SerializeToString())
+        if outbox.broken and not outbox:
+            stream.end(Ended(StatusCode.UNAVAILABLE, outbox.broken))
+
+    def _hear(self, data: bytes) -> None:
+        sink = self._sink
         try:
-            while (request := await context.read()) is not aio.EOF:
-                for message in request.works:
-                    if sink.running >= MAX_WORKS:
-                        sink.refuse(message.work_id, f"{MAX_WORKS} works are in flight on this lane")
-                        continue
-                    sink.running += 1
-                    lane.submit(message.work_id, work_from_proto(message))
-                for work_id in request.cancels:
-                    lane.cancel(work_id)
-            sink.outbox.on_broken(_HALF_CLOSED)
-        except asyncio.CancelledError:
-            raise
+            request = lane_pb2.ExchangeRequest.FromString(data)
+            for message in request.works:
+                if sink.running >= MAX_WORKS:
+                    sink.refuse(message.work_id, f"{MAX_WORKS} works are in flight on this lane")
+                    continue
+                sink.running += 1
+                self.lane.submit(message.work_id, work_from_proto(message))
+            for work_id in request.cancels:
+                self.lane.cancel(work_id)
         except Exception:  # whatever it is, the neighbour must see the lane break, not hang
             log.exception("lane reader failed")
-            sink.outbox.on_broken("the lane's reader failed")
+            sink.on_broken("the lane's reader failed")
+
+
+class _CountedSink:
+    """The outbox, counting the works in flight."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self.outbox = outbox
+        self.running = 0
+        self.on_ready = outbox.on_ready
+        self.on_frame = outbox.on_frame
+        self.on_note = outbox.on_note
+        self.on_broken = outbox.on_broken
+
+    def on_outcome(self, work_id: int, outcome: Outcome) -> None:
+        self.running -= 1
+        self.outbox.on_outcome(work_id, outcome)
+
+    def refuse(self, work_id: int, why: str) -> None:
+        self.outbox.on_outcome(work_id, Outcome(error=Overloaded(why, retry_after_s=1.0)))
+
+
+class StageServicer(lane_pb2_grpc.StageServiceServicer):
+    """Answers questions about a stage."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
 
     async def Explain(self, request: lane_pb2.ExplainRequest, context: object) -> lane_pb2.ExplainResponse:
         """The decisions of this stage and of those behind it."""
@@ -97,28 +132,13 @@ def _breaker_to_proto(state: BreakerState) -> lane_pb2.BreakerState:
     )
 
 
-_HALF_CLOSED = "the stage in front closed the lane"
+def lane_streams(stage: Stage) -> Mapping[str, Handler]:
+    """The stage's lanes, ready to be served as streams."""
+    return {EXCHANGE: LaneServer(stage).exchange}
 
 
-class _CountedSink:
-    """The outbox, counting the works in flight."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self.outbox = outbox
-        self.running = 0
-        self.on_ready = outbox.on_ready
-        self.on_frame = outbox.on_frame
-        self.on_note = outbox.on_note
-        self.on_broken = outbox.on_broken
-
-    def on_outcome(self, work_id: int, outcome: Outcome) -> None:
-        self.running -= 1
-        self.outbox.on_outcome(work_id, outcome)
-
-    def refuse(self, work_id: int, why: str) -> None:
-        self.outbox.on_outcome(work_id, Outcome(error=Overloaded(why, retry_after_s=1.0)))
-
-
-def lane_service(stage: Stage) -> Service:
-    """The stage's lanes, ready to be served."""
-    return Service("headrace.lane.v1.LaneService", lane_pb2_grpc.add_LaneServiceServicer_to_server, LaneServicer(stage))
+def stage_service(stage: Stage) -> Service:
+    """What is asked about the stage, ready to be served."""
+    return Service(
+        "headrace.lane.v1.StageService", lane_pb2_grpc.add_StageServiceServicer_to_server, StageServicer(stage)
+    )

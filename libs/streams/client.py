@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from pathlib import Path
+from typing import Any
 
 from libs.streams.connection import Dialed
 from libs.streams.stream import Stream
@@ -41,7 +42,8 @@ class Dialer:
                     lambda: Dialed(path, endpoint, scheme), host, int(port), ssl=self._tls
                 )
                 ended = asyncio.ensure_future(dialed.stream.ended())
-                await asyncio.wait({dialed.stands, ended}, return_when=asyncio.FIRST_COMPLETED)
+                either: list[asyncio.Future[Any]] = [dialed.stands, ended]
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
                 ended.cancel()
         except (OSError, ssl.SSLError, ValueError, TimeoutError) as error:
             if dialed is not None:

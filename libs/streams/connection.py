@@ -1,7 +1,7 @@
 """One HTTP/2 connection that carries gRPC streams, in the event loop's own thread.
 
-grpc.aio does its work in threads of its own: a message in and one out cost a process 350 µs of CPU when they come alone,
-ten changes of thread among them. Here the bytes are read where they arrive, at a fifth of that
+grpc.aio does its work in threads of its own: a message in and one out cost a process 350 µs of CPU when they come
+alone, ten changes of thread among them. Here the bytes are read where they arrive, at a third of that
 (docs/decisions/0012-streams.md). The wire is gRPC's, so each side may as well be any other gRPC.
 """
 
@@ -72,7 +72,11 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self.writable = cast("asyncio.Transport", transport), True
-        wanted = [(frames.ENABLE_PUSH, 0), (frames.INITIAL_WINDOW_SIZE, WINDOW), (frames.MAX_HEADER_LIST_SIZE, HEADER_BYTES)]
+        wanted = [
+            (frames.ENABLE_PUSH, 0),
+            (frames.INITIAL_WINDOW_SIZE, WINDOW),
+            (frames.MAX_HEADER_LIST_SIZE, HEADER_BYTES),
+        ]
         wanted.append((frames.MAX_CONCURRENT_STREAMS, MAX_STREAMS))
         # What streams may send is bounded by their own windows: the connection's never stands in the way.
         more = frames.window_update(0, _CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
@@ -170,10 +174,11 @@ class Connection(asyncio.Protocol):
             self._more_window(number, frames.number_of(payload) & 0x7FFFFFFF)
         elif kind == frames.RST_STREAM:
             code = frames.number_of(payload)
-            if (stream := self._forget(number)) is not None:
+            if (gone := self._forget(number)) is not None:
                 said = "the other side cancelled the call" if code == frames.CANCEL else f"reset with code {code}"
                 status = grpc.StatusCode.CANCELLED if code == frames.CANCEL else grpc.StatusCode.UNAVAILABLE
-                stream.broke(Ended(status, said))
+                gone.over = True
+                gone.broke(Ended(status, said))
         elif kind == frames.SETTINGS:
             if not flags & frames.ACK:
                 self._settings(payload)
@@ -242,9 +247,9 @@ class Connection(asyncio.Protocol):
             self._window += more
             for stream in list(self._streams.values()):
                 stream.has_room()
-        elif (stream := self._streams.get(number)) is not None:
-            stream.window += more
-            stream.has_room()
+        elif (one := self._streams.get(number)) is not None:
+            one.window += more
+            one.has_room()
 
     def _going(self, said: str) -> None:
         """The other side will take no new streams, and soon none at all."""
@@ -416,7 +421,9 @@ _ANSWER = [(":status", "200"), ("content-type", "application/grpc")]
 def _trailers(ended: Ended) -> list[tuple[str, str]]:
     trailers = [("grpc-status", str(ended.code.value[0]))]
     if ended.details:
-        trailers.append(("grpc-message", quote(ended.details[:MESSAGE_CHARACTERS], safe=" !#$&'()*+,/:;=?@[]\"<>^`{|}~")))
+        trailers.append(
+            ("grpc-message", quote(ended.details[:MESSAGE_CHARACTERS], safe=" !#$&'()*+,/:;=?@[]\"<>^`{|}~"))
+        )
     if ended.status:
         trailers.append(("grpc-status-details-bin", base64.b64encode(ended.status).decode().rstrip("=")))
     return trailers

@@ -53,24 +53,25 @@ class StandingStream:
         name: For the logs.
         path: /package.Service/Method
         tasks: Owns the stream's task.
+        follow: Whether `endpoint` may become another one while the stream stands.
     """
 
-    def __init__(self, name: str, talk: Talk, path: str, dialer: Dialer, endpoint: Endpoint, tasks: Tasks) -> None:
+    def __init__(
+        self, name: str, talk: Talk, path: str, dialer: Dialer, endpoint: Endpoint, tasks: Tasks, *, follow: bool = True
+    ) -> None:
         self._name = name
         self._talk = talk
         self._path = path
         self._dialer = dialer
         self._endpoint = endpoint
-        self._loop = asyncio.get_running_loop()
+        self._follow_s = _FOLLOW_S if follow else None
         self._stream: Stream | None = None
-        self._due = False
         self._task = tasks.spawn(self._run(), name)
 
     def wake(self) -> None:
         """There is something to say."""
-        if not self._due and self._stream is not None:
-            self._due = True
-            self._loop.call_soon(self._flush)
+        if self._stream is not None:
+            self._stream.wake()
 
     def restart(self, why: str = "opened anew") -> None:
         """Breaks the stream; it is opened again soon."""
@@ -100,10 +101,10 @@ class StandingStream:
         log.info("stream up", stream=self._name, endpoint=endpoint)
         try:
             self._talk.on_up()
-            stream.listen(self._hear, self._flush)
-            self._flush()
+            stream.listen(self._hear, self._say)
+            stream.wake()
             ended = asyncio.ensure_future(stream.ended())
-            while not (await asyncio.wait({ended}, timeout=_FOLLOW_S))[0]:
+            while not (await asyncio.wait({ended}, timeout=self._follow_s))[0]:
                 # A registry that knows no such process is no reason to leave one that answers.
                 if self._endpoint() not in (None, endpoint):
                     stream.cancel("another process has its place")
@@ -122,8 +123,7 @@ class StandingStream:
             log.exception("stream reader failed", stream=self._name)
             self.restart(f"the reader failed: {type(error).__name__}")
 
-    def _flush(self) -> None:
-        self._due = False
+    def _say(self) -> None:
         try:
             while (stream := self._stream) is not None and stream.room and (message := self._talk.take()) is not None:
                 stream.write(message)

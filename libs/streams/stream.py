@@ -66,8 +66,8 @@ class Stream:
     """
 
     __slots__ = (
-        "_carrier", "_ended", "_half_closed", "_inbox", "_on_message", "_on_room", "_partial", "_unsent", "_wake",
-        "number", "over", "window",
+        "_carrier", "_due", "_ended", "_half_closed", "_inbox", "_loop", "_on_message", "_partial", "_say", "_unsent",
+        "_wake", "number", "over", "window",
     )  # fmt: skip
 
     def __init__(self, carrier: Carrier, number: int, window: int) -> None:
@@ -78,25 +78,37 @@ class Stream:
         """Whether this side has done with it."""
         self._carrier = carrier
         self._on_message: Callable[[bytes], None] | None = None
-        self._on_room: Callable[[], None] = _nothing
+        self._say: Callable[[], None] = _nothing
+        self._due = False
         self._inbox: deque[bytes] = deque()
         self._partial = bytearray()
         self._unsent = b""
         self._wake: asyncio.Future[None] | None = None
         self._half_closed = False
-        self._ended: asyncio.Future[Ended] = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[Ended] = self._loop.create_future()
 
     @property
     def room(self) -> bool:
         """Whether what is written now goes out, rather than waits here."""
         return not self._unsent and not self.over and self._carrier.writable
 
-    def listen(self, on_message: Callable[[bytes], None], on_room: Callable[[], None]) -> None:
-        """From now on each message goes to `on_message` as it comes, those that wait at once; `on_room` is called
-        when there is room again. Neither may raise."""
-        self._on_message, self._on_room = on_message, on_room
+    def listen(self, on_message: Callable[[bytes], None], say: Callable[[], None]) -> None:
+        """From now on each message goes to `on_message` as it comes, those that wait at once; `say` is called
+        when there is room again, and after `wake`. Neither may raise."""
+        self._on_message, self._say = on_message, say
         while self._inbox and not self.over:
             self._deliver(self._inbox.popleft())
+
+    def say_with(self, say: Callable[[], None]) -> None:
+        """For who reads with `read`: `say` is called when there is room again, and after `wake`."""
+        self._say = say
+
+    def wake(self) -> None:
+        """There is something to say: `say` is called once, at the end of this turn of the loop, if there is room."""
+        if not self._due and not self.over:
+            self._due = True
+            self._loop.call_soon(self._said)
 
     async def read(self) -> bytes | None:
         """The next message; None when the call has ended or the other side will say no more. Only as much comes in
@@ -104,7 +116,7 @@ class Stream:
         while not self._inbox:
             if self._half_closed or self._ended.done():
                 return None
-            self._wake = asyncio.get_running_loop().create_future()
+            self._wake = self._loop.create_future()
             await self._wake
         message = self._inbox.popleft()
         self._carrier.consumed(self.number, len(message) + PREFIX)
@@ -140,6 +152,7 @@ class Stream:
     def end(self, ended: Ended = OK) -> None:
         """A server's answer is complete. What waits to be written goes out first if the window takes it."""
         self._finish(ended)
+        self.broke(ended)
 
     def cancel(self, why: str = "cancelled on this side") -> None:
         """Ends the call at once."""
@@ -170,21 +183,21 @@ class Stream:
         """The other side, or the socket, takes more."""
         self.flush()
         if self.room:
-            self._on_room()
+            self._say()
 
     def take_in(self, data: bytes) -> None:
         """Payload of a DATA frame."""
-        if not self._partial:
-            if len(data) >= PREFIX and data[0] == 0 and int.from_bytes(data[1:PREFIX], "big") == len(data) - PREFIX:
-                self._deliver(data[PREFIX:])  # one frame, one message: almost all are
-                return
+        size = len(data) - PREFIX
+        if not self._partial and size >= 0 and int.from_bytes(data[:PREFIX], "big") == size:
+            self._deliver(data[PREFIX:])  # one frame, one message: almost all are
+            return
         self._partial += data
         partial, at = self._partial, 0
         while len(partial) - at >= PREFIX:
             size = int.from_bytes(partial[at + 1 : at + PREFIX], "big")
             if partial[at] or size > MESSAGE_BYTES:
                 said = "compressed" if partial[at] else f"longer than {MESSAGE_BYTES} bytes"
-                self._refuse(Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message is {said}"))
+                self.end(Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message is {said}"))
                 return
             if len(partial) - at - PREFIX < size:
                 break
@@ -201,11 +214,13 @@ class Stream:
         """It ended, whoever ended it."""
         if not self._ended.done():
             self._ended.set_result(ended)
+            self._say()  # for whoever waits for room
         self._wake_reader()
 
-    def _refuse(self, ended: Ended) -> None:
-        self._finish(ended)
-        self.broke(ended)
+    def _said(self) -> None:
+        self._due = False
+        if self.room:
+            self._say()
 
     def _deliver(self, message: bytes) -> None:
         if self._on_message is None:

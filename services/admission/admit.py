@@ -70,8 +70,8 @@ class Admitted:
 
 
 def heard(call_deadline: float, now: float) -> float:
-    """The deadline of a request whose call has one. At that of the call the caller's own gRPC ends it, without a reason:
-    so the mesh has to have said before where the request stood. Both in Unix seconds."""
+    """The deadline of a request whose call has one. At that of the call the caller's own gRPC ends it and gives no
+    reason, so the mesh has to have said before where the request stood. Both in Unix seconds."""
     return call_deadline - min(WAY_BACK_S, WAY_BACK_SHARE * max(call_deadline - now, 0.0))
 
 
@@ -292,7 +292,12 @@ def _chat(request: Request, spec: ModelSpec) -> Sequence[tuple[str, str]]:
 
 
 def _deadline(request: Request, rules: TierPolicy, now: float) -> float:
-    """The earliest of what the call, the request and the tier say."""
+    """The earliest of what the call, the request and the tier say. That of a session is its stream's: it bounds each
+    request on it, and says of none how long that may take."""
     latest = now + rules.max_timeout_s
-    asked = [d for d in (request.call_deadline, request.timeout_s and now + request.timeout_s) if d is not None]
-    return min(latest, *asked) if asked else min(latest, now + rules.default_timeout_s)
+    if request.call_deadline is not None:
+        latest = min(latest, request.call_deadline)
+    if request.timeout_s:
+        return min(latest, now + request.timeout_s)
+    own = request.call_deadline is not None and not request.in_session
+    return latest if own else min(latest, now + rules.default_timeout_s)

@@ -64,7 +64,9 @@ async def run(settings: Settings) -> None:
         audit = Audit(folder, instance, source.audit_days, observer.audit_lost, mesh.clock)
         desks = Desks(policy, limits, ladders, contracts, audit, tokenizers, observer)
         front = Front(forwarder, desks, mesh.clock, mesh.tasks)
-        routers = Neighbours(mesh.registry, "router", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
+        routers = Neighbours(
+            mesh.registry, "router", mesh.channels.connect, mesh.dialer, mesh.tasks, forwarder.set_neighbours
+        )
         services = mesh.registry.mirror(keys.SERVICES, registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S)
         placements = mesh.registry.mirror(keys.PLACEMENTS, registry_pb2.Placement)
         unplaced = mesh.registry.mirror(keys.UNPLACED, registry_pb2.Unplaced)

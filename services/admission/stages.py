@@ -37,7 +37,7 @@ class Stages:
         """Of every batcher, by instance, pool and tier."""
 
         async def ask(endpoint: str) -> Sequence[lane_pb2.Queue]:
-            stub: lane_pb2_grpc.LaneServiceAsyncStub = lane_pb2_grpc.LaneServiceStub(self._connect(endpoint))
+            stub: lane_pb2_grpc.StageServiceAsyncStub = lane_pb2_grpc.StageServiceStub(self._connect(endpoint))
             return (await stub.ListQueues(lane_pb2.ListQueuesRequest(page_size=MOST), timeout=ASK_TIMEOUT_S)).queues
 
         queues = await self._ask_all("batcher", ask)
@@ -47,7 +47,7 @@ class Stages:
         """Of every router, by instance and pool."""
 
         async def ask(endpoint: str) -> Sequence[lane_pb2.BreakerState]:
-            stub: lane_pb2_grpc.LaneServiceAsyncStub = lane_pb2_grpc.LaneServiceStub(self._connect(endpoint))
+            stub: lane_pb2_grpc.StageServiceAsyncStub = lane_pb2_grpc.StageServiceStub(self._connect(endpoint))
             return (await stub.ListBreakers(lane_pb2.ListBreakersRequest(), timeout=ASK_TIMEOUT_S)).breakers
 
         breakers = await self._ask_all("router", ask)

@@ -11,6 +11,8 @@ from libs.lane.client import RemoteStage
 from libs.lane.neighbours import HOLD_S
 from libs.registry import keys
 from libs.registry.registry import Registry
+from libs.rpc.address import Address
+from libs.streams.client import Dialer
 from libs.tasks import Tasks
 from services.batcher.executors import ExecutorInfo
 from services.batcher.seat import ModelCapacity
@@ -19,10 +21,11 @@ from services.batcher.seat import ModelCapacity
 class ExecutorSource:
     """Mirrors of the executors and the catalogue."""
 
-    def __init__(self, registry: Registry, connect: Callable[[str], aio.Channel], tasks: Tasks) -> None:
+    def __init__(self, registry: Registry, connect: Callable[[str], aio.Channel], dialer: Dialer, tasks: Tasks) -> None:
         self._executors = registry.mirror(keys.EXECUTORS, registry_pb2.Executor, hold_deletions_s=HOLD_S)
         self._models = registry.mirror(keys.MODELS, registry_pb2.Model)
         self._connect = connect
+        self._dialer = dialer
         self._tasks = tasks
         self._stages: dict[str, RemoteStage] = {}
         self._stack = AsyncExitStack()
@@ -56,9 +59,9 @@ class ExecutorSource:
     def _infos(self) -> dict[str, ExecutorInfo]:
         infos: dict[str, ExecutorInfo] = {}
         for name, executor in self._executors.items.items():
-            stage = self._stages.get(name)
-            if stage is None or stage.endpoint != executor.endpoint:
-                stage = RemoteStage(self._connect, executor.endpoint, self._tasks)
+            stage, address = self._stages.get(name), Address.of(executor)
+            if stage is None or stage.address != address:
+                stage = RemoteStage(address, self._connect, self._dialer, self._tasks)
             infos[name] = _info(executor, stage)
         self._stages = {name: info.stage for name, info in infos.items() if isinstance(info.stage, RemoteStage)}
         return infos

@@ -3,22 +3,21 @@
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
-from grpc import aio
-
 from libs.kvcache.consult import Consultation
 from libs.kvcache.manager import ManagerChoice
 from libs.kvcache.values import Answer, Question
 from libs.registry.registry import Registry
+from libs.streams.client import Dialer
 from services.batcher.memory import Ask, Reply
 
 
 class KvCacheMemory:
     """Asks the KV-cache manager that everybody has chosen."""
 
-    def __init__(self, registry: Registry, instance: str, connect: Callable[[str], aio.Channel]) -> None:
+    def __init__(self, registry: Registry, instance: str, dialer: Dialer) -> None:
         self._manager = ManagerChoice(registry)
         self._instance = instance
-        self._connect = connect
+        self._dialer = dialer
         self._consultation: Consultation | None = None
         self._stack = AsyncExitStack()
 
@@ -26,7 +25,7 @@ class KvCacheMemory:
         """Returns once the managers have been read; whether one is there does not matter."""
         self._stack.push_async_callback(self._manager.close)
         await self._manager.start()
-        self._consultation = Consultation(self._instance, self._connect, self._manager.endpoint)
+        self._consultation = Consultation(self._instance, self._dialer, self._manager.endpoint)
         self._stack.push_async_callback(self._consultation.close)
 
     async def close(self) -> None:

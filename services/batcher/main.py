@@ -3,7 +3,7 @@
 import random
 
 from libs import process
-from libs.lane.server import lane_service
+from libs.lane.server import lane_streams, stage_service
 from libs.process import TICK_S, MeshProcess
 from services.batcher.config import Settings
 from services.batcher.demand_report import LOOK_S, DemandReport
@@ -17,8 +17,8 @@ from services.batcher.stage import Batcher
 async def run(settings: Settings) -> None:
     """Wires a batcher and runs it until it is told to stop."""
     async with MeshProcess("batcher", settings.process, settings.etcd) as mesh:
-        memory = KvCacheMemory(mesh.registry, mesh.instance, mesh.channels.connect)
-        source = ExecutorSource(mesh.registry, mesh.channels.connect, mesh.tasks)
+        memory = KvCacheMemory(mesh.registry, mesh.instance, mesh.dialer)
+        source = ExecutorSource(mesh.registry, mesh.channels.connect, mesh.dialer, mesh.tasks)
         rules = RuleSource(mesh.registry)
         batcher = Batcher(
             mesh.instance, memory, rules, mesh.tracing, Observer(mesh.metrics), mesh.clock, random.randrange
@@ -37,7 +37,7 @@ async def run(settings: Settings) -> None:
         await demand.start()
         batcher.starved = demand.starved
         mesh.every(LOOK_S, demand.tick, "report demand")
-        await mesh.listen([lane_service(batcher)])
+        await mesh.listen([stage_service(batcher)], streams=lane_streams(batcher))
         await mesh.announce_stage()
 
         def begin_drain() -> None:

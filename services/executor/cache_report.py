@@ -1,15 +1,14 @@
 """Reports this executor's prefix caches to the KV-cache manager."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-
-from grpc import aio
 
 from libs.kvcache.manager import ManagerChoice
 from libs.kvcache.mirror import CacheMirror
 from libs.kvcache.report import Reporter
 from libs.kvcache.values import CacheInfo, CacheState
 from libs.registry.registry import Registry
+from libs.streams.client import Dialer
 from services.executor.engine import Step
 from services.executor.state import CopyStatus, State
 
@@ -17,17 +16,17 @@ from services.executor.state import CopyStatus, State
 class CacheReport:
     """Keeps a mirror of each copy's prefix cache, and tells the KV-cache manager that everybody has chosen."""
 
-    def __init__(self, registry: Registry, instance: str, connect: Callable[[str], aio.Channel]) -> None:
+    def __init__(self, registry: Registry, instance: str, dialer: Dialer) -> None:
         self._manager = ManagerChoice(registry)
         self._instance = instance
-        self._connect = connect
+        self._dialer = dialer
         self._mirrors: dict[str, CacheMirror] = {}
         self._reporter: Reporter | None = None
         self._stack = AsyncExitStack()
 
     def start(self) -> None:
         """Begins; the manager and etcd may come later."""
-        self._reporter = Reporter(self._instance, self._snapshot, self._connect, self._manager.endpoint)
+        self._reporter = Reporter(self._instance, self._snapshot, self._dialer, self._manager.endpoint)
         self._stack.push_async_callback(self._reporter.close)
 
     async def follow(self) -> None:

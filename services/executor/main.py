@@ -5,7 +5,7 @@ from dataclasses import replace
 from headrace.registry.v1 import registry_pb2
 from libs import process
 from libs.catalogue import ModelSpec, with_base
-from libs.lane.server import lane_service
+from libs.lane.server import lane_streams, stage_service
 from libs.process import MeshProcess
 from libs.registry import keys
 from libs.settings import SettingsInvalid
@@ -22,7 +22,7 @@ from services.executor.record import executor_record
 async def run(settings: Settings) -> None:
     """Wires an executor and runs it until it is told to stop."""
     async with MeshProcess("executor", settings.process, settings.etcd) as mesh:
-        report = CacheReport(mesh.registry, mesh.instance, mesh.channels.connect)
+        report = CacheReport(mesh.registry, mesh.instance, mesh.dialer)
         observer = Observer(mesh.metrics, mesh.clock, report.on_step)
         engine = make_engine(settings, mesh.clock, observer)
         try:
@@ -42,12 +42,12 @@ async def run(settings: Settings) -> None:
             observer.loaded,
         )
 
-        await mesh.listen([lane_service(host)])
+        await mesh.listen([stage_service(host)], streams=lane_streams(host))
         mesh.owns(report.close)
         report.start()
 
         def record() -> registry_pb2.Executor:
-            return executor_record(settings, mesh.endpoint, mesh.started, host.draining, reconciler.statuses)
+            return executor_record(settings, mesh.address, mesh.started, host.draining, reconciler.statuses)
 
         def changed() -> None:
             report.set_copies(reconciler.statuses)

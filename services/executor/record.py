@@ -4,18 +4,20 @@ from collections.abc import Mapping
 from typing import cast
 
 from headrace.registry.v1 import registry_pb2
+from libs.rpc.address import Address
 from libs.settings import SettingsInvalid
 from services.executor.config import Settings
 from services.executor.state import HOLDS_MEMORY, CopyStatus
 
 
 def executor_record(
-    settings: Settings, endpoint: str, started: float, draining: bool, statuses: Mapping[str, CopyStatus]
+    settings: Settings, address: Address, started: float, draining: bool, statuses: Mapping[str, CopyStatus]
 ) -> registry_pb2.Executor:
     """The record, with each copy's state."""
     return registry_pb2.Executor(
         instance=settings.process.instance,
-        endpoint=endpoint,
+        endpoint=address.rpc,
+        stream_endpoint=address.streams,
         engine=settings.engine,
         memory_bytes=settings.memory_bytes,
         start_time=started,

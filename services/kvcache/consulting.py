@@ -7,6 +7,7 @@ from libs.kvcache import wire
 from libs.kvcache.values import Answer, Question
 from libs.telemetry import names
 from libs.telemetry.tracing import Tracing
+from services.kvcache.conversation import parsed
 from services.kvcache.upkeep import Upkeep
 
 MAX_ANSWERS = 4096
@@ -24,9 +25,10 @@ class Consulting:
         self._batcher = ""
         self._answers: list[pb.Answer] = []
 
-    async def take(self, request: pb.ConsultRequest) -> bool:
+    async def take(self, data: bytes) -> bool:
         """Claims, releases and questions, in this order: what came free can be reserved at once. (A client
         that takes a question back before it is sent does not send it.)"""
+        request = parsed(pb.ConsultRequest, data)
         self._upkeep.expire()
         if not self._batcher:
             if not request.batcher:

@@ -1,18 +1,23 @@
-"""A standing stream, seen from the server: reads go on while a write is in flight, and answers accumulate."""
+"""A standing stream, seen from the server: reads go on while nothing can be written, and answers accumulate."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
-import structlog
-from grpc import aio
+from google.protobuf.message import DecodeError, Message
 
-from libs.errors import HeadraceError, InternalError
+from libs.errors import RequestInvalid
+from libs.streams.stream import Stream
 
-log = structlog.get_logger()
+M = TypeVar("M", bound=Message)
 
-Request = TypeVar("Request")
-Response = TypeVar("Response")
+
+def parsed(kind: type[M], data: bytes) -> M:
+    """The message. Raises RequestInvalid."""
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise RequestInvalid(f"the bytes are no {kind.DESCRIPTOR.full_name}") from error
 
 
 class Turns:
@@ -39,11 +44,11 @@ class Turns:
             self._done += part
 
 
-class Conversation(Generic[Request, Response]):
+class Conversation:
     """One call of a stream-stream method.
 
-    Bounded: while `take` says that too much waits to be written, or lasts, nothing more is read, and gRPC's flow
-    control holds the client.
+    Bounded: while `take` says that too much waits to be written, or lasts, nothing more is read, and flow control
+    holds the client.
 
     Args:
         take: Takes a message in; returns whether there is room for the answers to another.
@@ -52,59 +57,37 @@ class Conversation(Generic[Request, Response]):
 
     def __init__(
         self,
-        context: aio.ServicerContext[Any, Any],
-        take: Callable[[Request], Awaitable[bool]],
-        flush: Callable[[], Response | None],
+        stream: Stream,
+        take: Callable[[bytes], Awaitable[bool]],
+        flush: Callable[[], Message | None],
     ) -> None:
-        self._context = context
+        self._stream = stream
         self._take = take
         self._flush = flush
-        self._wake = asyncio.Event()
         self._room = asyncio.Event()
-        self._ended = False
-        self._error: HeadraceError | None = None
+        stream.say_with(self._say)
 
     async def run(self) -> None:
-        """Lasts until the client half-closes, `end`, or the call breaks. Raises what `take` raises; what is
-        not a HeadraceError becomes an InternalError."""
-        await self._context.send_initial_metadata(())  # tells the client that the stream stands
-        reader = asyncio.create_task(self._read(), name="conversation reader")
-        try:
-            while True:
-                self._wake.clear()
-                while (message := self._flush()) is not None:
-                    await self._context.write(message)
-                self._room.set()
-                if self._ended:
-                    break
-                await self._wake.wait()
-        finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
-        if self._error is not None:
-            raise self._error
+        """Lasts until the client half-closes, `end`, or the call breaks. Raises what `take` raises."""
+        while (data := await self._stream.read()) is not None:
+            room = await self._take(data)
+            self._room.clear()
+            self._stream.wake()
+            if not room:
+                await self._room.wait()
+        self._say()
 
     def wake(self) -> None:
         """There is something to write that no message from the client has brought about."""
-        self._wake.set()
+        self._stream.wake()
 
     def end(self) -> None:
         """Ends the call from this side, once what has accumulated is written."""
-        self._ended = True
-        self._wake.set()
+        self._say()
+        self._stream.end()
 
-    async def _read(self) -> None:
-        try:
-            while not self._ended and (request := await self._context.read()) is not aio.EOF:
-                room = await self._take(request)
-                self._room.clear()
-                self._wake.set()
-                if not room:
-                    await self._room.wait()
-        except HeadraceError as error:
-            self._error = error
-        except Exception:  # a bug; the other side must see the call end, not hang
-            log.exception("conversation failed")
-            self._error = InternalError("internal error; the mesh's logs have the cause")
-        finally:
-            self.end()
+    def _say(self) -> None:
+        stream = self._stream
+        while stream.room and (message := self._flush()) is not None:
+            stream.write(message.SerializeToString())
+        self._room.set()

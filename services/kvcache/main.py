@@ -2,12 +2,10 @@
 
 from collections.abc import Mapping
 
-from headrace.kvcache.v1 import kvcache_pb2_grpc
 from headrace.policy.v1 import policy_pb2
 from libs import process
 from libs.process import MeshProcess
 from libs.registry import keys
-from libs.rpc.server import Service
 from services.kvcache.config import Settings
 from services.kvcache.index import PrefixIndex
 from services.kvcache.ledger import Ledger
@@ -35,8 +33,7 @@ async def run(settings: Settings) -> None:
         mesh.owns(scheduling.close)
         mesh.tasks.spawn(scheduling.start(), "read scheduling")
 
-        name = "headrace.kvcache.v1.KvCacheService"
-        await mesh.listen([Service(name, kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, servicer)])
+        await mesh.listen([servicer.service], streams=servicer.streams)
 
         mesh.every(TICK_S, servicer.upkeep.turn, "upkeep")
         mesh.every(MEASURE_S, lambda: observer.caches(memory), "measure")

@@ -1,10 +1,8 @@
 """One Report stream: what an executor's caches hold."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import structlog
-from grpc import aio
 
 from headrace.kvcache.v1 import kvcache_pb2 as pb
 from libs.clock import Clock
@@ -12,7 +10,8 @@ from libs.errors import RequestInvalid, StageUnavailable, Violation
 from libs.kvcache import wire
 from libs.kvcache.report import MESSAGE_HASHES
 from libs.kvcache.values import BlockEvent, CacheState
-from services.kvcache.conversation import Conversation, Turns
+from libs.streams.stream import Stream
+from services.kvcache.conversation import Conversation, Turns, parsed
 from services.kvcache.reports import Verdict
 from services.kvcache.upkeep import Upkeep
 
@@ -30,8 +29,8 @@ class Reporting:
         turns: Shared by all reports.
     """
 
-    def __init__(self, context: aio.ServicerContext[Any, Any], upkeep: Upkeep, clock: Clock, turns: Turns) -> None:
-        self.conversation = Conversation(context, self.take, self.flush)
+    def __init__(self, stream: Stream, upkeep: Upkeep, clock: Clock, turns: Turns) -> None:
+        self.conversation = Conversation(stream, self.take, self.flush)
         self._upkeep = upkeep
         self._memory = upkeep.memory
         self._clock = clock
@@ -46,8 +45,9 @@ class Reporting:
         self._wanted = self._checking = True
         self.conversation.wake()
 
-    async def take(self, request: pb.ReportRequest) -> bool:
+    async def take(self, data: bytes) -> bool:
         """A snapshot or events; the answer says how far they are in."""
+        request = parsed(pb.ReportRequest, data)
         self._upkeep.expire()
         if not self._executor:
             if not request.executor:

@@ -1,13 +1,16 @@
-"""headrace.kvcache.v1.KvCacheService: proto in, proto out, over a Memory that decides."""
+"""headrace.kvcache.v1: proto in, proto out, over a Memory that decides."""
 
-from typing import Any
-
-from grpc import aio
+from collections.abc import Mapping
 
 from headrace.kvcache.v1 import kvcache_pb2 as pb
 from headrace.kvcache.v1 import kvcache_pb2_grpc
 from libs.clock import Clock
+from libs.kvcache.consult import CONSULT
+from libs.kvcache.report import REPORT
 from libs.rpc.paging import page
+from libs.rpc.server import Service
+from libs.streams.server import Handler
+from libs.streams.stream import Stream
 from libs.telemetry.tracing import Tracing
 from services.kvcache.consulting import Consulting
 from services.kvcache.conversation import Conversation, Turns
@@ -15,11 +18,9 @@ from services.kvcache.memory import CacheView, Memory
 from services.kvcache.reporting import TURN_BLOCKS, Reporting
 from services.kvcache.upkeep import Observer, Upkeep
 
-Context = aio.ServicerContext[Any, Any]
-
 
 class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
-    """The servicer. Somebody must call `upkeep.turn` each second."""
+    """Both services. Somebody must call `upkeep.turn` each second."""
 
     def __init__(self, memory: Memory, clock: Clock, tracing: Tracing, observer: Observer | None = None) -> None:
         self.upkeep = Upkeep(memory, clock, observer or Observer())
@@ -27,28 +28,40 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         self._clock = clock
         self._tracing = tracing
         self._turns = Turns(TURN_BLOCKS)
-        self._conversations: set[Conversation[Any, Any]] = set()
+        self._conversations: set[Conversation] = set()
+
+    @property
+    def service(self) -> Service:
+        """What is asked in single calls."""
+        return Service(
+            "headrace.kvcache.v1.KvCacheService", kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, self
+        )
+
+    @property
+    def streams(self) -> Mapping[str, Handler]:
+        """What stands."""
+        return {CONSULT: self._consult, REPORT: self._report}
 
     def close(self) -> None:
         """Ends every standing stream: for shutdown. Their clients come back, to whoever is there then."""
-        for conversation in self._conversations:
+        for conversation in list(self._conversations):
             conversation.end()
 
-    async def Consult(self, _: object, context: Context) -> None:  # type: ignore[override]
+    async def _consult(self, stream: Stream) -> None:
         """A batcher's conversation."""
-        stream = Consulting(self.upkeep, self._clock, self._tracing)
+        consulting = Consulting(self.upkeep, self._clock, self._tracing)
         try:
-            await self._converse(Conversation(context, stream.take, stream.flush))
+            await self._converse(Conversation(stream, consulting.take, consulting.flush))
         finally:
-            stream.ended()
+            consulting.ended()
 
-    async def Report(self, _: object, context: Context) -> None:  # type: ignore[override]
+    async def _report(self, stream: Stream) -> None:
         """An executor's report."""
-        stream = Reporting(context, self.upkeep, self._clock, self._turns)
+        reporting = Reporting(stream, self.upkeep, self._clock, self._turns)
         try:
-            await self._converse(stream.conversation)
+            await self._converse(reporting.conversation)
         finally:
-            stream.ended()
+            reporting.ended()
 
     async def ListCaches(self, request: pb.ListCachesRequest, context: object) -> pb.ListCachesResponse:
         """What is known of each executor's caches."""
@@ -56,7 +69,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
         caches, token = page(self._memory.caches(), request.page_size, request.page_token)
         return pb.ListCachesResponse(caches=map(_cache_to_proto, caches), next_page_token=token)
 
-    async def _converse(self, conversation: Conversation[Any, Any]) -> None:
+    async def _converse(self, conversation: Conversation) -> None:
         self._conversations.add(conversation)
         try:
             await conversation.run()

@@ -3,7 +3,7 @@
 from libs import process
 from libs.lane.forwarder import Forwarder
 from libs.lane.neighbours import Neighbours
-from libs.lane.server import lane_service
+from libs.lane.server import lane_streams, stage_service
 from libs.models.tokenizers import Tokenizers, load_tokenizer
 from libs.process import TICK_S, MeshProcess
 from services.router.answer_texts import AnswerTexts
@@ -42,7 +42,9 @@ async def run(settings: Settings) -> None:
             texts=texts,
             intents=intents,
         )
-        batchers = Neighbours(mesh.registry, "batcher", mesh.channels.connect, mesh.tasks, forwarder.set_neighbours)
+        batchers = Neighbours(
+            mesh.registry, "batcher", mesh.channels.connect, mesh.dialer, mesh.tasks, forwarder.set_neighbours
+        )
 
         mesh.owns(intents.close)
         mesh.owns(source.close)
@@ -56,7 +58,7 @@ async def run(settings: Settings) -> None:
         mesh.every(1.0, intents.look, "look for intents")
         mesh.every(1.0, lambda: observer.lanes(len(forwarder.ready_neighbours())), "count lanes")
         # Only now: a router that has not read the catalogue would know no model.
-        await mesh.listen([lane_service(router)])
+        await mesh.listen([stage_service(router)], streams=lane_streams(router))
         await mesh.announce_stage()
 
         def begin_drain() -> None:

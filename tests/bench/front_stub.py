@@ -12,7 +12,7 @@ from grpc import aio
 from headrace.inference.v1 import inference_pb2 as pb
 from headrace.inference.v1 import inference_pb2_grpc
 from libs import process
-from libs.lane.server import lane_service
+from libs.lane.server import lane_streams
 from libs.lane.stage import Lane, Sink
 from libs.lane.work import Decision, FinishReason, Frame, Outcome, QueueState, Work
 from libs.process import MeshProcess
@@ -80,7 +80,7 @@ async def run(settings: Settings) -> None:
     add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
     async with MeshProcess("batcher", settings.process, settings.etcd) as mesh:
         alone = Service("headrace.inference.v1.InferenceService", add, Alone())  # type: ignore[abstract]
-        await mesh.listen([lane_service(AtOnce()), alone])
+        await mesh.listen([alone], streams=lane_streams(AtOnce()))
         await mesh.announce_stage()
         await mesh.serve()
 

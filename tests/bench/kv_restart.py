@@ -40,6 +40,7 @@ from libs.kvcache.report import Reporter
 from libs.kvcache.values import Answer, BlockEvent, CacheInfo, CacheState, Exactness, Question
 from libs.registry.registry import Registry
 from libs.rpc.channels import Channels
+from libs.streams.client import Dialer
 from libs.settings import Etcd
 from libs.telemetry.logs import setup_logs
 from tests.system.etcd import etcd
@@ -148,14 +149,14 @@ class Bench:
     async def __aenter__(self) -> Self:
         channels = Channels()
         self._stack.push_async_callback(channels.close)
-        channel = channels.connect(self._manager.endpoint)
+        channel = channels.connect(self._manager.address.rpc)
         self._stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(channel)
         command = [sys.executable, "-m", "tests.bench.kv_restart", "--report-to", self._etcd]
         command += ["--executors", str(self._executors), "--blocks", str(self._blocks)]
         reporters = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._stack.callback(reporters.wait)
         self._stack.callback(reporters.kill)
-        consultation = Consultation("batcher-1", channels.connect, lambda: self._manager.endpoint, PATIENCE_S)
+        consultation = Consultation("batcher-1", Dialer(), lambda: self._manager.address.streams, PATIENCE_S)
         self._stack.push_async_callback(consultation.close)
         chosen = random.Random(0).sample(range(self._executors), min(self._executors, 20))
         self._asking = Asking(consultation, [blocks_of(number, self._blocks)[:PROMPT_BLOCKS] for number in chosen])
@@ -203,10 +204,8 @@ async def report(etcd_endpoint: str, executors: int, blocks: int) -> None:
         for number in range(executors):
             mirror = CacheMirror(CacheInfo(POOL, 2 * blocks, 16, Exactness.EXACT))
             mirror.apply([BlockEvent("stored", blocks_of(number, blocks))])
-            channels = Channels()
-            stack.push_async_callback(channels.close)
             snapshot = partial(_snapshot, mirror)
-            reporter = Reporter(f"e{number:04}", snapshot, channels.connect, choice.endpoint)
+            reporter = Reporter(f"e{number:04}", snapshot, Dialer(), choice.endpoint)
             stack.push_async_callback(reporter.close)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
 

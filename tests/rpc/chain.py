@@ -6,17 +6,19 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from headrace.lane.v1 import lane_pb2_grpc
 from libs.catalogue import ModelSpec, Simulation
 from libs.clock import SystemClock
 from libs.lane.client import RemoteStage
 from libs.lane.forwarder import Forwarder
-from libs.lane.server import LaneServicer
+from libs.lane.server import lane_streams, stage_service
 from libs.lane.stage import Stage
 from libs.lane.work import Frame, Note, Outcome, Sampling, Tier, Work
+from libs.rpc.address import Address
 from libs.rpc.channels import Channels
 from libs.rpc.interceptors import errors
-from libs.rpc.server import RpcServer, Service
+from libs.rpc.server import RpcServer
+from libs.streams.client import Dialer
+from libs.streams.server import StreamServer
 from libs.tasks import Tasks
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import Tracing, untraced
@@ -114,20 +116,21 @@ class Served:
     """A stage behind a port, which can be cut off and served again at the same port."""
 
     stage: Stage
-    server: RpcServer
-    port: int
+    rpc: RpcServer
+    streams: StreamServer
 
     @property
-    def endpoint(self) -> str:
-        return f"127.0.0.1:{self.port}"
+    def address(self) -> Address:
+        return Address(f"127.0.0.1:{self.rpc.port}", f"127.0.0.1:{self.streams.port}")
 
     async def cut(self) -> None:
-        """Ends the server and every stream on it at once."""
-        await self.server.stop(0)
+        """Ends the servers and every stream on them at once."""
+        await self.rpc.stop(0)
+        await self.streams.stop()
 
     async def mend(self) -> None:
         """Serves again."""
-        self.server = await _serve(self.stage, self.port)
+        self.rpc, self.streams = await _serve(self.stage, self.address)
 
 
 @dataclass(slots=True)
@@ -148,21 +151,20 @@ class Chain:
     """The batchers behind their ports."""
 
     def remote(self, served: Served) -> RemoteStage:
-        return RemoteStage(self.channels.connect, served.endpoint, self.tasks)
+        return RemoteStage(served.address, self.channels.connect, Dialer(), self.tasks)
 
 
-async def _serve(stage: Stage, port: int = 0) -> RpcServer:
-    add = lane_pb2_grpc.add_LaneServiceServicer_to_server
-    service = Service("headrace.lane.v1.LaneService", add, LaneServicer(stage))
-    server = RpcServer(f"127.0.0.1:{port}", [service], [errors], None)
-    await server.start()
-    return server
+async def _serve(stage: Stage, address: Address) -> tuple[RpcServer, StreamServer]:
+    rpc = RpcServer(address.rpc, [stage_service(stage)], [errors], None)
+    await rpc.start()
+    streams = StreamServer(lane_streams(stage))
+    await streams.start(address.streams)
+    return rpc, streams
 
 
 async def served(stage: Stage) -> Served:
-    """Serves a stage on a free port."""
-    server = await _serve(stage)
-    return Served(stage, server, server.port)
+    """Serves a stage on free ports."""
+    return Served(stage, *await _serve(stage, Address("127.0.0.1:0", "127.0.0.1:0")))
 
 
 @asynccontextmanager

@@ -19,7 +19,9 @@ from libs.kvcache.report import Reporter
 from libs.kvcache.values import Answer, BlockEvent, CacheInfo, CacheTier, Exactness, PrefixMatch, Question
 from libs.rpc import interceptors
 from libs.rpc.channels import Channels
-from libs.rpc.server import RpcServer, Service
+from libs.rpc.server import RpcServer
+from libs.streams.client import Dialer
+from libs.streams.server import StreamServer
 from libs.telemetry.span import SpanRecord
 from libs.telemetry.tracing import Tracing
 from services.kvcache.index import PrefixIndex
@@ -59,6 +61,7 @@ class Manager:
         self.clock = ManualClock()
         self.spans: list[SpanRecord] = []
         self.channels = Channels()
+        self.dialer = Dialer()
         self.endpoint: str | None = None
         self.heard = Heard()
         self._server: RpcServer | None = None
@@ -67,25 +70,32 @@ class Manager:
         self.memory = Memory(PrefixIndex(), Ledger(grace_s=GRACE_S), Reports(grace_s=GRACE_S))
         tracing = Tracing("kvcache", "kvcache-0", 1.0, self.spans.append)
         self.servicer = KvCacheServicer(self.memory, self.clock, tracing, self.heard)
-        name = pb.DESCRIPTOR.services_by_name["KvCacheService"].full_name
-        service = Service(name, kvcache_pb2_grpc.add_KvCacheServiceServicer_to_server, self.servicer)
-        self._server = RpcServer("127.0.0.1:0", [service], [interceptors.errors], None)
+        self._server = RpcServer("127.0.0.1:0", [self.servicer.service], [interceptors.errors], None)
         await self._server.start()
-        self.endpoint = f"127.0.0.1:{self._server.port}"
+        self._served = StreamServer(self.servicer.streams)
+        await self._served.start("127.0.0.1:0")
+        self.endpoint = f"127.0.0.1:{self._served.port}"
 
     async def kill(self) -> None:
         """Nothing is said to anybody: the connections break."""
         if self._server is not None:
             server, self._server, self.endpoint = self._server, None, None
             await server.stop(0)
+            await self._served.stop()
 
     @property
     def stub(self) -> "kvcache_pb2_grpc.KvCacheServiceAsyncStub":
-        assert self.endpoint is not None
+        assert self._server is not None
         stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(
-            self.channels.connect(self.endpoint)
+            self.channels.connect(f"127.0.0.1:{self._server.port}")
         )
         return stub
+
+    @property
+    def streams(self) -> "kvcache_pb2_grpc.KvCacheStreamServiceAsyncStub":
+        """By grpc.aio: the streams' wire is gRPC's."""
+        assert self.endpoint is not None
+        return kvcache_pb2_grpc.KvCacheStreamServiceStub(self.channels.connect(self.endpoint))  # type: ignore[return-value]
 
     async def caches(self) -> list[pb.Cache]:
         return list((await self.stub.ListCaches(pb.ListCachesRequest(), timeout=5)).caches)
@@ -97,7 +107,7 @@ class Executor:
     def __init__(self, manager: Manager, name: str = "e", capacity: int = 100) -> None:
         self.mirror = CacheMirror(CacheInfo("p", capacity, 16, Exactness.EXACT))
         self.snapshots = 0
-        self.reporter = Reporter(name, self._snapshot, manager.channels.connect, lambda: manager.endpoint)
+        self.reporter = Reporter(name, self._snapshot, manager.dialer, lambda: manager.endpoint)
 
     def _snapshot(self) -> Sequence[Any]:
         self.snapshots += 1
@@ -130,7 +140,7 @@ async def executor(manager: Manager) -> AsyncIterator[Executor]:
 
 @pytest.fixture
 async def batcher(manager: Manager) -> AsyncIterator[Consultation]:
-    one = Consultation("b", manager.channels.connect, lambda: manager.endpoint, budget_s=PATIENT_S)
+    one = Consultation("b", manager.dialer, lambda: manager.endpoint, budget_s=PATIENT_S)
     await until(lambda: one.up)
     yield one
     await one.close()
@@ -231,7 +241,7 @@ async def test_a_batcher_that_reconnects_claims_what_it_holds(
 
 async def test_a_restarted_batcher_holds_nothing(manager: Manager, executor: Executor, batcher: Consultation) -> None:
     await batcher.answer(Question(1, "p", [], "e", 60))
-    other = Consultation("b", manager.channels.connect, lambda: manager.endpoint)
+    other = Consultation("b", manager.dialer, lambda: manager.endpoint)
     await until(reserved(manager, 0))
     await until(lambda: other.up)
     await other.close()
@@ -240,7 +250,7 @@ async def test_a_restarted_batcher_holds_nothing(manager: Manager, executor: Exe
 async def test_without_an_answer_in_time_it_goes_on_and_nothing_leaks(
     manager: Manager, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batcher = Consultation("late", manager.channels.connect, lambda: manager.endpoint, budget_s=0.0)
+    batcher = Consultation("late", manager.dialer, lambda: manager.endpoint, budget_s=0.0)
     await until(lambda: batcher.up)
     assert await batcher.answer(Question(1, "p", [], "e", 60)) is None
     assert batcher.held == 0
@@ -386,7 +396,7 @@ async def test_many_executors_come_back_at_once_and_questions_are_answered_meanw
     executors = [Executor(manager, f"e{number}", capacity=5_000) for number in range(20)]
     for number, one in enumerate(executors):
         one.mirror.apply([BlockEvent("stored", range(number * 5_000, (number + 1) * 5_000))])
-    batcher = Consultation("b", manager.channels.connect, lambda: manager.endpoint, budget_s=PATIENT_S)
+    batcher = Consultation("b", manager.dialer, lambda: manager.endpoint, budget_s=PATIENT_S)
     await until(lambda: batcher.up and all(one.reporter.up for one in executors))
     await manager.kill()
     await until(lambda: not batcher.up and not any(one.reporter.up for one in executors))
@@ -503,7 +513,7 @@ async def test_a_sampled_question_leaves_a_span(manager: Manager, executor: Exec
 
 
 async def test_streams_that_begin_wrong_are_refused(manager: Manager) -> None:
-    consulting = manager.stub.Consult()
+    consulting = manager.streams.Consult()
     await consulting.write(pb.ConsultRequest(releases=[pb.Release(id=1)]))
     await refused(consulting)
     for wrong in (
@@ -511,7 +521,7 @@ async def test_streams_that_begin_wrong_are_refused(manager: Manager) -> None:
         pb.ReportRequest(executor="e"),
         pb.ReportRequest(executor="e", events=pb.BlockEvents(sequence=1, events=[pb.BlockEvent(pool="p")])),
     ):
-        reporting = manager.stub.Report()
+        reporting = manager.streams.Report()
         await reporting.write(wrong)
         await refused(reporting)
 
@@ -523,7 +533,7 @@ async def refused(call: Any) -> None:
 
 
 async def test_a_client_that_half_closes_gets_its_answers(manager: Manager) -> None:
-    call = manager.stub.Consult()
+    call = manager.streams.Consult()
     await call.write(pb.ConsultRequest(batcher="x", questions=[pb.Question(id=i, pool="p") for i in range(5)]))
     await call.done_writing()
     answers = [answer.id async for message in call for answer in message.answers]

@@ -1,4 +1,4 @@
-"""Lanes over real gRPC: what the client and the server side promise each other."""
+"""Lanes over real connections: what the client and the server side promise each other."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -18,9 +18,11 @@ from libs.lane.client import RemoteStage
 from libs.lane.stage import LaneNotReady, Sink
 from libs.lane.wire import work_to_proto
 from libs.lane.work import FinishReason, Frame, Note, Outcome, QueueState, Tier, Work
+from libs.rpc.address import Address
 from libs.rpc.channels import Channels
-from libs.rpc.interceptors import errors
-from libs.rpc.server import RpcServer, Service
+from libs.streams.client import Dialer
+from libs.streams.server import StreamServer
+from libs.streams.stream import Stream
 from libs.tasks import Tasks
 from tests.rpc.chain import Served, served
 from tests.unit.lanes import Answers, HandLane, HandStage, answer, work
@@ -47,11 +49,13 @@ async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
 
 
 class Pair:
-    """A stage behind a port, and a process in front of it."""
+    """A stage behind its ports, and a process in front of it."""
 
-    def __init__(self, stage: HandStage, served: Served, remote: RemoteStage, channel: aio.Channel) -> None:
-        self.stage, self.served, self.remote, self.channel = stage, served, remote, channel
-        self.stub: Any = lane_pb2_grpc.LaneServiceStub(channel)
+    def __init__(self, stage: HandStage, served: Served, remote: RemoteStage, channels: Channels) -> None:
+        self.stage, self.served, self.remote, self.channels = stage, served, remote, channels
+        channel = channels.connect(served.address.streams)
+        self.lanes: Any = lane_pb2_grpc.LaneServiceStub(channel)
+        """By grpc.aio: the streams' wire is gRPC's."""
         self.sink = Log()
 
     async def open(self) -> client.RemoteLane:
@@ -72,8 +76,8 @@ async def pair(stage: HandStage | None = None) -> AsyncIterator[Pair]:
         stack.push_async_callback(tasks.close)
         behind = await served(stage)
         stack.push_async_callback(behind.cut)
-        remote = RemoteStage(channels.connect, behind.endpoint, tasks)
-        yield Pair(stage, behind, remote, channels.connect(behind.endpoint))
+        remote = RemoteStage(behind.address, channels.connect, Dialer(), tasks)
+        yield Pair(stage, behind, remote, channels)
 
 
 async def test_works_go_up_and_tokens_and_outcomes_come_down() -> None:
@@ -216,7 +220,7 @@ async def test_too_many_works_on_one_lane_are_refused(monkeypatch: pytest.Monkey
 
 async def test_a_front_that_closes_its_half_ends_the_stream_well() -> None:
     async with pair() as it:
-        call = it.stub.Exchange()
+        call = it.lanes.Exchange()
         await call.write(lane_pb2.ExchangeRequest(works=[work_to_proto(1, work(1))]))
         await until(lambda: it.stage.lanes and it.behind.works)
         await call.done_writing()
@@ -229,7 +233,7 @@ async def test_a_reader_that_stops_makes_frames_grow_and_disturbs_nobody() -> No
     steps = 12_000
     async with pair() as it:
         lane = await it.open()
-        stopped = it.stub.Exchange()
+        stopped = it.lanes.Exchange()
         big = work(1, tokens=steps)
         await stopped.write(lane_pb2.ExchangeRequest(works=[work_to_proto(1, big)]))
         await until(lambda: len(it.stage.lanes) == 2 and it.behind.works)
@@ -261,7 +265,7 @@ async def test_a_reader_that_stops_makes_frames_grow_and_disturbs_nobody() -> No
 
 async def test_a_work_that_cannot_be_read_breaks_its_lane() -> None:
     async with pair() as it:
-        call = it.stub.Exchange()
+        call = it.lanes.Exchange()
         with capture_logs() as logs:
             bad = work_to_proto(1, work(1))
             bad.tier = inference_pb2.TIER_UNSPECIFIED
@@ -280,36 +284,28 @@ async def test_a_work_that_cannot_be_written_breaks_its_lane() -> None:
         with capture_logs() as logs:
             lane.submit(1, work(1, prompt=0, resumed=[], block_hashes=[-1]))
             await until(lambda: it.sink.events[:2] == ["ready", "broken"])
-        assert "lane writer failed" in [entry["event"] for entry in logs]
+        assert "stream writer failed" in [entry["event"] for entry in logs]
         await until(lambda: it.sink.events == ["ready", "broken", "ready"])
 
 
 async def test_an_outcome_that_cannot_be_read_breaks_its_lane() -> None:
-    class Strange(lane_pb2_grpc.LaneServiceServicer):
-        async def Exchange(self, _: object, context: Any) -> None:  # type: ignore[override]
-            await context.send_initial_metadata(())
-            await context.write(lane_pb2.ExchangeResponse(outcomes=[lane_pb2.Outcome(work_id=1)]))
-            await asyncio.sleep(60)
+    async def strange(stream: Stream) -> None:
+        stream.write(lane_pb2.ExchangeResponse(outcomes=[lane_pb2.Outcome(work_id=1)]).SerializeToString())
+        await stream.ended()
 
-        async def Explain(self, request: object, context: object) -> lane_pb2.ExplainResponse:
-            return lane_pb2.ExplainResponse()
-
-        async def ListQueues(self, request: object, context: object) -> lane_pb2.ListQueuesResponse:
-            return lane_pb2.ListQueuesResponse()
-
-    add = lane_pb2_grpc.add_LaneServiceServicer_to_server
-    rpc_server = RpcServer("127.0.0.1:0", [Service("headrace.lane.v1.LaneService", add, Strange())], [errors], None)
-    await rpc_server.start()
+    streams = StreamServer({server.EXCHANGE: strange})
+    await streams.start("127.0.0.1:0")
     tasks, channels, sink = Tasks(), Channels(), Log()
     try:
         with capture_logs() as logs:
-            RemoteStage(channels.connect, f"127.0.0.1:{rpc_server.port}", tasks).open(sink)
+            address = Address("127.0.0.1:1", f"127.0.0.1:{streams.port}")
+            RemoteStage(address, channels.connect, Dialer(), tasks).open(sink)
             await until(lambda: sink.events[:2] == ["ready", "broken"])
-        assert "lane reader failed" in [entry["event"] for entry in logs]
+        assert "stream reader failed" in [entry["event"] for entry in logs]
     finally:
         await tasks.close()
         await channels.close()
-        await rpc_server.stop(0)
+        await streams.stop()
 
 
 async def test_questions_are_answered_over_the_wire() -> None:
@@ -320,10 +316,11 @@ async def test_questions_are_answered_over_the_wire() -> None:
     async with pair(Full()) as it:
         assert [d.reason for d in await it.remote.explain(work(5))] == ["request-5"]
         assert [q.waiting for q in await it.remote.queues()] == list(range(250))
-        page = await it.stub.ListQueues(lane_pb2.ListQueuesRequest(page_size=200), timeout=5)
+        stub: Any = lane_pb2_grpc.StageServiceStub(it.channels.connect(it.served.address.rpc))
+        page = await stub.ListQueues(lane_pb2.ListQueuesRequest(page_size=200), timeout=5)
         assert len(page.queues) == 200
-        rest = await it.stub.ListQueues(lane_pb2.ListQueuesRequest(page_token=page.next_page_token), timeout=5)
+        rest = await stub.ListQueues(lane_pb2.ListQueuesRequest(page_token=page.next_page_token), timeout=5)
         assert [queue.pool for queue in rest.queues][-1] == "pool-249"
         with pytest.raises(aio.AioRpcError) as raised:
-            await it.stub.ListQueues(lane_pb2.ListQueuesRequest(page_size=-1, page_token="x"), timeout=5)
+            await stub.ListQueues(lane_pb2.ListQueuesRequest(page_size=-1, page_token="x"), timeout=5)
         assert raised.value.code() is StatusCode.INVALID_ARGUMENT

@@ -20,6 +20,7 @@ from libs.kvcache.values import Answer, BlockEvent, CacheInfo, CacheState, Exact
 from libs.registry import keys
 from libs.registry.registry import Registry
 from libs.rpc.channels import Channels
+from libs.streams.client import Dialer
 from libs.settings import Etcd
 from tests.system.etcd import etcd
 from tests.system.kvcache_process import ManagerProcess
@@ -36,15 +37,13 @@ class Executor:
         self.blocks = range(number * BLOCKS + 1, (number + 1) * BLOCKS + 1)
         self._mirror = CacheMirror(CacheInfo(POOL, BLOCKS, 16, Exactness.EXACT))
         self._mirror.apply([BlockEvent("stored", self.blocks)])
-        self.channels = Channels()
-        self.reporter = Reporter(f"e{number}", self._snapshot, self.channels.connect, manager.endpoint)
+        self.reporter = Reporter(f"e{number}", self._snapshot, Dialer(), manager.endpoint)
 
     def _snapshot(self) -> Sequence[CacheState]:
         return [self._mirror.state()]
 
     async def close(self) -> None:
         await self.reporter.close()
-        await self.channels.close()
 
 
 @dataclass
@@ -90,9 +89,9 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         choice, channels = ManagerChoice(registry), Channels()
         await choice.start()
         executors = [Executor(number, choice) for number in range(EXECUTORS)]
-        batcher = Consultation("batcher-1", channels.connect, choice.endpoint, PATIENCE_S)
+        batcher = Consultation("batcher-1", Dialer(), choice.endpoint, PATIENCE_S)
         stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(
-            channels.connect(manager.endpoint)
+            channels.connect(manager.address.rpc)
         )
         try:
             yield Scene(manager, registry, executors, batcher, stub)

@@ -1,15 +1,21 @@
 """The whole mesh with the real model: what `make up` promises."""
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import Iterator
 
+import jsonschema
 import pytest
 
+from headrace.inference.v1 import inference_pb2 as pb
 from tests.system.client import Answer, ask, connect, france, metric
 from tests.system.mesh import Mesh
 
 MODEL = "smollm2"
+WORDS = ["mill", "weir", "sluice", "race"]
+NUMBERS = r"[0-9]{3}-[a-z]{2}(, [0-9]{3}-[a-z]{2}){11}"
 
 
 @pytest.fixture(scope="module")
@@ -62,20 +68,36 @@ async def test_a_cancel_frees_the_blocks_of_the_real_engine(mesh: Mesh) -> None:
 
 async def test_the_engine_dies_and_no_token_is_lost_or_repeated(mesh: Mesh) -> None:
     """Behind the kill the prompt is computed in one go instead of token by token, which rounds differently: so
-    only what came before is compared; the rest is counted, and the lanes' offsets see every gap and repeat."""
+    only what came before is compared; the rest is counted, and the lanes' offsets see every gap and repeat. Answers
+    under a grammar still follow it as a whole: the engine takes it up in the middle, where the tokens so far end."""
+    schema = {"type": "array", "items": {"enum": WORDS}, "minItems": 20, "maxItems": 20}
+    free = ask(MODEL, "The history of the water mill begins", 120)
+    as_json = ask(MODEL, "Four words, again and again, as JSON: ", 400, grammar=json_schema(schema))
+    as_regex = ask(MODEL, "Many numbers: ", 400, grammar=pb.Grammar(regex=NUMBERS))
+    for request in (as_json, as_regex):
+        request.sampling.ignore_end = False
     async with connect(mesh.target, mesh.key) as client:
-        request = ask(MODEL, "The history of the water mill begins", 120)
-        whole = await client.generate(request)
-        answer = Answer()
-        task = asyncio.create_task(client.generate(request, into=answer))
-        while len(answer.token_ids) < 20:
+        requests = (free, as_json, as_regex)
+        wholes = await asyncio.gather(*(client.generate(request) for request in requests))
+        answers = [Answer() for _ in requests]
+        tasks = [asyncio.create_task(client.generate(r, into=a)) for r, a in zip(requests, answers, strict=True)]
+        while not all(len(answer.token_ids) >= 20 for answer in answers):
             await asyncio.sleep(0.005)
-        killed, begun = time.monotonic(), len(answer.token_ids)
+        killed, begun = time.monotonic(), [len(answer.token_ids) for answer in answers]
         mesh.kill("executor-1")
-        await task
-        assert time.monotonic() - killed < 20
-        assert len(answer.token_ids) == 120
-        assert answer.token_ids[:begun] == whole.token_ids[:begun]
-        assert answer.finish is not None
-        assert answer.finish.usage.output_tokens == 120
+        assert not any(answer.finish for answer in answers)
+        await asyncio.gather(*tasks)
+        assert time.monotonic() - killed < 30
+        for answer, whole, tokens in zip(answers, wholes, begun, strict=True):
+            assert len(answer.token_ids) > tokens
+            assert answer.token_ids[:tokens] == whole.token_ids[:tokens]
+            assert answer.finish is not None
+            assert answer.finish.usage.output_tokens == len(answer.token_ids)
+        assert len(answers[0].token_ids) == 120
+        jsonschema.validate(json.loads(answers[1].text), schema)
+        assert re.fullmatch(NUMBERS, answers[2].text)
         assert await metric(mesh.metrics_port("batcher-1"), "headrace_batcher_requeues_total") >= 1
+
+
+def json_schema(schema: object) -> pb.Grammar:
+    return pb.Grammar(json_schema=json.dumps(schema))

@@ -19,6 +19,8 @@ from headrace.lane.v1 import lane_pb2
 from headrace.operations.v1 import operations_pb2 as ops
 from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
+from libs.client import Finish, GenerateOptions, HeadraceClient
+from libs.client.answer import Answer as SdkAnswer
 from libs.registry import EtcdClient, Registry, keys
 from tests.system.client import Client, ask, connect, metric
 from tests.system.mesh import Mesh
@@ -101,6 +103,8 @@ def distant(port: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+CASCADE = {"models": ["able", "spare"], "min_mean_log_prob": -0.001}
+"""No answer is ever that sure."""
 ROUTES: list[dict[str, Any]] = [
     {
         "alias": "ruled", "model": "main",
@@ -117,7 +121,8 @@ ROUTES: list[dict[str, Any]] = [
     {"alias": "tried", "model": "main", "canary": {"model": "other", "share": 0.4}},
     {"alias": "shown", "model": "spare", "shadow": {"model": "other", "share": 1.0}},
     {"alias": "quick", "model": "moody", "hedge": {"quantile": 0.9, "max_share": 1.0, "model": "able"}},
-    {"alias": "careful", "model": "spare", "cascade": {"models": ["able", "spare"], "min_mean_log_prob": -0.001}},
+    {"alias": "careful", "model": "spare", "cascade": CASCADE},
+    {"alias": "hasty", "model": "spare", "cascade": {**CASCADE, "stream_first": True}},
 ]  # fmt: skip
 
 
@@ -305,6 +310,62 @@ async def test_an_answer_in_doubt_is_asked_for_again_of_a_better_model(mesh: Mes
     assert await routers(mesh, "headrace_router_judgements_total", model="able", result="escalated") >= 1
 
 
+class Told:
+    """What a caller is told of an answer: its tokens and text, those that are void by now in front."""
+
+    def __init__(self, client: HeadraceClient, alias: str, prompt: str, tokens: int, stop: str = "") -> None:
+        self.parts: list[tuple[list[int], str]] = [([], "")]
+        self.finish: Finish | None = None
+        options = GenerateOptions(
+            max_tokens=tokens, temperature=0, ignore_end=True, output="both", stop=(stop,) if stop else ()
+        )
+        self.task = asyncio.create_task(self._read(client.generate(alias, prompt=prompt, options=options)))
+
+    async def _read(self, answer: SdkAnswer) -> None:
+        async for chunk in answer:
+            if chunk.restart:
+                self.parts.append(([], ""))
+            tokens, text = self.parts[-1]
+            self.parts[-1] = [*tokens, *chunk.token_ids], text + chunk.text
+            self.finish = chunk.finish
+
+    async def made(self, tokens: int) -> None:
+        """Waits until so many have come."""
+        async with asyncio.timeout(20):
+            while sum(len(part) for part, _ in self.parts) < tokens:
+                await asyncio.sleep(0.002)
+
+
+async def test_a_streamed_answer_in_doubt_begins_anew_a_kill_in_its_middle_notwithstanding(
+    mesh: Mesh, client: Client
+) -> None:
+    await ready(mesh, client)
+    prompts = [f"Is it the {n}th?" for n in range(4)]
+    first = [await client.generate(ask("able", prompt, 60)) for prompt in prompts]
+    second = [await client.generate(ask("spare", prompt, 60)) for prompt in prompts]
+    stops = [answer.text[100:110] for answer in second]
+    requeues = await metric(mesh.metrics_port("batcher-1"), "headrace_batcher_requeues_total")
+    settings: dict[str, Any] = {"api_key": mesh.key, "timeout": 30}
+    async with (
+        HeadraceClient(mesh.target, multiplex=False, **settings) as streams,
+        HeadraceClient(mesh.target, multiplex=True, **settings) as session,
+    ):
+        asked = zip([streams, session] * 2, prompts, stops, strict=True)
+        told = [Told(door, "hasty", prompt, 60, stop) for door, prompt, stop in asked]
+        await asyncio.gather(*(each.made(10) for each in told))
+        mesh.kill("executor-1")
+        assert all(len(each.parts) == 1 for each in told), "none is in doubt before its end"
+        await asyncio.gather(*(each.task for each in told))
+    assert await metric(mesh.metrics_port("batcher-1"), "headrace_batcher_requeues_total") > requeues
+    for each, void, whole, stop in zip(told, first, second, stops, strict=True):
+        assert each.parts[0][0] == void.token_ids
+        tokens, text = each.parts[1]
+        assert (len(each.parts), text) == (2, whole.text[:100])
+        assert tokens == whole.token_ids[: len(tokens)]
+        assert each.finish is not None
+        assert (each.finish.model, each.finish.stop, list(each.finish.tried)) == ("spare", stop, ["able"])
+
+
 # --- what fails -----------------------------------------------------------------------------------------------
 
 
@@ -329,7 +390,10 @@ async def test_a_slow_request_is_sent_twice(mesh: Mesh, client: Client) -> None:
 async def test_when_an_executor_dies_its_route_falls_back_and_recovers_without_an_error(
     mesh: Mesh, client: Client
 ) -> None:
+    """What has begun stays with its model, and goes on when that is back; what has not is answered by another one."""
     await ready(mesh, client)
+    whole = await client.generate(ask("main", "How long is the race?", 200))
+    new = await client.generate(ask("spare", "And how wide?", 20))
     tally, begun = Counter[str](), asyncio.Event()
 
     async def caller(number: int, stop: asyncio.Event) -> None:
@@ -337,28 +401,37 @@ async def test_when_an_executor_dies_its_route_falls_back_and_recovers_without_a
             tally[await served(client, "safe", f"{number}", max_tokens=10)] += 1
             begun.set()
 
-    stop = asyncio.Event()
-    callers = [asyncio.create_task(caller(number, stop)) for number in range(8)]
-    await begun.wait()
-    mesh.kill(await executor_of(client, "main"))
-    opened = "headrace_router_fallbacks_total"
-
-    async def breaker_opened() -> bool:
-        return await routers(mesh, opened, route="safe", reason="BREAKER_OPEN") > 0
+    async def fallen_back() -> bool:
+        fallbacks = "headrace_router_fallbacks_total"
+        return tally["spare"] > 0 and await routers(mesh, fallbacks, route="safe", reason="BREAKER_OPEN") > 0
 
     async def main_is_back() -> bool:
         before = tally["main"]
         await asyncio.sleep(0.3)
         return tally["main"] > before + 20
 
-    try:
-        await until(breaker_opened)
-        spare = tally["spare"]
-        assert spare > 0
-        await until(main_is_back)
-    finally:
-        stop.set()
-    await asyncio.gather(*callers)  # any error of any request is raised here
+    stop = asyncio.Event()
+    callers = [asyncio.create_task(caller(number, stop)) for number in range(8)]
+    async with HeadraceClient(mesh.target, api_key=mesh.key, timeout=60) as sdk:
+        await begun.wait()
+        running = Told(sdk, "safe", "How long is the race?", 200)
+        await running.made(20)
+        mesh.kill(await executor_of(client, "main"))
+        late = Told(sdk, "safe", "And how wide?", 20)
+        try:
+            await late.task
+            assert not running.task.done()
+            await until(fallen_back)
+            await until(main_is_back)
+        finally:
+            stop.set()
+        await asyncio.gather(*callers, running.task)  # any error of any request is raised here
+    assert late.parts == [(new.token_ids, new.text)]
+    assert late.finish is not None
+    assert (late.finish.model, list(late.finish.tried)) == ("spare", ["main"])
+    assert running.parts == [(whole.token_ids, whole.text)], "nothing of it is void, or comes from elsewhere"
+    assert running.finish is not None
+    assert (running.finish.model, list(running.finish.tried)) == ("main", [])
     await ready(mesh, client)
 
 

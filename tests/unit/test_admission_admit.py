@@ -17,7 +17,7 @@ from libs.errors import (
 )
 from libs.lane.work import Asked, Grammar, Tier
 from libs.tokens.blocks import chain, salt
-from services.admission.admit import Admitted, admit, check, recheck
+from services.admission.admit import WAY_BACK_S, Admitted, admit, check, heard, recheck
 from services.admission.ladder import Effects
 from services.admission.policy import Alias, Contract, ContractTool, ModelLimit, Policy, Tenant
 from services.admission.request import Request, SamplingRequest, Turn
@@ -118,6 +118,20 @@ def test_what_a_request_requires() -> None:
 def test_deadlines(call: float | None, timeout: float | None, tier: Tier | None, expected: float) -> None:
     request = asking(call_deadline=call and NOW + call, timeout_s=timeout, tier=tier)
     assert check(request, TENANT, POLICY, NOW).deadline == NOW + expected
+
+
+@pytest.mark.parametrize(("call", "timeout", "expected"), [(300, None, 60), (300, 200, 200), (20, None, 20)])
+def test_the_deadline_of_a_session_is_that_of_none_of_its_requests(
+    call: float, timeout: float | None, expected: float
+) -> None:
+    request = asking(call_deadline=NOW + call, timeout_s=timeout, in_session=True)
+    assert check(request, TENANT, POLICY, NOW).deadline == NOW + expected, "it bounds them"
+
+
+def test_a_request_ends_before_its_call_so_that_its_caller_hears_why() -> None:
+    assert heard(NOW + 60, NOW) == NOW + 60 - WAY_BACK_S
+    assert heard(NOW + 0.5, NOW) == pytest.approx(NOW + 0.45)
+    assert heard(NOW - 1, NOW) == NOW - 1, "what is past is no later for it"
 
 
 def test_a_deadline_in_the_past_is_told_where_it_stood() -> None:

@@ -1,6 +1,5 @@
 """What accumulates on its way down a lane."""
 
-import asyncio
 from math import isnan
 
 from hypothesis import given
@@ -24,127 +23,131 @@ def frame(*entries: tuple[int, int, list[int]], log_probs: bool = False) -> Fram
     return made
 
 
-async def drained(outbox: Outbox) -> list[lane_pb2.ExchangeResponse]:
-    """Everything that is there, and then the end."""
-    outbox.on_broken("that is all")
-    messages = []
-    while await outbox.wait():
-        messages.append(outbox.take())
-    return messages
+class Woken:
+    """Counts how often the writer is woken."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def __call__(self) -> None:
+        self.times += 1
 
 
-async def test_one_frame_leaves_as_it_is() -> None:
-    outbox = Outbox()
+def drained(outbox: Outbox) -> list[lane_pb2.ExchangeResponse]:
+    """Everything that is there."""
+    return list(iter(outbox.take, None))
+
+
+def test_one_frame_leaves_as_it_is() -> None:
+    outbox = Outbox(Woken())
     outbox.on_frame(frame((1, 0, [10]), (2, 5, [20, 21])))
-    (message,) = await drained(outbox)
+    (message,) = drained(outbox)
     assert frame_from_proto(message.frame) == frame((1, 0, [10]), (2, 5, [20, 21]))
     assert not message.outcomes
 
 
-async def test_what_comes_while_a_write_is_in_flight_leaves_as_one() -> None:
-    outbox = Outbox()
+def test_what_comes_while_a_write_is_in_flight_leaves_as_one() -> None:
+    outbox = Outbox(Woken())
     outbox.on_frame(frame((1, 0, [10])))
-    assert await outbox.wait()
-    assert outbox.take().frame.token_ids == [10]
+    first = outbox.take()
+    assert first is not None
+    assert first.frame.token_ids == [10]
     for step in range(1, 4):  # the write takes three steps
         outbox.on_frame(frame((1, step, [10 + step]), (2, step - 1, [20 + step])))
     outbox.on_outcome(1, DONE)
-    (message,) = await drained(outbox)
+    (message,) = drained(outbox)
     assert frame_from_proto(message.frame) == frame((1, 1, [11, 12, 13]), (2, 0, [21, 22, 23]))
     assert [outcome.work_id for outcome in message.outcomes] == [1]
 
 
-async def test_a_frame_is_only_lent() -> None:
-    outbox, lent = Outbox(), frame((1, 0, [10]))
+def test_a_frame_is_only_lent() -> None:
+    outbox, lent = Outbox(Woken()), frame((1, 0, [10]))
     outbox.on_frame(lent)
     lent.add(2, 0, [99])
     outbox.on_frame(frame((1, 1, [11])))
     assert lent == frame((1, 0, [10]), (2, 0, [99]))
-    (message,) = await drained(outbox)
+    (message,) = drained(outbox)
     assert message.frame.token_ids == [10, 11]
 
 
-async def test_notes_leave_in_order_and_wake_the_writer() -> None:
-    outbox = Outbox()
-    waiting = asyncio.create_task(outbox.wait())
-    await asyncio.sleep(0)
+def test_notes_leave_in_order_and_wake_the_writer() -> None:
+    outbox = Outbox(woken := Woken())
     notes = [Note("m@1"), Note(waiting="m is being loaded on a"), Note("m@2", "m is loaded on demand")]
     for note in notes:
         outbox.on_note(1, note)
-    assert await waiting
-    (message,) = await drained(outbox)
+    assert woken.times == 3
+    (message,) = drained(outbox)
     assert [(note.work_id, note_from_proto(note)) for note in message.notes] == [(1, note) for note in notes]
     assert not message.HasField("frame")
 
 
-async def test_many_notes_stay_below_the_limit() -> None:
-    outbox = Outbox()
+def test_many_notes_stay_below_the_limit() -> None:
+    outbox = Outbox(Woken())
     for work_id in range(2 * FRAME_TOKENS // NOTE_TOKENS):
         outbox.on_note(work_id, Note("a-model-with-a-long-name@12345678", "it is being loaded on executor-17, " * 5))
-    messages = await drained(outbox)
+    messages = drained(outbox)
     assert len(messages) in (2, 3)
     assert all(message.ByteSize() < MESSAGE_BYTES for message in messages)
 
 
-async def test_an_empty_frame_wakes_nobody() -> None:
-    outbox = Outbox()
+def test_an_empty_frame_wakes_nobody() -> None:
+    outbox = Outbox(woken := Woken())
     outbox.on_frame(Frame())
-    assert await drained(outbox) == []
+    assert not woken.times
+    assert drained(outbox) == []
 
 
-async def test_a_waiting_writer_is_woken() -> None:
-    outbox = Outbox()
-    waiting = asyncio.create_task(outbox.wait())
-    await asyncio.sleep(0)
-    assert not waiting.done()
+def test_a_waiting_writer_is_woken() -> None:
+    outbox = Outbox(woken := Woken())
     outbox.on_outcome(1, DONE)
-    assert await waiting
+    assert woken.times == 1
+    assert outbox
 
 
-async def test_a_break_is_told_behind_what_had_accumulated() -> None:
-    outbox = Outbox()
+def test_a_break_is_told_behind_what_had_accumulated() -> None:
+    outbox = Outbox(woken := Woken())
     outbox.on_outcome(1, DONE)
     outbox.on_broken("gone")
-    assert await outbox.wait()
-    outbox.take()
-    assert not await outbox.wait()
+    assert woken.times == 2
+    assert outbox.take() is not None
+    assert outbox.take() is None
     assert outbox.broken == "gone"
 
 
-async def test_works_that_ask_for_log_probs_share_frames_with_works_that_do_not() -> None:
-    outbox = Outbox()
+def test_works_that_ask_for_log_probs_share_frames_with_works_that_do_not() -> None:
+    outbox = Outbox(Woken())
     outbox.on_frame(frame((1, 0, [10, 11])))
     outbox.on_frame(frame((2, 0, [20]), log_probs=True))
     outbox.on_frame(frame((1, 2, [12])))
-    (message,) = await drained(outbox)
+    (message,) = drained(outbox)
     by_token = dict(zip(message.frame.token_ids, message.frame.log_probs, strict=True))
     assert by_token[20] == -1.0
     assert all(isnan(by_token[token]) for token in (10, 11, 12))
 
 
-async def test_a_large_backlog_leaves_in_several_messages_each_below_the_limit() -> None:
-    outbox, count = Outbox(), FRAME_TOKENS // 1000
+def test_a_large_backlog_leaves_in_several_messages_each_below_the_limit() -> None:
+    outbox, count = Outbox(Woken()), FRAME_TOKENS // 1000
     for step in range(3):
         for work_id in range(count):
             outbox.on_frame(frame((work_id, step * 1000, [2**32 - 1] * 1000), log_probs=True))
-    messages = await drained(outbox)
+    messages = drained(outbox)
     assert len(messages) == 3
     assert all(message.ByteSize() < MESSAGE_BYTES for message in messages)
 
 
-async def test_many_failures_stay_below_the_limit() -> None:
-    outbox = Outbox()
+def test_many_failures_stay_below_the_limit() -> None:
+    outbox = Outbox(Woken())
     error = RequestInvalid.of([Violation("chat.messages[0].role", "is required" * 10)] * 500)
     for work_id in range(2 * FRAME_TOKENS // OUTCOME_TOKENS):
         outbox.on_outcome(work_id, Outcome(error=error))
-    messages = await drained(outbox)
+    messages = drained(outbox)
     assert len(messages) in (2, 3)
     assert all(message.ByteSize() < MESSAGE_BYTES for message in messages)
 
 
 @given(st.lists(st.tuples(st.sampled_from("seet"), st.integers(0, 3), st.integers(1, 3), st.booleans()), max_size=40))
 def test_however_it_is_cut_into_messages_every_promise_holds(moves: list[tuple[str, int, int, bool]]) -> None:
-    outbox, answers = Outbox(), Answers()
+    outbox, answers = Outbox(Woken()), Answers()
     made: dict[int, int] = {}
     ended: set[int] = set()
 

@@ -30,7 +30,7 @@ class Environment:
 ENVIRONMENTS = {
     environment.name: environment
     for environment in (
-        Environment("fastapi", ("fastapi==0.139.2", "uvicorn==0.51.0", "uvloop==0.22.1", "httptools==0.8.0")),
+        Environment("fastapi", ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0")),
         Environment("vllm-router", ("vllm-router==0.1.17",)),
         Environment("sglang-router", ("sglang-router==0.3.2",)),
         Environment("smg", ("smg==1.13.0",)),

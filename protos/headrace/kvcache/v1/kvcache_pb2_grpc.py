@@ -25,9 +25,11 @@ if _version_not_supported:
     )
 
 
-class KvCacheServiceStub:
+class KvCacheStreamServiceStub:
     """The prefix index over all executors and the ledger of their blocks. All of it is soft state: whole
     again from the executors' snapshots after a restart. Never on the path of a token.
+
+    At the process's stream endpoint, see headrace.registry.v1.ServiceInstance.
     """
 
     def __init__(self, channel):
@@ -37,25 +39,22 @@ class KvCacheServiceStub:
             channel: A grpc.Channel.
         """
         self.Consult = channel.stream_stream(
-                '/headrace.kvcache.v1.KvCacheService/Consult',
+                '/headrace.kvcache.v1.KvCacheStreamService/Consult',
                 request_serializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ConsultRequest.SerializeToString,
                 response_deserializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ConsultResponse.FromString,
                 _registered_method=True)
         self.Report = channel.stream_stream(
-                '/headrace.kvcache.v1.KvCacheService/Report',
+                '/headrace.kvcache.v1.KvCacheStreamService/Report',
                 request_serializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ReportRequest.SerializeToString,
                 response_deserializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ReportResponse.FromString,
                 _registered_method=True)
-        self.ListCaches = channel.unary_unary(
-                '/headrace.kvcache.v1.KvCacheService/ListCaches',
-                request_serializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ListCachesRequest.SerializeToString,
-                response_deserializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ListCachesResponse.FromString,
-                _registered_method=True)
 
 
-class KvCacheServiceServicer:
+class KvCacheStreamServiceServicer:
     """The prefix index over all executors and the ledger of their blocks. All of it is soft state: whole
     again from the executors' snapshots after a restart. Never on the path of a token.
+
+    At the process's stream endpoint, see headrace.registry.v1.ServiceInstance.
     """
 
     def Consult(self, request_iterator, context):
@@ -75,15 +74,8 @@ class KvCacheServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListCaches(self, request, context):
-        """Lists what is known of each executor's cache.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
 
-
-def add_KvCacheServiceServicer_to_server(servicer, server):
+def add_KvCacheStreamServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Consult': grpc.stream_stream_rpc_method_handler(
                     servicer.Consult,
@@ -95,22 +87,19 @@ def add_KvCacheServiceServicer_to_server(servicer, server):
                     request_deserializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ReportRequest.FromString,
                     response_serializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ReportResponse.SerializeToString,
             ),
-            'ListCaches': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListCaches,
-                    request_deserializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ListCachesRequest.FromString,
-                    response_serializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ListCachesResponse.SerializeToString,
-            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
-            'headrace.kvcache.v1.KvCacheService', rpc_method_handlers)
+            'headrace.kvcache.v1.KvCacheStreamService', rpc_method_handlers)
     server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('headrace.kvcache.v1.KvCacheService', rpc_method_handlers)
+    server.add_registered_method_handlers('headrace.kvcache.v1.KvCacheStreamService', rpc_method_handlers)
 
 
  # This class is part of an EXPERIMENTAL API.
-class KvCacheService:
+class KvCacheStreamService:
     """The prefix index over all executors and the ledger of their blocks. All of it is soft state: whole
     again from the executors' snapshots after a restart. Never on the path of a token.
+
+    At the process's stream endpoint, see headrace.registry.v1.ServiceInstance.
     """
 
     @staticmethod
@@ -127,7 +116,7 @@ class KvCacheService:
         return grpc.experimental.stream_stream(
             request_iterator,
             target,
-            '/headrace.kvcache.v1.KvCacheService/Consult',
+            '/headrace.kvcache.v1.KvCacheStreamService/Consult',
             headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ConsultRequest.SerializeToString,
             headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ConsultResponse.FromString,
             options,
@@ -154,7 +143,7 @@ class KvCacheService:
         return grpc.experimental.stream_stream(
             request_iterator,
             target,
-            '/headrace.kvcache.v1.KvCacheService/Report',
+            '/headrace.kvcache.v1.KvCacheStreamService/Report',
             headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ReportRequest.SerializeToString,
             headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ReportResponse.FromString,
             options,
@@ -166,6 +155,55 @@ class KvCacheService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class KvCacheServiceStub:
+    """What the manager says of itself.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListCaches = channel.unary_unary(
+                '/headrace.kvcache.v1.KvCacheService/ListCaches',
+                request_serializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ListCachesRequest.SerializeToString,
+                response_deserializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ListCachesResponse.FromString,
+                _registered_method=True)
+
+
+class KvCacheServiceServicer:
+    """What the manager says of itself.
+    """
+
+    def ListCaches(self, request, context):
+        """Lists what is known of each executor's cache.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_KvCacheServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListCaches': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCaches,
+                    request_deserializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ListCachesRequest.FromString,
+                    response_serializer=headrace_dot_kvcache_dot_v1_dot_kvcache__pb2.ListCachesResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'headrace.kvcache.v1.KvCacheService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('headrace.kvcache.v1.KvCacheService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class KvCacheService:
+    """What the manager says of itself.
+    """
 
     @staticmethod
     def ListCaches(request,

@@ -26,15 +26,17 @@ class _ServicerContext(_grpc.ServicerContext, _aio.ServicerContext):  # type: ig
 GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
-class KvCacheServiceStub:
+class KvCacheStreamServiceStub:
     """The prefix index over all executors and the ledger of their blocks. All of it is soft state: whole
     again from the executors' snapshots after a restart. Never on the path of a token.
+
+    At the process's stream endpoint, see headrace.registry.v1.ServiceInstance.
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
-    def __new__(cls, channel: _aio.Channel) -> KvCacheServiceAsyncStub: ...
+    def __new__(cls, channel: _aio.Channel) -> KvCacheStreamServiceAsyncStub: ...
     Consult: _grpc.StreamStreamMultiCallable[_kvcache_pb2.ConsultRequest, _kvcache_pb2.ConsultResponse]
     """A batcher's standing conversation: it asks where a work's prefix lies and reserves blocks in the same
     breath. The stream is the lease of its reservations: they lapse a grace period after it ends. On a new
@@ -44,13 +46,13 @@ class KvCacheServiceStub:
     """An executor's standing report of its blocks: first a snapshot, then events. A gap in the sequence is
     answered with `snapshot_wanted`.
     """
-    ListCaches: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.ListCachesRequest, _kvcache_pb2.ListCachesResponse]
-    """Lists what is known of each executor's cache."""
 
 @_typing.type_check_only
-class KvCacheServiceAsyncStub(KvCacheServiceStub):
+class KvCacheStreamServiceAsyncStub(KvCacheStreamServiceStub):
     """The prefix index over all executors and the ledger of their blocks. All of it is soft state: whole
     again from the executors' snapshots after a restart. Never on the path of a token.
+
+    At the process's stream endpoint, see headrace.registry.v1.ServiceInstance.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -63,12 +65,12 @@ class KvCacheServiceAsyncStub(KvCacheServiceStub):
     """An executor's standing report of its blocks: first a snapshot, then events. A gap in the sequence is
     answered with `snapshot_wanted`.
     """
-    ListCaches: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.ListCachesRequest, _kvcache_pb2.ListCachesResponse]  # type: ignore[assignment]
-    """Lists what is known of each executor's cache."""
 
-class KvCacheServiceServicer(metaclass=_abc_1.ABCMeta):
+class KvCacheStreamServiceServicer(metaclass=_abc_1.ABCMeta):
     """The prefix index over all executors and the ledger of their blocks. All of it is soft state: whole
     again from the executors' snapshots after a restart. Never on the path of a token.
+
+    At the process's stream endpoint, see headrace.registry.v1.ServiceInstance.
     """
 
     @_abc_1.abstractmethod
@@ -91,6 +93,29 @@ class KvCacheServiceServicer(metaclass=_abc_1.ABCMeta):
         """An executor's standing report of its blocks: first a snapshot, then events. A gap in the sequence is
         answered with `snapshot_wanted`.
         """
+
+def add_KvCacheStreamServiceServicer_to_server(servicer: KvCacheStreamServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class KvCacheServiceStub:
+    """What the manager says of itself."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> KvCacheServiceAsyncStub: ...
+    ListCaches: _grpc.UnaryUnaryMultiCallable[_kvcache_pb2.ListCachesRequest, _kvcache_pb2.ListCachesResponse]
+    """Lists what is known of each executor's cache."""
+
+@_typing.type_check_only
+class KvCacheServiceAsyncStub(KvCacheServiceStub):
+    """What the manager says of itself."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListCaches: _aio.UnaryUnaryMultiCallable[_kvcache_pb2.ListCachesRequest, _kvcache_pb2.ListCachesResponse]  # type: ignore[assignment]
+    """Lists what is known of each executor's cache."""
+
+class KvCacheServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What the manager says of itself."""
 
     @_abc_1.abstractmethod
     def ListCaches(

@@ -30,6 +30,8 @@ class LaneServiceStub:
     batcher → executor. Because the service is the same everywhere, a stage can be left out, doubled or
     put in between without any other stage knowing. (Sharing one service is deliberate; it is the one
     exception to "a service belongs to one server".)
+
+    At the process's stream endpoint, see headrace.registry.v1.ServiceInstance.
     """
 
     def __init__(self, channel):
@@ -43,21 +45,6 @@ class LaneServiceStub:
                 request_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExchangeRequest.SerializeToString,
                 response_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExchangeResponse.FromString,
                 _registered_method=True)
-        self.Explain = channel.unary_unary(
-                '/headrace.lane.v1.LaneService/Explain',
-                request_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainRequest.SerializeToString,
-                response_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainResponse.FromString,
-                _registered_method=True)
-        self.ListQueues = channel.unary_unary(
-                '/headrace.lane.v1.LaneService/ListQueues',
-                request_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesRequest.SerializeToString,
-                response_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesResponse.FromString,
-                _registered_method=True)
-        self.ListBreakers = channel.unary_unary(
-                '/headrace.lane.v1.LaneService/ListBreakers',
-                request_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersRequest.SerializeToString,
-                response_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersResponse.FromString,
-                _registered_method=True)
 
 
 class LaneServiceServicer:
@@ -65,32 +52,13 @@ class LaneServiceServicer:
     batcher → executor. Because the service is the same everywhere, a stage can be left out, doubled or
     put in between without any other stage knowing. (Sharing one service is deliberate; it is the one
     exception to "a service belongs to one server".)
+
+    At the process's stream endpoint, see headrace.registry.v1.ServiceInstance.
     """
 
     def Exchange(self, request_iterator, context):
         """Carries all requests between two stages on one long-lived stream. Up go works and cancels, down
         come frames and outcomes. The stream's end cancels every work on it.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Explain(self, request, context):
-        """Says what this stage, and every stage behind it, would decide about a work now, and why. Runs nothing.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListQueues(self, request, context):
-        """Lists what this stage holds: works waiting and running.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListBreakers(self, request, context):
-        """Lists the breakers of a router; a stage without any lists none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,21 +71,6 @@ def add_LaneServiceServicer_to_server(servicer, server):
                     servicer.Exchange,
                     request_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExchangeRequest.FromString,
                     response_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExchangeResponse.SerializeToString,
-            ),
-            'Explain': grpc.unary_unary_rpc_method_handler(
-                    servicer.Explain,
-                    request_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainRequest.FromString,
-                    response_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainResponse.SerializeToString,
-            ),
-            'ListQueues': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListQueues,
-                    request_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesRequest.FromString,
-                    response_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesResponse.SerializeToString,
-            ),
-            'ListBreakers': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListBreakers,
-                    request_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersRequest.FromString,
-                    response_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,6 +85,8 @@ class LaneService:
     batcher → executor. Because the service is the same everywhere, a stage can be left out, doubled or
     put in between without any other stage knowing. (Sharing one service is deliberate; it is the one
     exception to "a service belongs to one server".)
+
+    At the process's stream endpoint, see headrace.registry.v1.ServiceInstance.
     """
 
     @staticmethod
@@ -161,6 +116,89 @@ class LaneService:
             metadata,
             _registered_method=True)
 
+
+class StageServiceStub:
+    """What a router, a batcher or an executor says of itself.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Explain = channel.unary_unary(
+                '/headrace.lane.v1.StageService/Explain',
+                request_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.ListQueues = channel.unary_unary(
+                '/headrace.lane.v1.StageService/ListQueues',
+                request_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesRequest.SerializeToString,
+                response_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesResponse.FromString,
+                _registered_method=True)
+        self.ListBreakers = channel.unary_unary(
+                '/headrace.lane.v1.StageService/ListBreakers',
+                request_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersRequest.SerializeToString,
+                response_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersResponse.FromString,
+                _registered_method=True)
+
+
+class StageServiceServicer:
+    """What a router, a batcher or an executor says of itself.
+    """
+
+    def Explain(self, request, context):
+        """Says what this stage, and every stage behind it, would decide about a work now, and why. Runs nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListQueues(self, request, context):
+        """Lists what this stage holds: works waiting and running.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBreakers(self, request, context):
+        """Lists the breakers of a router; a stage without any lists none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_StageServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainRequest.FromString,
+                    response_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainResponse.SerializeToString,
+            ),
+            'ListQueues': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListQueues,
+                    request_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesRequest.FromString,
+                    response_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesResponse.SerializeToString,
+            ),
+            'ListBreakers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBreakers,
+                    request_deserializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersRequest.FromString,
+                    response_serializer=headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'headrace.lane.v1.StageService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('headrace.lane.v1.StageService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class StageService:
+    """What a router, a batcher or an executor says of itself.
+    """
+
     @staticmethod
     def Explain(request,
             target,
@@ -175,7 +213,7 @@ class LaneService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/headrace.lane.v1.LaneService/Explain',
+            '/headrace.lane.v1.StageService/Explain',
             headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainRequest.SerializeToString,
             headrace_dot_lane_dot_v1_dot_lane__pb2.ExplainResponse.FromString,
             options,
@@ -202,7 +240,7 @@ class LaneService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/headrace.lane.v1.LaneService/ListQueues',
+            '/headrace.lane.v1.StageService/ListQueues',
             headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesRequest.SerializeToString,
             headrace_dot_lane_dot_v1_dot_lane__pb2.ListQueuesResponse.FromString,
             options,
@@ -229,7 +267,7 @@ class LaneService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/headrace.lane.v1.LaneService/ListBreakers',
+            '/headrace.lane.v1.StageService/ListBreakers',
             headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersRequest.SerializeToString,
             headrace_dot_lane_dot_v1_dot_lane__pb2.ListBreakersResponse.FromString,
             options,

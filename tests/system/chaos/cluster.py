@@ -1,0 +1,232 @@
+"""The mesh that is broken: several processes of every service and three members of etcd, each on a wire of its own.
+
+Where no network of one's own is possible, all of them share the loopback address, and wires cannot be cut.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from libs.registry import EtcdClient, Registry
+from services.console import policy, policy_store
+from services.console.mesh.health import check_all
+from tests.system.chaos.network import Network
+from tests.system.chaos.under_test import PAGE_BYTES
+from tests.system.etcd import EtcdProcess, free_ports, healthy
+from tests.system.placement_mesh import ETCD, ROOT, Node
+
+CAST = {"kvcache": 2, "placement": 2, "executor": 3, "batcher": 2, "router": 2, "admission": 2}
+"""Processes of each service, in the order in which they start."""
+MEMBERS = ("etcd-1", "etcd-2", "etcd-3")
+DISK = MEMBERS[2]
+"""The member whose data lie on a small disk, where there is one."""
+DISK_BYTES = 200 * 2**20
+"""etcd puts 64 MB aside for each of two segments of its log."""
+QUOTA_BYTES = 32 * 2**20
+PORT, METRICS_PORT = 8400, 8500
+START_S = 60.0
+
+
+@dataclass
+class Process(Node):
+    """A process of a service."""
+
+    host: str = "127.0.0.1"
+    port: int = PORT
+    metrics_port: int = METRICS_PORT
+    prefix: list[str] = field(default_factory=list)
+    life: int = 0
+
+    @property
+    def endpoint(self) -> str:
+        """host:port of its gRPC server."""
+        return f"{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Starts it, unless it runs; its clock is right."""
+        if self.process is None:
+            self.life += 1
+            self.move_clock(0.0)
+            module = f"services.{self.service}.main"
+            words = [sys.executable, "-m", "tests.system.chaos.under_test", str(self._page), module]
+            with (self.folder / f"{self.name}.log").open("ab") as log:
+                self.process = subprocess.Popen(
+                    [*self.prefix, *words], cwd=ROOT, env={**os.environ, **self.environment}, stdout=log, stderr=log
+                )
+
+    def move_clock(self, ahead_s: float) -> None:
+        """Its wall clock from now on is as far ahead of ours."""
+        if not self._page.exists():
+            self._page.write_bytes(bytes(PAGE_BYTES))
+        with self._page.open("r+b") as page:
+            page.write(struct.pack("d", ahead_s))
+
+    async def tasks(self) -> Mapping[str, int]:
+        """How many tasks it has, by what they run."""
+        assert self.process is not None
+        written = self._page.with_suffix(".tasks")
+        written.unlink(missing_ok=True)
+        self.process.send_signal(signal.SIGUSR1)
+        async with asyncio.timeout(10):
+            while not written.exists():
+                await asyncio.sleep(0.02)
+        found: dict[str, int] = json.loads(written.read_text())
+        return found
+
+    def seen(self) -> psutil.Process:
+        """As the kernel sees it."""
+        assert self.process is not None
+        return psutil.Process(self.process.pid)
+
+    def metrics(self) -> str:
+        """Its page of metrics. Blocks for a moment."""
+        with urllib.request.urlopen(f"http://{self.host}:{self.metrics_port}/metrics", timeout=5) as page:
+            text: str = page.read().decode()
+            return text
+
+    @property
+    def _page(self) -> Path:
+        return self.folder / f"{self.name}.clock"
+
+
+@dataclass
+class Member(EtcdProcess):
+    """A member of etcd on a wire of its own."""
+
+    host: str = "127.0.0.1"
+    prefix: list[str] = field(default_factory=list)
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.host}:{self.client_port}"
+
+    @property
+    def peer(self) -> str:
+        return f"{self.name}=http://{self.host}:{self.peer_port}"
+
+    def _command(self) -> list[str]:
+        words = [word.replace("127.0.0.1", self.host) for word in super()._command()]
+        return [*self.prefix, *words, "--quota-backend-bytes", str(QUOTA_BYTES)]
+
+
+@dataclass
+class Cluster:
+    """Everything, running."""
+
+    folder: Path
+    network: Network | None
+    members: dict[str, Member]
+    processes: dict[str, Process]
+    registry: Registry
+
+    @property
+    def target(self) -> str:
+        """What the SDK connects to: all admissions."""
+        return self.door(0)
+
+    def door(self, first: int) -> str:
+        """The same; another admission is tried first."""
+        admissions = [process.endpoint for process in self.processes.values() if process.service == "admission"]
+        return "ipv4:" + ",".join([*admissions[first:], *admissions[:first]])
+
+    async def well(self, names: list[str] | None = None, within_s: float = START_S) -> None:
+        """Returns when these processes, or all, serve. Raises AssertionError."""
+        end = time.monotonic() + within_s
+        wanted = {name: self.processes[name].endpoint for name in (self.processes if names is None else names)}
+        while True:
+            wrong = {name: fault for name, fault in (await check_all(wanted)).items() if fault}
+            if not wrong:
+                return
+            if time.monotonic() > end:
+                logs = "\n".join(f"--- {name}\n{self.processes[name].log()}" for name in wrong)
+                raise AssertionError(f"not well after {within_s:g} s: {wrong}\n{logs}")
+            await asyncio.sleep(0.1)
+
+    async def etcd_well(self, within_s: float = START_S) -> None:
+        """Returns when every member knows a leader, and a key can be written. Raises AssertionError."""
+        async with asyncio.timeout(within_s):
+            await healthy(list(self.members.values()))
+
+    def deaths(self) -> list[str]:
+        """Processes that ended though nobody killed them; they are forgotten with this."""
+        found = []
+        for process in self.processes.values():
+            if process.process is not None and (code := process.process.poll()) is not None:
+                found.append(f"{process.name} ended by itself with {code}:\n{process.log()}")
+                process.process = None
+        return found
+
+
+@asynccontextmanager
+async def cluster(folder: Path, policy_folder: Path, network: Network | None) -> AsyncIterator[Cluster]:
+    """Starts all, with the policy, and returns when all are well; ends with everything killed."""
+    async with AsyncExitStack() as stack:
+        if network is not None:
+            stack.callback(subprocess.run, ["umount", "--lazy", str(folder / DISK)], check=True)
+        members = {name: _member(name, folder, network) for name in MEMBERS}
+        for member in members.values():
+            member.cluster, member.binary = ",".join(each.peer for each in members.values()), ETCD
+            member.launch()
+            stack.callback(member.kill)
+        await healthy(list(members.values()))
+        endpoints = [member.endpoint for member in members.values()]
+        registry = Registry(await stack.enter_async_context(EtcdClient(endpoints, None, patience_s=10.0)))
+        await policy_store.apply(registry, policy.load(policy_folder), prune=True)
+        processes = {}
+        for service, count in CAST.items():
+            for number in range(1, count + 1):
+                process = _process(service, number, folder, endpoints, network)
+                processes[process.name] = process
+                process.start()
+                stack.callback(process.kill)
+        made = Cluster(folder, network, members, processes, registry)
+        await made.well()
+        yield made
+
+
+def _member(name: str, folder: Path, network: Network | None) -> Member:
+    if network is None:
+        client, peer = free_ports(2)
+        return Member(name, folder, client, peer)
+    if name == DISK:
+        disk = folder / name
+        disk.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(disk)], check=True)
+    return Member(name, folder, 2379, 2380, host=network.address(name), prefix=network.prefix(name))
+
+
+def _process(service: str, number: int, folder: Path, etcd: list[str], network: Network | None) -> Process:
+    name = f"{service}-{number}"
+    host, port, metrics_port = "127.0.0.1", PORT, METRICS_PORT
+    if network is None:
+        port, metrics_port = free_ports(2)
+    else:
+        host = network.address(name)
+    environment = {
+        "HEADRACE_INSTANCE": name,
+        "HEADRACE_LISTEN": f"{host}:{port}",
+        "HEADRACE_METRICS_PORT": str(metrics_port),
+        "HEADRACE_ETCD": ",".join(etcd),
+        "HEADRACE_STATE_DIR": str(folder / name),
+        "HEADRACE_CACHE_DIR": str(folder / "cache"),
+        "HEADRACE_ENGINE": "simulated",
+        "HEADRACE_TRACE_RATIO": "0.05",
+        "HEADRACE_ABSENCE_S": "120",
+        "HEADRACE_LOG_LEVEL": "info",
+        "MALLOC_ARENA_MAX": "2",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")]),
+    }
+    prefix = [] if network is None else network.prefix(name)
+    return Process(name, service, environment, folder, host=host, port=port, metrics_port=metrics_port, prefix=prefix)

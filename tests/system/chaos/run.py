@@ -1,0 +1,185 @@
+"""Is a token ever lost or doubled? Faults from a seed on a running mesh under load, and what must hold after them.
+
+    python -m tests.system.chaos.run [--seed N] [--minutes M] [--only KIND] [--every S]
+
+Rounds of faults, each followed by a rest in which everything is checked. A run with the same seed has the same
+schedule; when its faults meet which request is up to the machine.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headrace.inference.v1 import inference_pb2 as pb
+from tests.system.chaos import network, questions
+from tests.system.chaos.checks import violations
+from tests.system.chaos.cluster import CAST, Cluster, cluster
+from tests.system.chaos.faults import Faults
+from tests.system.chaos.history import Expected, Injected, Rest, Round
+from tests.system.chaos.load import Load, undisturbed
+from tests.system.chaos.rest import Logs, idle, look
+from tests.system.chaos.schedule import CLIENT, KINDS, Fault, draw
+
+LOOPS = 20
+"""Requests in flight, more or less."""
+ROUND_S = 30.0
+"""Faults begin for as long; then come their end, and the rest."""
+EVERY_S = 2.2
+REASONS = [value.name.removeprefix("ERROR_REASON_") for value in pb.ErrorReason.DESCRIPTOR.values]
+DOCUMENTED = frozenset(REASONS) - {"UNSPECIFIED", "INTERNAL"}
+"""docs/operations.md has each of them; INTERNAL is a bug."""
+INSIDE = "--inside"
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Report:
+    """What came of a run."""
+
+    faults: Counter[str] = field(default_factory=Counter)
+    requests: int = 0
+    tokens: int = 0
+    resent: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+
+class Run:
+    """One run on one mesh."""
+
+    def __init__(self, mesh: Cluster, load: Load, faults: Faults, expected: Sequence[Expected], say: Say) -> None:
+        self.report = Report()
+        self._mesh = mesh
+        self._load = load
+        self._faults = faults
+        self._expected = expected
+        self._say = say
+        self._logs = Logs(mesh)
+        self._first: dict[str, Rest] = {}
+        self._last: Mapping[str, Rest] = {}
+
+    async def begin(self) -> None:
+        """The mesh is warm: what it holds now, it may hold."""
+        busy = await idle(self._mesh)
+        assert not busy, f"before any fault: {busy}"
+        self._last = await look(self._mesh)
+        self._first = dict(self._last)
+
+    async def round(self, number: int, schedule: Sequence[Fault]) -> None:
+        """Faults under load, then a rest, then the checks."""
+        stop = asyncio.Event()
+        one = Round(records=self._load.forget(), before=self._last, first=dict(self._first))
+        async with self._load.open(), asyncio.TaskGroup() as group:
+            group.create_task(self._load.loops(LOOPS, stop))
+            async with asyncio.TaskGroup() as faults:
+                for fault in schedule:
+                    faults.create_task(self._inject(fault, one))
+            await self._mesh.well()
+            await self._mesh.etcd_well()
+            await asyncio.sleep(1.0)
+            stop.set()
+        one.deaths = self._mesh.deaths()
+        one.busy = await idle(self._mesh)
+        one.after = self._last = await look(self._mesh)
+        one.traces = self._logs.traces()
+        self._first = {
+            name: self._first[name] if name in self._first and self._first[name].life == now.life else now
+            for name, now in one.after.items()
+        }
+        self._count(number, one)
+
+    async def _inject(self, fault: Fault, one: Round) -> None:
+        await asyncio.sleep(fault.at_s)
+        one.faults.append(await self._faults.inject(fault))
+
+    def _count(self, number: int, one: Round) -> None:
+        found = violations(one, self._expected, questions.STEADY, DOCUMENTED)
+        report, errors = self.report, Counter(record.error for record in one.records if record.error)
+        report.faults.update(each.fault.kind for each in one.faults)
+        report.requests += len(one.records)
+        report.tokens += (tokens := sum(len(record.tokens) for record in one.records))
+        report.resent += (resent := sum(record.resent for record in one.records))
+        report.errors += errors
+        self._say(
+            f"round {number}: {len(one.faults)} faults, {len(one.records)} requests, {tokens} tokens, "
+            f"{resent} sent again, errors {dict(errors)}, {len(found)} violations"
+        )
+        if found:
+            report.violations += [f"round {number}: {line}" for line in found]
+            for line in [*map(_told, sorted(one.faults, key=lambda each: each.began_s)), *found]:
+                self._say(f"  {line}")
+
+
+def _told(injected: Injected) -> str:
+    what = f" ({injected.what})" if injected.what else ""
+    return f"{injected.began_s:.1f} to {injected.mended_s:.1f} s: {injected.fault}{what}"
+
+
+async def run(seed: int, schedule: Sequence[Sequence[Fault]], wires: bool, say: Say) -> Report:
+    """Runs a schedule on a mesh of its own. Raises AssertionError when the mesh does not come back."""
+    chance, began = random.Random(f"run {seed}"), time.monotonic()
+    asked = questions.questions(seed)
+    async with AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="chaos-")))
+        (folder / "policy").mkdir()
+        questions.write_policy(folder / "policy")
+        net = stack.enter_context(network.Network(CLIENT) if wires else nullcontext())
+        mesh = await stack.enter_async_context(cluster(folder, folder / "policy", net))
+        say(f"the mesh is up after {time.monotonic() - began:.1f} s")
+        load = Load([mesh.door(0), mesh.door(1)], asked, chance, began)
+        expected = await undisturbed(load, asked)
+        going = Run(mesh, load, Faults(mesh, load, chance, began), expected, say)
+        await going.begin()
+        say(f"at rest after {time.monotonic() - began:.1f} s")
+        for number, faults in enumerate(schedule, 1):
+            await going.round(number, faults)
+        return going.report
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=random.randrange(10**6))
+    parser.add_argument("--minutes", type=float, default=0.5, help="of faults, rests not counted")
+    parser.add_argument("--every", type=float, default=EVERY_S, help="mean seconds between two faults")
+    parser.add_argument("--only", action="append", choices=list(KINDS), help="kinds of faults; all without")
+    parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if not arguments.inside and not (why := network.possible()):
+        os.execvp("unshare", [*network.enter(), sys.executable, "-m", "tests.system.chaos.run",
+                              *sys.argv[1:], "--seed", str(arguments.seed), INSIDE])  # fmt: skip
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    if not arguments.inside:
+        say(f"no network of its own, so no fault of the network: {why}")
+    rounds = max(1, round(arguments.minutes * 60 / ROUND_S))
+    schedule = draw(
+        arguments.seed, rounds, min(ROUND_S, arguments.minutes * 60), arguments.every, CAST,
+        kinds=arguments.only or list(KINDS), wires=arguments.inside,
+    )  # fmt: skip
+    say(f"seed {arguments.seed}: {sum(map(len, schedule))} faults in {rounds} rounds")
+    began = time.monotonic()
+    report = asyncio.run(run(arguments.seed, schedule, arguments.inside, say))
+    say(
+        f"seed {arguments.seed}: {report.faults.total()} faults, {report.requests} requests, {report.tokens} tokens, "
+        f"{report.resent} sent again, errors {dict(report.errors)}, {len(report.violations)} violations, "
+        f"{time.monotonic() - began:.0f} s"
+    )
+    say(f"faults: {dict(report.faults.most_common())}")
+    return 1 if report.violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

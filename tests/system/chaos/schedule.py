@@ -1,0 +1,192 @@
+"""Which fault comes when: a function of the seed, and of nothing else.
+
+A run is a row of rounds. Faults of one round may overlap, but of every service there is always one process that no
+fault has touched for a while, unless the kind of the fault is about losing all of them: what one fault does to
+requests is then known (`Kind.allows`).
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+RECOVERY_S = 5.0
+"""After a fault its targets are left alone for as long: processes start, lanes come back, leases are renewed."""
+MOST_AT_ONCE = 3
+FIRST_S = 0.5
+"""The first fault of a round comes about then: load must run."""
+ETCD = "etcd"
+"""The cluster as a target: members are chosen when the fault comes, as only then it is known who leads."""
+CLIENT = "client"
+SERVICES = ("admission", "router", "batcher", "kvcache", "executor", "placement")
+TALK = (
+    (CLIENT, "admission"), ("admission", "router"), ("router", "batcher"), ("batcher", "executor"),
+    ("batcher", "kvcache"), ("executor", "kvcache"), *((service, ETCD) for service in SERVICES),
+)  # fmt: skip
+"""Who connects to whom."""
+UNAVAILABLE = frozenset({"STAGE_UNAVAILABLE", "NO_EXECUTOR"})
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of fault.
+
+    Args:
+        shape: What its targets are: "process", "pair" (two that talk), "twins" (all processes of one service),
+            "two" (processes of two services), "etcd" or "clients".
+        weight: How often it is drawn, in proportion.
+        lasts_s: The shortest and the longest time until what was broken is mended.
+        amount: Bounds of the fault's size: seconds of delay or of a jump, clients. (0, 0) where it has none.
+        allows: Reasons of errors that clients may see because of it, after all that the SDK tries.
+        wires: Whether it needs a network of its own.
+    """
+
+    shape: str
+    weight: float
+    lasts_s: tuple[float, float]
+    amount: tuple[float, float] = (0.0, 0.0)
+    allows: frozenset[str] = frozenset()
+    wires: bool = False
+
+
+KINDS: Mapping[str, Kind] = {
+    "kill": Kind("process", 10, (0.2, 2.0)),
+    "kill two": Kind("two", 3, (0.2, 2.0)),
+    "kill all of a service": Kind("twins", 2, (0.2, 1.0), allows=UNAVAILABLE),
+    "freeze": Kind("process", 8, (1.0, 8.0)),
+    "lose power": Kind("process", 4, (0.5, 6.0), wires=True),
+    "isolate": Kind("process", 4, (1.0, 8.0), wires=True),
+    "cut": Kind("pair", 6, (1.0, 8.0), wires=True),
+    "cut one way": Kind("pair", 3, (1.0, 8.0), wires=True),
+    "delay": Kind("pair", 5, (2.0, 6.0), (0.02, 0.3), wires=True),
+    "kill etcd's leader": Kind("etcd", 3, (0.2, 4.0)),
+    "freeze etcd's leader": Kind("etcd", 3, (1.0, 6.0)),
+    "kill etcd's majority": Kind("etcd", 2, (1.0, 6.0)),
+    "freeze etcd's majority": Kind("etcd", 2, (1.0, 8.0)),
+    "kill all of etcd": Kind("etcd", 2, (1.0, 6.0)),
+    "freeze all of etcd": Kind("etcd", 2, (1.0, 8.0)),
+    "fill etcd's quota": Kind("etcd", 2, (2.0, 6.0)),
+    "fill a member's disk": Kind("etcd", 2, (1.0, 4.0), wires=True),
+    "clients vanish": Kind("clients", 4, (0.3, 2.0), (4, 16)),
+    "clients stop reading": Kind("clients", 4, (2.0, 6.0), (2, 8)),
+    "a client is killed": Kind("clients", 2, (0.2, 1.0), (4, 12)),
+    "a client loses power": Kind("clients", 1, (12.0, 14.0), (4, 12), wires=True),
+    "the clock jumps": Kind("process", 4, (1.0, 6.0), (0.5, 8.0)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault of a schedule."""
+
+    number: int
+    """From 1, over all rounds."""
+    at_s: float
+    """After the beginning of its round."""
+    kind: str
+    targets: tuple[str, ...]
+    lasts_s: float
+    amount: float = 0.0
+    """Of the kind's unit; jumps have a sign."""
+
+    @property
+    def ends_s(self) -> float:
+        """After the beginning of its round: when it is mended."""
+        return self.at_s + self.lasts_s
+
+    def __str__(self) -> str:
+        who, amount = ", ".join(self.targets), f", {self.amount:.3g}" if self.amount else ""
+        return f"#{self.number} at {self.at_s:.1f} s: {self.kind}: {who}{amount}, for {self.lasts_s:.1f} s"
+
+
+def draw(
+    seed: int,
+    rounds: int,
+    seconds: float,
+    every_s: float,
+    cast: Mapping[str, int],
+    *,
+    kinds: Sequence[str] = tuple(KINDS),
+    wires: bool = True,
+) -> Sequence[Sequence[Fault]]:
+    """The faults of each round, in order of time.
+
+    Args:
+        rounds, seconds: How many rounds, and how long faults begin within each.
+        every_s: Mean time between two faults.
+        cast: Processes of each service: {"router": 2} are router-1 and router-2. At least two each.
+        kinds: Which to draw from.
+        wires: Whether the network can be cut.
+    """
+    names = [name for name in kinds if wires or not KINDS[name].wires]
+    chance = random.Random(seed)
+    number, drawn = 0, []
+    for _ in range(rounds):
+        faults: list[Fault] = []
+        at_s = FIRST_S + chance.uniform(0.0, 0.5)
+        while at_s < seconds:
+            fault = _one(chance, number + 1, at_s, faults, cast, names)
+            if fault is not None:
+                number += 1
+                faults.append(fault)
+            at_s += chance.uniform(0.4, 1.6) * every_s
+        drawn.append(faults)
+    return drawn
+
+
+def _one(
+    chance: random.Random,
+    number: int,
+    at_s: float,
+    before: Sequence[Fault],
+    cast: Mapping[str, int],
+    kinds: Sequence[str],
+) -> Fault | None:
+    """A fault that may begin now; None when everything is still busy with others."""
+    if sum(fault.ends_s > at_s for fault in before) >= MOST_AT_ONCE:
+        return None
+    for _ in range(20):
+        name = chance.choices(kinds, [KINDS[each].weight for each in kinds])[0]
+        kind = KINDS[name]
+        targets = _targets(chance, kind, cast)
+        lasts_s = round(chance.uniform(*kind.lasts_s), 2)
+        amount = round(chance.uniform(*kind.amount), 3)
+        if name == "the clock jumps":
+            amount *= chance.choice((-1, 1))
+        fault = Fault(number, round(at_s, 2), name, targets, lasts_s, amount)
+        if all(apart(fault, other) for other in before):
+            return fault
+    return None
+
+
+def _targets(chance: random.Random, kind: Kind, cast: Mapping[str, int]) -> tuple[str, ...]:
+    def process(service: str) -> str:
+        return service if service in (CLIENT, ETCD) else f"{service}-{chance.randint(1, cast[service])}"
+
+    match kind.shape:
+        case "process":
+            return (process(chance.choice(SERVICES)),)
+        case "pair":
+            return tuple(process(service) for service in chance.choice(TALK))
+        case "two":
+            return tuple(process(service) for service in chance.sample(SERVICES, 2))
+        case "twins":
+            service = chance.choice([each for each in SERVICES if each != "admission"])
+            return tuple(f"{service}-{number}" for number in range(1, cast[service] + 1))
+        case "etcd":
+            return (ETCD,)
+        case _:
+            return (CLIENT,)
+
+
+def apart(fault: Fault, other: Fault) -> bool:
+    """Whether the second may begin while the first may still be felt: they are about different services."""
+    if min(fault.ends_s, other.ends_s) + RECOVERY_S <= max(fault.at_s, other.at_s):
+        return True
+    if KINDS[fault.kind].shape == KINDS[other.kind].shape == "clients":
+        return True
+    return not {service_of(name) for name in fault.targets} & {service_of(name) for name in other.targets}
+
+
+def service_of(name: str) -> str:
+    """ "router-2" → "router"."""
+    return name.rpartition("-")[0] or name
