@@ -340,9 +340,9 @@ async def test_a_streamed_answer_in_doubt_begins_anew_a_kill_in_its_middle_notwi
     mesh: Mesh, client: Client
 ) -> None:
     await ready(mesh, client)
-    prompts = [f"Is it the {n}th?" for n in range(4)]
-    first = [await client.generate(ask("able", prompt, 60)) for prompt in prompts]
-    second = [await client.generate(ask("spare", prompt, 60)) for prompt in prompts]
+    prompts, tokens = [f"Is it the {n}th?" for n in range(4)], 150
+    first = await asyncio.gather(*(client.generate(ask("able", prompt, tokens)) for prompt in prompts))
+    second = await asyncio.gather(*(client.generate(ask("spare", prompt, tokens)) for prompt in prompts))
     stops = [answer.text[100:110] for answer in second]
     requeues = await metric(mesh.metrics_port("batcher-1"), "headrace_batcher_requeues_total")
     settings: dict[str, Any] = {"api_key": mesh.key, "timeout": 30}
@@ -351,7 +351,7 @@ async def test_a_streamed_answer_in_doubt_begins_anew_a_kill_in_its_middle_notwi
         HeadraceClient(mesh.target, multiplex=True, **settings) as session,
     ):
         asked = zip([streams, session] * 2, prompts, stops, strict=True)
-        told = [Told(door, "hasty", prompt, 60, stop) for door, prompt, stop in asked]
+        told = [Told(door, "hasty", prompt, tokens, stop) for door, prompt, stop in asked]
         await asyncio.gather(*(each.made(10) for each in told))
         mesh.kill("executor-1")
         assert all(len(each.parts) == 1 for each in told), "none is in doubt before its end"
@@ -359,9 +359,9 @@ async def test_a_streamed_answer_in_doubt_begins_anew_a_kill_in_its_middle_notwi
     assert await metric(mesh.metrics_port("batcher-1"), "headrace_batcher_requeues_total") > requeues
     for each, void, whole, stop in zip(told, first, second, stops, strict=True):
         assert each.parts[0][0] == void.token_ids
-        tokens, text = each.parts[1]
+        ids, text = each.parts[1]
         assert (len(each.parts), text) == (2, whole.text[:100])
-        assert tokens == whole.token_ids[: len(tokens)]
+        assert ids == whole.token_ids[: len(ids)]
         assert each.finish is not None
         assert (each.finish.model, each.finish.stop, list(each.finish.tried)) == ("spare", stop, ["able"])
 
@@ -411,11 +411,11 @@ async def test_when_an_executor_dies_its_route_falls_back_and_recovers_without_a
         return tally["main"] > before + 20
 
     stop = asyncio.Event()
-    callers = [asyncio.create_task(caller(number, stop)) for number in range(8)]
     async with HeadraceClient(mesh.target, api_key=mesh.key, timeout=60) as sdk:
-        await begun.wait()
         running = Told(sdk, "safe", "How long is the race?", 200)
         await running.made(20)
+        callers = [asyncio.create_task(caller(number, stop)) for number in range(8)]
+        await begun.wait()  # and no longer: who has answered much opens no breaker so soon
         mesh.kill(await executor_of(client, "main"))
         late = Told(sdk, "safe", "And how wide?", 20)
         try:

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from tests.bench.peers.deaths import Death
 from tests.bench.peers.phases import Phase
 from tests.bench.peers.processes import memory_mb, on_core
 from tests.bench.peers.systems.system import System
@@ -109,8 +111,6 @@ def _cpu_s(system: System) -> dict[str, float]:
 
 
 def _process_cpu_s(pid: int) -> float:
-    from pathlib import Path
-
     total = 0
     for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         try:
@@ -125,9 +125,7 @@ def scaled(phase: Phase, seconds: float | None) -> Phase:
     return phase if seconds is None else replace(phase, window_s=seconds)
 
 
-def as_json(result: Any) -> dict[str, Any]:
+def as_json(result: Result | Idle | Death) -> dict[str, Any]:
     """For the results' file, rounded to what is meant."""
-    from dataclasses import asdict
-
     rounded: dict[str, Any] = json.loads(json.dumps(asdict(result)), parse_float=lambda text: round(float(text), 4))
     return rounded

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from pathlib import Path
 
 from libs.registry import EtcdClient, RegistryError
 from tests.system.chaos import questions
@@ -16,10 +15,11 @@ from tests.system.chaos.cluster import DISK, Cluster, Process
 from tests.system.chaos.history import Injected
 from tests.system.chaos.load import Load
 from tests.system.chaos.schedule import CLIENT, ETCD, Fault
-from tests.system.etcd import leader_of
+from tests.system.etcd import BINARY, leader_of
 from tests.system.placement_mesh import ROOT
 
 GHOST = "ghost"
+ETCDCTL = BINARY.parent / "etcdctl"
 JUNK = "/junk/"
 JUNK_BYTES = 1_000_000
 MOST_JUNK = 64
@@ -203,9 +203,8 @@ class Faults:
 
     def _etcdctl(self, *words: str) -> str:
         endpoints = ",".join(member.endpoint for member in self._cluster.members.values())
-        program = Path(next(iter(self._cluster.members.values())).binary).parent / "etcdctl"
         ran = subprocess.run(
-            [str(program), "--endpoints", endpoints, "--command-timeout", "20s", *words],
+            [str(ETCDCTL), "--endpoints", endpoints, "--command-timeout", "20s", *words],
             capture_output=True, text=True, env={"ETCDCTL_API": "3", "PATH": ""},
         )  # fmt: skip
         if ran.returncode and "required revision has been compacted" not in ran.stderr:

@@ -100,7 +100,9 @@ class Run:
 
     async def _inject(self, fault: Fault, one: Round) -> None:
         await asyncio.sleep(fault.at_s)
-        one.faults.append(await self._faults.inject(fault))
+        injected = await self._faults.inject(fault)
+        one.faults.append(injected)
+        self._say(f"  {_told(injected)}")
 
     def _count(self, number: int, one: Round) -> None:
         found = violations(one, self._expected, questions.STEADY, DOCUMENTED)
@@ -116,8 +118,8 @@ class Run:
         )
         if found:
             report.violations += [f"round {number}: {line}" for line in found]
-            for line in [*map(_told, sorted(one.faults, key=lambda each: each.began_s)), *found]:
-                self._say(f"  {line}")
+            for line in found:
+                self._say(f"  violation: {line}")
 
 
 def _told(injected: Injected) -> str:

@@ -41,7 +41,15 @@ class Dynamo(HttpSystem):
             "PYTHONWARNINGS": "ignore",
         }  # fmt: skip
         self._start_engines()
-        command = [str(python_of("dynamo")), "-m", "dynamo.frontend", "--http-host", HOST, "--http-port", str(self.port)]
+        command = [
+            str(python_of("dynamo")),
+            "-m",
+            "dynamo.frontend",
+            "--http-host",
+            HOST,
+            "--http-port",
+            str(self.port),
+        ]
         command += [*self.options, *DISCOVERY]
         self.system = [Process(self.folder, "system", command, self.cores.system, self.env)]
         self.wait_ready()
@@ -85,4 +93,5 @@ class DynamoMigration(Dynamo):
     """Sends requests of a dead worker to another one, three times."""
 
     note = "NVIDIA Dynamo 1.6.1, HTTP frontend, round robin, migration limit 3"
+    only_death = True
     options = ("--router-mode", "round-robin", "--migration-limit", "3")

@@ -13,6 +13,7 @@ class FastApi(HttpSystem):
     """One process."""
 
     note = "FastAPI 0.165 with uvicorn and uvloop, engine in the same process: no hop behind it"
+    mortal = False
 
     def start(self) -> None:
         """Two seconds."""
@@ -24,7 +25,3 @@ class FastApi(HttpSystem):
     def pace(self, phase: Phase) -> None:
         """Tells the edge."""
         urllib.request.urlopen(f"http://{HOST}:{self.port}/control?step_us={phase.step_us}", timeout=5).read()
-
-    def kill_engine(self) -> None:
-        """There is none that could die alone."""
-        raise NotImplementedError

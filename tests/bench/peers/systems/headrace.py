@@ -90,9 +90,7 @@ class Headrace(System):
         """Without `sampling`, which the generator adds."""
         system, user = prompt()
         messages = [pb.Message(role=pb.ROLE_SYSTEM, content=system), pb.Message(role=pb.ROLE_USER, content=user)]
-        return pb.GenerateRequest(
-            model=f"steps-{step_us}", chat=pb.Chat(messages=messages), output_form=FORMS[door]
-        )
+        return pb.GenerateRequest(model=f"steps-{step_us}", chat=pb.Chat(messages=messages), output_form=FORMS[door])
 
     def kill_engine(self) -> None:
         """The first executor; the supervisor starts it again."""

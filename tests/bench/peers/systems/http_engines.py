@@ -48,12 +48,13 @@ class Direct(Proxy):
     """No system at all."""
 
     note = "the simulated engine (C, epoll) alone: what the engines and the client take"
+    mortal = False
 
     def start(self) -> None:
         """One engine, in the system's place."""
         self.engine_ports = [self.port]
-        with_core = Process(self.folder, "system", [program("sse_engine"), str(self.port)], self.cores.system)
-        self.system = [with_core]
+        command = [program("sse_engine"), str(self.port)]
+        self.system = [Process(self.folder, "system", command, self.cores.system)]
         self.wait_ready()
 
 

@@ -28,6 +28,10 @@ class System(ABC):
     doors: Sequence[str] = ("http",)
     charged: Sequence[str] = ("system",)
     """Which groups of processes count."""
+    mortal = True
+    """Whether an engine can die alone."""
+    only_death = False
+    """Whether nothing else is measured."""
 
     def __init__(self, folder: Path, cores: Cores) -> None:
         self.folder = folder
