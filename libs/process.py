@@ -12,6 +12,7 @@ A service's `main.py` reads:
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ from google.protobuf.message import Message
 
 from headrace.registry.v1 import registry_pb2
 from libs import settings as settings_module
+from libs import turns
 from libs.clock import SystemClock
 from libs.registry import keys
 from libs.registry.announcement import Announcement
@@ -50,6 +52,10 @@ TTL_S = 5
 """Of the leases that say that a process is there, in seconds."""
 TICK_S = 0.05
 """Between two sweeps of what is past its deadline, in seconds."""
+
+YOUNG_OBJECTS = 10_000
+"""New objects after which the collector looks at the young ones: a request makes some hundred, and almost all of them
+go by themselves."""
 
 S = TypeVar("S")
 
@@ -184,16 +190,13 @@ class MeshProcess:
 
     def every(self, seconds: float, action: Callable[[], None], name: str) -> None:
         """Calls `action` again and again until the process ends."""
+        turns.every(self.tasks, seconds, action, name)
 
-        async def repeat() -> None:
-            while True:
-                await asyncio.sleep(seconds)
-                try:
-                    action()
-                except Exception:  # a fault in one turn must not end the turns
-                    log.exception("task failed in one turn", task=name)
-
-        self.tasks.spawn(repeat(), name)
+    def while_busy(
+        self, seconds: float, action: Callable[[], None], busy: Callable[[], bool], name: str
+    ) -> Callable[[], None]:
+        """The same while there is something to look after; see libs.turns.while_busy."""
+        return turns.while_busy(self.tasks, seconds, action, busy, name)
 
     async def serve(
         self, begin_drain: Callable[[], None] = lambda: None, in_flight: Callable[[], int] = lambda: 0
@@ -206,6 +209,7 @@ class MeshProcess:
         """
         assert self._server is not None
         self._starting = None
+        calm_collector()
         await self._server.set_serving(True)
         log.info("serving")
         await self._signalled.wait()
@@ -218,3 +222,14 @@ class MeshProcess:
         while in_flight() and self.clock.monotonic() < deadline:
             await asyncio.sleep(TICK_S)
         log.info("stopped", in_flight=in_flight())
+
+
+def calm_collector() -> None:
+    """Has the garbage collector leave alone what was there when the process began to serve.
+
+    It is there to stay: modules, policies, tables, some 75,000 objects. Looking at all of them takes 80 ms, in which no
+    token moves; without them a whole collection takes less than one.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)

@@ -18,6 +18,8 @@ from .errors import HeadraceError, InternalError, StageUnavailable, from_rpc_err
 from .transport import Attempt, CallMetadata, deadline_passed, refuse_foreign_cancel
 from .values import Chunk, Finish, ToolStep
 
+DRAINING = "draining"
+"""In the metadata of the error with which a process that ends hands back what it has not begun, or cannot end."""
 MESSAGE_BYTES = 1024 * 1024
 """A message is closed when it has this much; gRPC's limit is 4 MiB."""
 GRACE = 1.0
@@ -50,7 +52,7 @@ class SessionTransport:
         if self._closed:
             self._free.release()
             raise RuntimeError("the session is closed")
-        if self._connection is None or self._connection.broken:
+        if self._connection is None or self._connection.broken or self._connection.leaving:
             self._connection = _Connection(self._stub.Session(metadata=self._metadata), self._free)
             task = asyncio.create_task(self._connection.run())
             self._tasks.add(task)
@@ -75,6 +77,8 @@ class _Connection:
         self, call: "aio.StreamStreamCall[pb.SessionRequest, pb.SessionResponse]", free: asyncio.Semaphore
     ) -> None:
         self.broken = False
+        self.leaving = False
+        """The process behind it ends: what runs goes on, and what is new belongs on another connection."""
         self._call = call
         self._free = free
         self._running: dict[int, _SessionAttempt] = {}
@@ -183,7 +187,9 @@ class _Connection:
             if end.HasField("finish"):
                 attempt.end(wire.finish(end.finish))
             else:
-                attempt.end(from_status(end.failure.code, end.failure.message, end.failure.details))
+                error = from_status(end.failure.code, end.failure.message, end.failure.details)
+                self.leaving = self.leaving or DRAINING in error.metadata
+                attempt.end(error)
 
     def end(self, error: HeadraceError) -> None:
         """Ends the call, and every answer on it with this error. Idempotent."""

@@ -1,6 +1,6 @@
 """The downstream face of a stage: serves `headrace.lane.v1` in front of any Stage."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import structlog
@@ -30,12 +30,13 @@ class LaneServer:
     The number of open lanes is the number of processes in front, so it needs no bound of its own.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, stirred: Callable[[], None]) -> None:
         self._stage = stage
+        self._stirred = stirred
 
     async def exchange(self, stream: Stream) -> None:
         """Works up, frames and outcomes down, until either side ends the stream."""
-        served = _ServedLane(self._stage, stream)
+        served = _ServedLane(self._stage, stream, self._stirred)
         try:
             await stream.ended()
             served.say()
@@ -46,8 +47,9 @@ class LaneServer:
 class _ServedLane:
     """One lane, and the stream that it is served on."""
 
-    def __init__(self, stage: Stage, stream: Stream) -> None:
+    def __init__(self, stage: Stage, stream: Stream, stirred: Callable[[], None]) -> None:
         self._stream = stream
+        self._stirred = stirred
         self._sink = _CountedSink(Outbox(stream.wake))
         self.lane = stage.open(self._sink)
         stream.listen(self._hear, self.say)
@@ -72,6 +74,7 @@ class _ServedLane:
                 self.lane.submit(message.work_id, work_from_proto(message))
             for work_id in request.cancels:
                 self.lane.cancel(work_id)
+            self._stirred()
         except Exception:  # whatever it is, the neighbour must see the lane break, not hang
             log.exception("lane reader failed")
             sink.on_broken("the lane's reader failed")
@@ -132,9 +135,13 @@ def _breaker_to_proto(state: BreakerState) -> lane_pb2.BreakerState:
     )
 
 
-def lane_streams(stage: Stage) -> Mapping[str, Handler]:
-    """The stage's lanes, ready to be served as streams."""
-    return {EXCHANGE: LaneServer(stage).exchange}
+def lane_streams(stage: Stage, stirred: Callable[[], None] = lambda: None) -> Mapping[str, Handler]:
+    """The stage's lanes, ready to be served as streams.
+
+    Args:
+        stirred: Called when works or cancels have come.
+    """
+    return {EXCHANGE: LaneServer(stage, stirred).exchange}
 
 
 def stage_service(stage: Stage) -> Service:

@@ -5,7 +5,7 @@ import ssl
 from pathlib import Path
 from typing import Any
 
-from libs.streams.connection import Dialed
+from libs.streams.dialed import Dialed
 from libs.streams.stream import Stream
 from libs.streams.tls import client_context
 

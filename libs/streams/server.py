@@ -9,7 +9,8 @@ import structlog
 
 from libs.errors import HeadraceError, InternalError
 from libs.rpc.status import to_status
-from libs.streams.connection import Accepted, Headers
+from libs.streams.accepted import Accepted
+from libs.streams.connection import Headers
 from libs.streams.stream import OK, Ended, Stream
 from libs.streams.tls import server_context
 from libs.tasks import Tasks

@@ -13,7 +13,7 @@ import structlog
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, Rerouted, StageUnavailable
-from libs.lane.forwarder import Forwarder
+from libs.lane.forwarder import DRAINING, Forwarder
 from libs.lane.work import Decision, Frame, Note, Outcome
 from libs.tasks import Tasks
 from libs.telemetry import names
@@ -38,6 +38,8 @@ log = structlog.get_logger()
 
 LONG_GRAMMAR = 500
 """Characters from which judging a grammar (up to 10 µs each) is."""
+ELSEWHERE_S = 0.05
+"""After which a request that a leaving process hands back may be sent again: others are there already."""
 MOST_REROUTES = 8
 """A request that was sent to so many models with other tokenizers ends: routes have fewer."""
 
@@ -105,7 +107,7 @@ class Front:
         span.set(names.REQUEST_ID, request.request_id)
         try:
             if self.draining:
-                raise StageUnavailable("this process is draining", retry_after_s=0.5)
+                raise leaves("this process is draining")
             if request.contract:
                 return await desks.contracts.start(self, request, tenant, span, changed)
             return await self.begin(request, tenant, span, changed)
@@ -153,6 +155,13 @@ class Front:
                 self._lane.cancel(number)
         elif isinstance(answer, Conversation):
             answer.cancel()
+
+    async def give_up(self) -> None:
+        """Ends every request, for its client to send it again elsewhere: this process ends."""
+        for number, flight in list(self._flights.items()):
+            self._lane.forget(number)
+            self._end(number, flight, Outcome(error=leaves("this process ended before the answer did")))
+        await self._desks.contracts.give_up()
 
     def tools_off(self, request: Request, tenant: Tenant) -> bool:
         """Whether a rung of the ladder has switched tools off for such a request, now."""
@@ -240,7 +249,10 @@ class Front:
                 checked, prompt, tokenizer.vocab_size, request_id, flight.effects, chosen=model, tried=tried
             )
         except HeadraceError as error:
-            self._end(number, flight, Outcome(error=error))
+            if number in self._flights:  # else it was given up meanwhile
+                self._end(number, flight, Outcome(error=error))
+            return
+        if number not in self._flights:  # given up meanwhile
             return
         generation.become(checked, admitted, detokenizer(checked.request, tokenizer))
         self._submit(number, generation)
@@ -256,3 +268,8 @@ class Front:
         desks.observer.ended(generation, outcome, now)
         storage = desks.storage(generation.checked.request, flight.tenant)
         desks.audit.record(entry.ended(generation, flight.tenant, outcome, storage, self._clock.now()), storage)
+
+
+def leaves(message: str) -> StageUnavailable:
+    """What a request is told that has to go elsewhere, at once: this process takes nothing any more."""
+    return StageUnavailable(message, metadata={DRAINING: "true"}, retry_after_s=ELSEWHERE_S)

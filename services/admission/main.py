@@ -22,6 +22,7 @@ from services.admission.desks import Desks
 from services.admission.front import Front
 from services.admission.identity import Identity
 from services.admission.ladder import Ladders
+from services.admission.leaving import leave
 from services.admission.limits.exchange import EVERY_S, LimitsExchange
 from services.admission.limits.limits import Limits
 from services.admission.observe import Observer
@@ -138,10 +139,8 @@ async def run(settings: Settings) -> None:
             )
             await mesh.announce_stage()
 
-            def begin_drain() -> None:
-                front.draining = True
-
-            await mesh.serve(begin_drain, lambda: front.in_flight)
+            await mesh.serve()
+            await leave(front, inference, settings.notice_s, settings.process.drain_s)
             forwarder.close()
 
 

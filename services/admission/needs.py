@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from libs import errors
 from libs.catalogue import ModelSpec
 from libs.errors import Violation
+from services.admission.contracts.calls import RESULT_OPENING
 from services.admission.policy import Alias, Policy, Tenant
 from services.admission.request import Request
 
@@ -64,10 +65,11 @@ def check_capabilities(needed: Sequence[str], models: Sequence[ModelSpec]) -> No
 
 def last_said(request: Request) -> str:
     """What the user said last: the last turn of the user's, or the end of the prompt; at most LONGEST_TEXT
-    characters of its end."""
+    characters of its end. A turn with the results of tools is the user's in form only."""
     said = request.prompt or ""
     if request.chat is not None:
-        said = next((turn.content for turn in reversed(request.chat) if turn.role == "user"), "")
+        turns = (turn.content for turn in reversed(request.chat) if turn.role == "user")
+        said = next((content for content in turns if not content.startswith(RESULT_OPENING)), "")
     return said[-LONGEST_TEXT:]
 
 

@@ -6,7 +6,8 @@ from typing import Any
 from grpc import aio
 
 from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
-from libs.errors import ApprovalUnknown
+from libs.errors import ApprovalUnknown, HeadraceError
+from libs.lane.forwarder import DRAINING
 from libs.rpc.call import CALL
 from libs.rpc.paging import page
 from libs.telemetry import names
@@ -14,10 +15,13 @@ from libs.telemetry.tracing import Span, Tracing
 from services.admission.contracts.approvals import Approvals
 from services.admission.convert import count_request_from_proto, degradation_trailer, request_from_proto, responses
 from services.admission.describe import describe_finish
-from services.admission.front import Front
+from services.admission.front import Front, leaves
 from services.admission.observe import Observer
 from services.admission.policy_source import PolicySource
 from services.admission.session import Session
+
+HANDED_BACK = (("headrace-handed-back", "true"),)
+"""Initial metadata of a call that Envoy sends to another process: this one ends."""
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -42,13 +46,36 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._tracing = tracing
         self._observer = observer
         self._approvals = approvals
+        self._sessions: set[Session] = set()
+        self._generates = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that ask for answers."""
+        return self._generates + len(self._sessions)
+
+    def leave(self) -> None:
+        """Ends each session as soon as nothing runs on it."""
+        for session in self._sessions:
+            session.leave()
 
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """One answer on one stream; whatever ends the stream early cancels the generation."""
+        self._generates += 1
+        try:
+            await self._generate(request, context)
+        finally:
+            self._generates -= 1
+
+    async def _generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
         call, wake = CALL.get(), asyncio.Event()
         span = call.span or Span()
         parsed = request_from_proto(request, traceparent=span.traceparent, call_deadline=call.deadline)
-        answer = await self._front.start(parsed, call.identity, span, lambda _: wake.set())
+        try:
+            answer = await self._front.start(parsed, call.identity, span, lambda _: wake.set())
+        except HeadraceError as error:
+            await _hand_back(context, error)
+            raise
         request_id, begun = answer.request_id, False
         try:
             while True:
@@ -64,6 +91,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
                     await context.write(response)
                     request_id = ""
                 if chunk.error is not None:  # behind the tokens that came before it
+                    if request_id:
+                        await _hand_back(context, chunk.error)
                     raise chunk.error
                 if chunk.finish is not None:
                     describe_finish(span, chunk.finish)
@@ -73,7 +102,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Session(self, _: object, context: Context) -> None:  # type: ignore[override]
         """Many answers on one stream."""
+        if self._front.draining:
+            raise leaves("this process is draining")
         session = Session(self._front, self._tracing, CALL.get())
+        self._sessions.add(session)
         reader = asyncio.create_task(_read(context, session), name="session-reader")
         self._observer.sessions(1)
         try:
@@ -81,8 +113,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             while await session.wait():
                 if (message := session.take()).ByteSize():  # who has just begun has nothing to say yet
                     await context.write(message)
-            await reader  # raises what ended the reading
+            if not session.leaving:
+                await reader  # raises what ended the reading
         finally:
+            self._sessions.discard(session)
             self._observer.sessions(-1)
             session.abandon()
             reader.cancel()
@@ -120,6 +154,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise ApprovalUnknown("nothing waits for an approval here")
         await self._approvals.decide(request.approval_id, request.approved, request.reason, CALL.get().identity)
         return inference_pb2.ApproveResponse()
+
+
+async def _hand_back(context: Context, error: HeadraceError) -> None:
+    """Tells whoever stands in front that another process may take the request, of which nothing has been told yet."""
+    if DRAINING in error.metadata:
+        await context.send_initial_metadata(HANDED_BACK)
 
 
 async def _read(context: Context, session: Session) -> None:

@@ -41,6 +41,8 @@ class Session:
         self._wake = asyncio.Event()
         self._taken = asyncio.Event()
         self._closed = False
+        self.leaving = False
+        """Whether this stream ends because its process does."""
 
     async def begin(self, message: inference_pb2.SessionGenerate) -> None:
         """Starts one generation; what is wrong with it ends it, not the stream."""
@@ -87,6 +89,11 @@ class Session:
         self._closed = True
         self._wake.set()
 
+    def leave(self) -> None:
+        """The process ends: the stream does, too, as soon as nothing runs on it. New generations are handed back."""
+        self.leaving = True
+        self._wake.set()
+
     def abandon(self) -> None:
         """The stream has gone: everything on it stops."""
         for member in self._members.values():
@@ -99,7 +106,7 @@ class Session:
     async def wait(self) -> bool:
         """Waits until there is something to write; False when there is not and never will be."""
         while not (self._dirty or self._failed):
-            if self._closed and not self._members:
+            if (self._closed or self.leaving) and not self._members:
                 return False
             self._wake.clear()
             await self._wake.wait()

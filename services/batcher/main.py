@@ -30,14 +30,14 @@ async def run(settings: Settings) -> None:
         await rules.start()
         mesh.owns(source.close)
         await source.start(batcher.set_executors, batcher.set_versions)
-        mesh.every(TICK_S, batcher.tick, "tick")
+        stirred = mesh.while_busy(TICK_S, batcher.tick, lambda: bool(batcher.in_flight), "tick")
 
         demand = DemandReport(mesh.registry, mesh.instance, batcher.demands, mesh.clock)
         mesh.owns(demand.close)
         await demand.start()
         batcher.starved = demand.starved
         mesh.every(LOOK_S, demand.tick, "report demand")
-        await mesh.listen([stage_service(batcher)], streams=lane_streams(batcher))
+        await mesh.listen([stage_service(batcher)], streams=lane_streams(batcher, stirred))
         await mesh.announce_stage()
 
         def begin_drain() -> None:

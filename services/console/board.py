@@ -19,6 +19,7 @@ COLOURS = {
     "healthy": "green",
     "ready": "green",
     "unhealthy": "yellow",
+    "draining": "yellow",
     "restarting": "yellow",
     "degraded": "yellow",
     "failed": "red",
@@ -31,7 +32,7 @@ MARKS = {
     "healthy": "●", "ready": "●", "unhealthy": "◐", "degraded": "◐", "failed": "✗", "stopped": "○", "waiting": "○",
     "asleep": "○",
 }  # fmt: skip
-MOVING = frozenset({"starting", "restarting", "stopping", "preparing", "loading"})
+MOVING = frozenset({"starting", "draining", "restarting", "stopping", "preparing", "loading"})
 BAR_WIDTH = 24
 
 

@@ -1,11 +1,16 @@
-"""Envoy's configuration, rendered from deploy/envoy/envoy.yaml.j2, which says why it is as it is."""
+"""Envoy's configuration, rendered from deploy/envoy/envoy.yaml.j2, which says why it is as it is; and what a running
+Envoy says of the processes behind it."""
 
+import json
+import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import jinja2
+
+ADMIN_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,8 @@ class Door:
     collector_tls: bool = False
     discovery: Literal["STATIC", "STRICT_DNS"] = "STATIC"
     trace_percent: float = 100.0
+    tls_dir: str = ""
+    mesh_tls_dir: str = ""
 
 
 def render(template: Path, door: Door) -> str:
@@ -46,3 +53,18 @@ def render(template: Path, door: Door) -> str:
     )
     fields = {name: getattr(door, name) for name in Door.__slots__}
     return environment.from_string(template.read_text(encoding="utf-8")).render(fields)
+
+
+def ports_in_use(admin: Endpoint, cluster: str = "admission") -> frozenset[int]:
+    """The ports of the cluster's hosts to which Envoy sends requests now. Raises OSError when it does not answer."""
+    url = f"http://{admin.host}:{admin.port}/clusters?format=json"
+    with urllib.request.urlopen(url, timeout=ADMIN_TIMEOUT_S) as response:
+        told = json.load(response)
+    return frozenset(
+        host["address"]["socket_address"]["port_value"]
+        for status in told["cluster_statuses"]
+        if status["name"] == cluster
+        for host in status.get("host_statuses", ())
+        # Flags are there only where they are true; what else is there is the endpoint's own word, "HEALTHY".
+        if not any(value is True for value in host.get("health_status", {}).values())
+    )

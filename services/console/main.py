@@ -54,6 +54,8 @@ def up(
     admissions: Annotated[int, typer.Option(help="Admission processes.")] = 1,
     routers: Annotated[int, typer.Option(help="Router processes.")] = 1,
     batchers: Annotated[int, typer.Option(help="Batcher processes.")] = 1,
+    kvcaches: Annotated[int, typer.Option(help="KV-cache managers; all but the first stand by.")] = 1,
+    placements: Annotated[int, typer.Option(help="Placement controllers; one leads.")] = 1,
     state_dir: StateDir = STATE_DIR,
 ) -> None:
     """Start a mesh on this machine, and stay until Ctrl-C."""
@@ -72,12 +74,15 @@ def up(
         routers=routers,
         batchers=batchers,
         executors=executors,
+        kvcaches=kvcaches,
+        placements=placements,
         envoy=envoy,
         port=port,
         etcd_port=etcd_port,
         otlp_endpoint=settings.otlp_endpoint,
         trace_ratio=settings.trace_ratio,
         drain_s=settings.drain_s,
+        notice_s=settings.notice_s,
     )
     run(options, detach, "" if state_dir == STATE_DIR else f" --state-dir {state_dir}", terminal.out())
 
@@ -91,6 +96,22 @@ def down(
     from services.console.commands.down import down as run
 
     run(state_dir.absolute(), patience, terminal.out())
+
+
+@app.command()
+def restart(
+    what: Annotated[
+        list[str] | None, typer.Argument(metavar="[WHAT]...", help="Services or components; by default all but Envoy.")
+    ] = None,
+    patience: Annotated[float, typer.Option(help="Seconds until one that is not back is given up.")] = 120.0,
+    pause: Annotated[float, typer.Option(help="Seconds between one that is back and the next.")] = 1.0,
+    state_dir: StateDir = STATE_DIR,
+) -> None:
+    """Restart one component after the other: each drains, and is back before the next."""
+    from services.console.commands.restart import Restart
+    from services.console.commands.restart import restart as run
+
+    run(state_dir.absolute(), Restart(what or [], patience, pause), terminal.out())
 
 
 @app.command()

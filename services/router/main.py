@@ -5,7 +5,7 @@ from libs.lane.forwarder import Forwarder
 from libs.lane.neighbours import Neighbours
 from libs.lane.server import lane_streams, stage_service
 from libs.models.tokenizers import Tokenizers, load_tokenizer
-from libs.process import TICK_S, MeshProcess
+from libs.process import MeshProcess
 from services.router.answer_texts import AnswerTexts
 from services.router.catalogue_source import CatalogueSource
 from services.router.config import Settings
@@ -52,13 +52,17 @@ async def run(settings: Settings) -> None:
         await tokenizers.loaded()
         mesh.owns(batchers.close)
         await batchers.start()
-        mesh.every(TICK_S, forwarder.expire, "expire")
-        mesh.every(HEDGE_TICK_S, router.tick, "hedge")
+
+        def tick() -> None:
+            forwarder.expire()
+            router.tick()
+
+        stirred = mesh.while_busy(HEDGE_TICK_S, tick, lambda: bool(forwarder.in_flight or router.parked), "tick")
         mesh.every(1.0, router.observe, "show breakers")
         mesh.every(1.0, intents.look, "look for intents")
         mesh.every(1.0, lambda: observer.lanes(len(forwarder.ready_neighbours())), "count lanes")
         # Only now: a router that has not read the catalogue would know no model.
-        await mesh.listen([stage_service(router)], streams=lane_streams(router))
+        await mesh.listen([stage_service(router)], streams=lane_streams(router, stirred))
         await mesh.announce_stage()
 
         def begin_drain() -> None:

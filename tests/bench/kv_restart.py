@@ -40,8 +40,8 @@ from libs.kvcache.report import Reporter
 from libs.kvcache.values import Answer, BlockEvent, CacheInfo, CacheState, Exactness, Question
 from libs.registry.registry import Registry
 from libs.rpc.channels import Channels
-from libs.streams.client import Dialer
 from libs.settings import Etcd
+from libs.streams.client import Dialer
 from libs.telemetry.logs import setup_logs
 from tests.system.etcd import etcd
 from tests.system.kvcache_process import ROOT, ManagerProcess

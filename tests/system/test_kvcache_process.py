@@ -20,8 +20,8 @@ from libs.kvcache.values import Answer, BlockEvent, CacheInfo, CacheState, Exact
 from libs.registry import keys
 from libs.registry.registry import Registry
 from libs.rpc.channels import Channels
-from libs.streams.client import Dialer
 from libs.settings import Etcd
+from libs.streams.client import Dialer
 from tests.system.etcd import etcd
 from tests.system.kvcache_process import ManagerProcess
 

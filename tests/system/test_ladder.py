@@ -23,6 +23,9 @@ ENGINE = {
     "context_tokens": 4096, "blocks": 1000, "block_tokens": 32, "slots": 1, "step_tokens": 512,
     "capabilities": ["chat"], "simulation": {"step_base_us": 20_000, "seed": 3},
 }  # fmt: skip
+SMALL, ROUTE = "tiny", "either"
+TINY = {**ENGINE, "name": SMALL, "slots": 8, "simulation": {"step_base_us": 5000, "seed": 4}}
+ROUTES = {ROUTE: {"alias": ROUTE, "model": MODEL, "small_model": SMALL}}
 TARGET_S, RECOVER_S = 100.0, 1.0
 FIRST = 0.005
 """The saturation of the first rung: half a second of waiting."""
@@ -37,6 +40,7 @@ LADDERS: Mapping[str, Mapping[str, object]] = {
         "ladder": [
             {"name": "short", "at": FIRST, "clamp_output_tokens": 5},
             {"name": "lean", "at": 0.008, "no_extras": True},
+            {"name": "small", "at": 0.009, "smaller_model": True},
             {"name": "shut", "at": 100, "reject": True},
         ],
     },
@@ -63,7 +67,10 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         name: {"name": name, "key_sha256": [hashlib.sha256(_key(name).encode()).hexdigest()], "protected": protected}
         for name, protected in TENANTS.items()
     }
-    for kind, records in (("tenants", tenants), ("models", {MODEL: ENGINE}), ("tiers", LADDERS)):
+    documents: Mapping[str, Mapping[str, object]] = {
+        "tenants": tenants, "models": {MODEL: ENGINE, SMALL: TINY}, "tiers": LADDERS, "routes": ROUTES,
+    }  # fmt: skip
+    for kind, records in documents.items():
         (folder / kind).mkdir()
         for name, record in records.items():
             (folder / kind / f"{name}.yaml").write_text(yaml.safe_dump(record))
@@ -104,31 +111,42 @@ async def test_a_saturated_tier_gives_up_what_its_ladder_says(
     assert before.finish is not None
     assert before.finish.usage.output_tokens == 20
     assert not before.finish.HasField("degradation"), "nothing is told when nothing is given up"
+    routed = await operator.generate(_ask(20, model=ROUTE))
+    assert routed.finish is not None
+    assert routed.finish.model == MODEL
+    assert routed.token_ids == before.token_ids
+    tiny = await operator.generate(_ask(20, model=SMALL))
     async with _load(hog, pb.TIER_INTERACTIVE) as began:
         state = await _rises(operator, pb.TIER_INTERACTIVE, 1)
         # The wait that is to be seen takes its time; what counts is how soon it is known.
         assert time.monotonic() - began < FIRST * TARGET_S + RISE_S
         assert state.wait >= FIRST
         assert state.saturation >= FIRST
-        state = await _rises(operator, pb.TIER_INTERACTIVE, 2)
-        assert list(state.rungs) == ["short", "lean"]
-        call = crowd.inference.Generate(_ask(40), metadata=crowd.metadata, timeout=30)
-        (finish,) = [response.finish async for response in call if response.HasField("finish")]
+        state = await _rises(operator, pb.TIER_INTERACTIVE, 3)
+        assert list(state.rungs) == ["short", "lean", "small"]
+        call = crowd.inference.Generate(_ask(20, model=ROUTE), metadata=crowd.metadata, timeout=30)
+        responses = [response async for response in call]
+        finish = responses[-1].finish
+        assert [token for response in responses for token in response.token_ids] == tiny.token_ids[:5]
+        assert (finish.model, list(finish.tried)) == (SMALL, []), "it is the tier's choice, and no fallback"
         assert finish.usage.output_tokens == 5
         assert finish.reason == pb.FINISH_REASON_LENGTH
-        assert (finish.degradation.level, list(finish.degradation.rungs)) == (2, ["short", "lean"])
+        assert (finish.degradation.level, list(finish.degradation.rungs)) == (3, ["short", "lean", "small"])
         trailers = dict(await call.trailing_metadata())
-        assert trailers["headrace-degradation"] == "2; short, lean"
-        (in_session,), _ = await crowd.session([_ask(40)])
+        assert trailers["headrace-degradation"] == "3; short, lean, small"
+        (in_session, by_name), _ = await crowd.session([_ask(20, model=ROUTE), _ask(20)])
+        assert in_session.token_ids == tiny.token_ids[:5]
         assert in_session.finish is not None
-        assert in_session.finish.degradation.level == 2
-        spared = await vip.generate(_ask(12))
+        assert (in_session.finish.model, in_session.finish.degradation.level) == (SMALL, 3)
+        assert by_name.finish is not None
+        assert by_name.finish.model == MODEL, "who names a model gets that or nothing"
+        spared = await vip.generate(_ask(12, model=ROUTE))
         assert spared.finish is not None
-        assert spared.finish.usage.output_tokens == 12
+        assert (spared.finish.model, spared.finish.usage.output_tokens) == (MODEL, 12)
         assert not spared.finish.HasField("degradation")
     levels = await _fall(operator, pb.TIER_INTERACTIVE)
-    assert [level for level, _ in levels] == [2, 1, 0], "a rung at a time"
-    (_, down), (_, out) = levels[1:]
+    assert [level for level, _ in levels] == [3, 2, 1, 0], "a rung at a time"
+    (_, down), (_, out) = levels[2:]
     assert out - down >= RECOVER_S - 0.3, "each after a while of its own; both times are as of a look"
 
 
@@ -168,8 +186,8 @@ def _key(tenant: str) -> str:
     return f"headrace-test-{tenant}"
 
 
-def _ask(tokens: int, tier: "pb.Tier.ValueType" = pb.TIER_INTERACTIVE) -> pb.GenerateRequest:
-    request = ask(MODEL, f"Please count to {tokens}.", max_tokens=tokens)
+def _ask(tokens: int, tier: "pb.Tier.ValueType" = pb.TIER_INTERACTIVE, model: str = MODEL) -> pb.GenerateRequest:
+    request = ask(model, f"Please count to {tokens}.", max_tokens=tokens)
     request.tier = tier
     request.output_form = BOTH
     return request

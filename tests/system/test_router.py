@@ -358,7 +358,9 @@ async def test_a_streamed_answer_in_doubt_begins_anew_a_kill_in_its_middle_notwi
         await asyncio.gather(*(each.task for each in told))
     assert await metric(mesh.metrics_port("batcher-1"), "headrace_batcher_requeues_total") > requeues
     for each, void, whole, stop in zip(told, first, second, stops, strict=True):
-        assert each.parts[0][0] == void.token_ids
+        shown = each.parts[0][0]  # what nobody has taken yet is void before it is shown
+        assert len(shown) >= 10
+        assert shown == void.token_ids[: len(shown)]
         ids, text = each.parts[1]
         assert (len(each.parts), text) == (2, whole.text[:100])
         assert ids == whole.token_ids[: len(ids)]

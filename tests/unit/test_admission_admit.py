@@ -308,6 +308,10 @@ def test_an_alias_goes_to_the_router_with_what_it_chooses_by() -> None:
         (Request("nice", prompt="x" * 2500 + "y"), "x" * 1999 + "y"),
         (Request("nice", chat=[Turn("user", "first"), Turn("user", "last"), Turn("system", "no")]), "last"),
         (Request("nice", chat=[Turn("system", "only")]), ""),
+        (
+            Request("nice", chat=[Turn("user", "how warm is it?"), Turn("user", "<tool_response>\n{}\n</tool_response>")]),
+            "how warm is it?",
+        ),
     ],
 )
 def test_what_was_said_last(request_: Request, text: str) -> None:

@@ -31,14 +31,43 @@ def test_nobody_has_more_than_it_asks_for_while_another_lacks(limit: float, want
             assert given_ <= min(lacking) + 1e-6 or given_ <= floor + 1e-6
 
 
-@given(st.integers(1, 50), st.lists(st.tuples(st.floats(0, 1000), st.integers(0, 20)), min_size=1, max_size=6))
-def test_slots_wait_for_what_is_held_beyond_them(limit: int, ends: list[tuple[float, int]]) -> None:
+@given(
+    st.integers(1, 50),
+    st.lists(st.tuples(st.floats(0, 1000), st.integers(0, 20)), min_size=1, max_size=6),
+    st.integers(0, 1 << 32),
+)
+def test_slots_wait_for_what_is_held_beyond_them(limit: int, ends: list[tuple[float, int]], first: int) -> None:
     wants, held = [want for want, _ in ends], [has for _, has in ends]
-    free = [slots(limit, wants, [0] * len(ends), place) for place in range(len(ends))]
+    free = [slots(limit, wants, [0] * len(ends), place, first) for place in range(len(ends))]
     assert sum(free) == limit
-    given_ = [slots(limit, wants, held, place) for place in range(len(ends))]
+    given_ = [slots(limit, wants, held, place, first) for place in range(len(ends))]
     assert min(given_) >= 0
     assert sum(max(pair) for pair in zip(held, given_, strict=True)) <= max(limit, sum(held))
+
+
+def test_the_first_of_equals_has_what_remains_and_those_behind_it_follow() -> None:
+    for first in range(6):
+        given_ = [slots(2, [1.0, 1.0, 1.0], [0, 0, 0], place, first) for place in range(3)]
+        assert given_[(first + 2) % 3] == 0
+        assert sorted(given_) == [0, 1, 1]
+    assert [slots(1, [1.0, 3.0], [0, 0], place, 0) for place in (0, 1)] == [1, 0], "both may have half"
+    assert [slots(1, [0.0, 1.0], [0, 0], place, 0) for place in (0, 1)] == [0, 1], "a larger part comes before it"
+
+
+def test_the_odd_slots_of_many_tenants_are_spread_over_the_processes() -> None:
+    """Of 300 tenants with four slots, each asked for alike in three processes, each process has the odd one of some."""
+    tenants = [Tenant(f"tenant-{number}", max_concurrency=4) for number in range(300)]
+    told = {name: {tenant.name: Demand(5.0, 0.0, 0) for tenant in tenants} for name in "abc"}
+    odd = []
+    for name in told:
+        limits = Limits(name)
+        limits.follow(told, 0.0)
+        for tenant in tenants:
+            limits.enter(tenant, 1, 0.0)
+        odd.append({tenant.name for tenant in tenants if not limits.broken(tenant, 0.0)})
+    assert set.union(*odd) == {tenant.name for tenant in tenants}
+    assert sum(map(len, odd)) == len(tenants), "no odd slot is in two processes"
+    assert all(60 < len(here) < 140 for here in odd)
 
 
 @given(st.integers(1, 50), st.lists(st.integers(0, 12), min_size=1, max_size=4))

@@ -10,6 +10,7 @@ from rich.console import Console, RenderableType
 
 from headrace.registry.v1 import registry_pb2
 from libs.client import Finish, Timings, Usage
+from services.admission.service import HANDED_BACK
 from services.console import board, hints, log_lines
 from services.console.commands.generate import summary
 from services.console.envoy import Door, Endpoint, render
@@ -81,7 +82,7 @@ def test_models_are_as_far_as_the_executors_say() -> None:
         executor("executor-1", held("a", ready), held("b", loading)),
     ]
     assert catalogue.states(models, executors) == [
-        ModelSnapshot("a", "ready", "on executor-1, executor-2"),
+        ModelSnapshot("a", "ready", "on executor-1, executor-2", executors=("executor-1", "executor-2")),
         ModelSnapshot("b", "loading", "on executor-1"),
         ModelSnapshot("c", "failed", "on executor-2: no memory"),
         ModelSnapshot("d", "waiting", "for its placement"),
@@ -153,7 +154,10 @@ def test_envoy_gets_every_admission_and_the_collector() -> None:
     assert manager["tracing"]["random_sampling"]["value"] == 12.5
     generate = manager["route_config"]["virtual_hosts"][0]["routes"][-1]["route"]
     assert generate["timeout"] == "0s"
-    assert generate["retry_policy"]["retry_on"] == "connect-failure,refused-stream"  # never what has begun
+    # Never what has begun: the header stands in front of all else that a call is told.
+    assert generate["retry_policy"]["retry_on"] == "connect-failure,refused-stream,retriable-headers"
+    (header,) = generate["retry_policy"]["retriable_headers"]
+    assert (header["name"], "true") in HANDED_BACK
     assert config["admin"]["address"]["socket_address"]["address"] == "127.0.0.1"
 
 

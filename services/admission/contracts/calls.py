@@ -15,6 +15,8 @@ from typing import Any
 from services.admission.contracts import strict_json
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
+RESULT_OPENING, RESULT_CLOSING = "<tool_response>", "</tool_response>"
+"""Around what a tool said, in a turn of the user's."""
 MAX_CALLS = 16
 """Of one answer; what is behind them counts as one malformed call."""
 

@@ -58,6 +58,10 @@ class Contracts:
         """Ends every answer."""
         await self._stack.aclose()
 
+    async def give_up(self) -> None:
+        """Ends every answer, and waits until each has been told so."""
+        await self._tasks.close()
+
     async def start(
         self, steps: Steps, request: Request, tenant: Tenant, span: Span, changed: Callable[[Answer], None]
     ) -> Answer:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from libs.errors import Violation
 from services.admission.contracts import strict_json
-from services.admission.contracts.calls import CLOSING, OPENING
+from services.admission.contracts.calls import CLOSING, OPENING, RESULT_CLOSING, RESULT_OPENING
 from services.admission.contracts.offer import Offer
 from services.admission.request import Turn
 
@@ -84,7 +84,7 @@ def _tools(offers: Sequence[Offer]) -> str:
             OPENING,
             '{"name": "the function", "arguments": {"its": "arguments"}}',
             CLOSING,
-            "The results come between <tool_response> tags. Call nothing that is not listed.",
+            f"The results come between {RESULT_OPENING} tags. Call nothing that is not listed.",
         ]
     )
 
@@ -93,4 +93,4 @@ def _response(result: Result) -> str:
     said = {"name": result.tool, "error" if result.failed else "content": result.text}
     # As escapes of JSON, which change nothing of what is said: no text of a tool ends its own result.
     text = strict_json.dumps(said).replace("<tool_", "\\u003ctool_").replace("</tool_", "\\u003c/tool_")
-    return f"<tool_response>\n{text}\n</tool_response>"
+    return f"{RESULT_OPENING}\n{text}\n{RESULT_CLOSING}"

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, inf
+from zlib import crc32
 
 from libs.errors import Violation
 from services.admission.limits.bucket import Bucket, Rate
@@ -96,7 +97,8 @@ class Account:
         self._tokens = _bucket(self._tokens, rate, rate * BURST_S, 0.0, now)
         if tenant.max_concurrency:
             wants, held = [each.slots for each in demands], [each.running for each in demands]
-            some = slots(tenant.max_concurrency, wants, held, mine)
+            # By a hash that is the same in every process, which Python's own is not.
+            some = slots(tenant.max_concurrency, wants, held, mine, first=crc32(tenant.name.encode()))
             # With fewer slots than processes some have none; who has none may use one that nobody uses.
             spare = sum(held) - held[mine] < tenant.max_concurrency
             self._slots.set(some or int(spare), now)

@@ -26,24 +26,28 @@ def share(limit: float, wants: Sequence[float], mine: int) -> float:
     return _fair(limit, [max(want, FLOOR * limit / len(wants)) for want in wants])[mine]
 
 
-def slots(limit: int, wants: Sequence[float], held: Sequence[int], mine: int) -> int:
+def slots(limit: int, wants: Sequence[float], held: Sequence[int], mine: int, first: int = 0) -> int:
     """The same for what comes in whole pieces and is held for a while. What remains behind rounding down goes to the
-    largest fractions, the first of equals.
+    largest fractions, of equal ones to those that come first.
 
     Args:
         held: What each process holds. Where that is more than its share, others wait for it to be let go: what all
             may hold and what is held beyond a share add up to the limit.
+        first: Which process comes first, the others behind it in turn; the same in every process. One for each
+            tenant, else the single pieces of all of them were in the same process.
     """
+    count = len(wants)
     parts = _fair(float(limit), wants)
     whole = [floor(part + 1e-9) for part in parts]
-    turn = sorted(range(len(parts)), key=lambda place: (round(whole[place] - parts[place], 9), place))
+    places = sorted(range(count), key=lambda place: (place - first) % count)
+    turn = sorted(places, key=lambda place: round(whole[place] - parts[place], 9))
     for place in turn[: max(limit - sum(whole), 0)]:
         whole[place] += 1
     owed = sum(max(has - may, 0) for has, may in zip(held, whole, strict=True))
-    for place, (has, may) in enumerate(zip(held, whole, strict=True)):
-        waits = min(max(may - has, 0), owed)
+    for place in places:
+        waits = min(max(whole[place] - held[place], 0), owed)
         if place == mine:
-            return may - waits
+            return whole[place] - waits
         owed -= waits
     raise IndexError(mine)
 

@@ -10,12 +10,11 @@ from rich.console import Console
 from rich.text import Text
 
 from services.console.mesh.folder import StateFolder
+from services.console.mesh.found import found
 from services.console.mesh.snapshot import MeshSnapshot
 from services.console.problem import Problem
 
 POLL_S = 0.05
-CLOCK_SLACK_S = 5.0
-"""The system rounds when it says when a process was started, and its wall clock may have been set."""
 
 
 def down(state_dir: Path, patience_s: float, console: Console) -> None:
@@ -46,17 +45,7 @@ def down(state_dir: Path, patience_s: float, console: Console) -> None:
 
 def _survivors(snapshot: MeshSnapshot | None) -> list[psutil.Process]:
     """Processes of the snapshot that still run; one that only has the pid of one of them is none."""
-    found = []
-    for component in snapshot.components if snapshot else ():
-        if component.pid is None or component.started is None:
-            continue
-        try:
-            process = psutil.Process(component.pid)
-            if abs(process.create_time() - component.started) < CLOCK_SLACK_S:
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+    return [process for component in (snapshot.components if snapshot else ()) if (process := found(component))]
 
 
 def _kill(processes: list[psutil.Process]) -> None:

@@ -44,7 +44,7 @@ def _state(model: registry_pb2.Model, executors: Sequence[registry_pb2.Executor]
         for state in registry_pb2.ModelState.values()
     }
     if ready := where[registry_pb2.MODEL_STATE_READY]:
-        return ModelSnapshot(name, "ready", "on " + ", ".join(sorted(ready)))
+        return ModelSnapshot(name, "ready", "on " + ", ".join(sorted(ready)), executors=tuple(sorted(ready)))
     if loading := where[registry_pb2.MODEL_STATE_LOADING]:
         return ModelSnapshot(name, "loading", "on " + ", ".join(sorted(loading)))
     if where[registry_pb2.MODEL_STATE_FAILED]:

@@ -14,6 +14,7 @@ from libs.rpc.channels import CLIENT_OPTIONS
 
 TIMEOUT_S = 1.0
 AWAY = "nobody answers"
+NOT_SERVING = "not serving yet"
 # A start is noticed when it happens: channels of the mesh would look again only once a second.
 _OPTIONS = list({**dict(CLIENT_OPTIONS), "grpc.max_reconnect_backoff_ms": 200}.items())
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -29,7 +30,7 @@ async def check(channel: aio.Channel, timeout_s: float = TIMEOUT_S) -> str:
         if error.code() is StatusCode.DEADLINE_EXCEEDED:
             return f"no answer within {timeout_s:g} s"
         return AWAY if error.code() is StatusCode.UNAVAILABLE else error.code().name
-    return "" if answer.status == _SERVING else "not serving yet"
+    return "" if answer.status == _SERVING else NOT_SERVING
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
-"""Keeps one component running: starts it, watches its health, starts it again when it dies."""
+"""Keeps one component running: starts it, watches its health, starts it again when it dies or was told to end."""
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -71,6 +72,9 @@ class Keeper:
             healthy_s = await self._run_once()
             if self._stop_asked.is_set():
                 return
+            if healthy_s and self._asked_to_end():  # a rolling restart
+                log.info("component ended", component=self.component.name, how=self._detail)
+                continue
             self.restarts += 1
             delay_s = backoff.delay(healthy_s)
             log.warning("component died", component=self.component.name, how=self._detail, restart_in_s=delay_s)
@@ -114,6 +118,10 @@ class Keeper:
         self._detail = self._process.ending()
         return time.monotonic() - self._healthy_since if self._healthy_since else 0.0
 
+    def _asked_to_end(self) -> bool:
+        """Whether the process that has ended did so because it was told to, and not because of a fault."""
+        return self._process is not None and self._process.returncode in (0, -signal.SIGTERM)
+
     async def _watch(self) -> None:
         async with health.channel(f"{HOST}:{self.component.port}") as channel:
             while not self._stop_asked.is_set():
@@ -132,6 +140,8 @@ class Keeper:
             self._become("healthy")
         elif self._healthy_since is None:
             self._become("starting", "" if fault == health.AWAY else fault)
+        elif fault == health.NOT_SERVING:
+            self._become("draining")
         else:
             self._become("unhealthy", fault)
 

@@ -6,8 +6,9 @@ Ports, at the default base of 8400 (`--port P` shifts them all):
   8401–8409   admission          8451–8469   executors
   8411–8419   routers            8471, 8472  etcd: clients, peers
   8421–8429   batchers           8481        Envoy's admin page
-  8431        kvcache            8482        the supervisor's OTLP sink, for Envoy's spans
-  8441        placement          +100        the metrics of each service
+  8431–8439   kvcache            8482        the supervisor's OTLP sink, for Envoy's spans
+  8441–8449   placement          +100        the metrics of each service
+                                 +200        its streams: those of routers, batchers, kvcache, executors
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,15 @@ Service = Literal["etcd", "kvcache", "placement", "executor", "batcher", "router
 HOST = "127.0.0.1"
 BASE_PORT = 8400
 METRICS_OFFSET = 100
+STREAMS_OFFSET = 200
+STREAMING: frozenset[Service] = frozenset({"router", "batcher", "kvcache", "executor"})
+"""Services that others hold streams to. The port is the same after a restart: they are found again while etcd is away."""
 STAGE_OFFSETS = {
     "admission": (1, 9),
     "router": (11, 9),
     "batcher": (21, 9),
-    "kvcache": (31, 1),
-    "placement": (41, 1),
+    "kvcache": (31, 9),
+    "placement": (41, 9),
     "executor": (51, 19),
 }
 """Of each service: the first port behind the base, and how many processes have one."""
@@ -44,6 +48,8 @@ START_ORDER: tuple[Service, ...] = (
 )
 STOP_ORDER = ("envoy", "admission", "router", "batcher", "executor", "kvcache", "placement", "etcd")
 """From the clients inwards: nothing loses what it leans on before it has ended itself."""
+RESTART_ORDER = ("etcd", "kvcache", "placement", "executor", "batcher", "router", "admission")
+"""Of a rolling restart. Without Envoy, which is the door: streams through it end with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,8 @@ class Options:
     routers: int = 1
     batchers: int = 1
     executors: int = 1
+    kvcaches: int = 1
+    placements: int = 1
     envoy: bool = True
     """Whether Envoy stands in front; without it the first admission is the door."""
     port: int = BASE_PORT
@@ -74,6 +82,8 @@ class Options:
     """Share of requests that are traced when the caller did not decide."""
     drain_s: float = 10.0
     """Seconds that running requests get when a service stops."""
+    notice_s: float = 1.0
+    """Seconds for which admission still takes requests before that, so that Envoy notices."""
 
     @property
     def engines(self) -> tuple[str, ...]:
@@ -133,8 +143,8 @@ def draw(options: Options) -> Plan:
     etcd = f"{HOST}:{etcd_port}"
     parts = [Component("etcd", "etcd", etcd_port, {etcd_port: "clients", etcd_port + 1: "peers"})]
     counts: dict[Service, int] = {
-        "kvcache": 1,
-        "placement": 1,
+        "kvcache": options.kvcaches,
+        "placement": options.placements,
         "executor": options.executors,
         "batcher": options.batchers,
         "router": options.routers,
@@ -174,9 +184,15 @@ def _process(options: Options, service: Service, number: int, etcd: str) -> Comp
     }
     if service in ("executor", "admission", "router"):
         settings["HEADRACE_CACHE_DIR"] = str(options.cache_dir)
+    if service == "admission":  # without Envoy nobody stands in front who could notice
+        settings["HEADRACE_NOTICE_S"] = f"{options.notice_s if options.envoy else 0:g}"
     if service == "executor":
         settings["HEADRACE_ENGINE"] = options.engines[(number - 1) % len(options.engines)]
-    return Component(name, service, port, {port: "gRPC", port + METRICS_OFFSET: "metrics"}, settings)
+    ports = {port: "gRPC", port + METRICS_OFFSET: "metrics"}
+    if service in STREAMING:
+        settings["HEADRACE_STREAM_LISTEN"] = f"{HOST}:{port + STREAMS_OFFSET}"
+        ports[port + STREAMS_OFFSET] = "streams"
+    return Component(name, service, port, ports, settings)
 
 
 def _faults(options: Options, counts: Mapping[Service, int]) -> Iterator[str]:
@@ -188,7 +204,7 @@ def _faults(options: Options, counts: Mapping[Service, int]) -> Iterator[str]:
         most = STAGE_OFFSETS[service][1]
         if not 1 <= count <= most:
             yield f"--{service}s {count}: from 1 to {most}"
-    highest = options.port + max(offset + count for offset, count in STAGE_OFFSETS.values()) + METRICS_OFFSET
+    highest = options.port + max(offset + count for offset, count in STAGE_OFFSETS.values()) + STREAMS_OFFSET
     if options.port < 1024 or highest > 65535:
         yield f"--port {options.port}: from 1024 to {options.port + 65535 - highest}"
 
@@ -212,3 +228,22 @@ def in_stop_order(components: Sequence[Component]) -> list[list[Component]]:
     """Groups that stop one after the other; those of one group stop together."""
     groups = [[part for part in components if part.service == service] for service in STOP_ORDER]
     return [group for group in groups if group]
+
+
+def in_restart_order(names: Sequence[str], services: Mapping[str, str]) -> list[str]:
+    """The components that `names` (components or services; none: all that a rolling restart is for) mean, in the order
+    in which they are restarted.
+
+    Args:
+        services: The service of each component.
+
+    Raises KeyError for a name that is neither.
+    """
+    wanted: set[str] = set()
+    for name in names or RESTART_ORDER:
+        found = {part for part, service in services.items() if name in (part, service)}
+        if names and not found:
+            raise KeyError(name)
+        wanted |= found
+    order = [*RESTART_ORDER, "envoy"]
+    return sorted(wanted, key=lambda part: (order.index(services[part]), part))

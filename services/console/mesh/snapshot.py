@@ -6,7 +6,9 @@ from typing import Literal
 import msgspec
 
 Phase = Literal["preparing", "starting", "healthy", "degraded", "stopping", "stopped", "failed"]
-State = Literal["waiting", "starting", "healthy", "unhealthy", "restarting", "stopping", "stopped", "failed"]
+State = Literal[
+    "waiting", "starting", "healthy", "unhealthy", "draining", "restarting", "stopping", "stopped", "failed"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,7 @@ class ComponentSnapshot:
     started: float | None = None
     """When this run of it was started, Unix seconds; tells it from a later process with the same pid."""
     restarts: int = 0
-    """How often it had to be started again."""
+    """How often it had to be started again: not because somebody had asked it to end."""
     detail: str = ""
     """What a person should know, for example how it ended last."""
 
@@ -38,6 +40,8 @@ class ModelSnapshot:
     """The phase of its preparation, where it is ready, or why it failed."""
     fraction: float | None = None
     """Of its preparation, from 0 to 1."""
+    executors: tuple[str, ...] = ()
+    """Those that answer with it."""
 
 
 @dataclass(frozen=True, slots=True)

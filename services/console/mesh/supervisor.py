@@ -218,7 +218,7 @@ class Supervisor:
     async def _stop_all(self, hurry: asyncio.Event) -> None:
         self._become("stopping")
         log.info("stopping")
-        patience_s = PATIENCE_S + self._plan.options.drain_s
+        patience_s = PATIENCE_S + self._plan.options.drain_s + self._plan.options.notice_s
         keepers = {keeper.component.name: keeper for keeper in self._keepers}
         killer = asyncio.create_task(self._kill_when(hurry), name="hurry")
         try:

@@ -1,10 +1,11 @@
 """Headrace beside other systems: the same work, the same machine, each pinned to one core.
 
-    python -m tests.bench.peers [--peers a,b] [--phases p,q] [--rounds N] [--minutes M] [--out FILE.json] [--plot FILE.png]
+    python -m tests.bench.peers [--peers a,b] [--phases p,q] [--doors d,e] [--rounds N] [--minutes M]
+                                [--out FILE.json] [--plot FILE.png]
 
-What is measured runs alone on one core; engines and load generators on another one, in C where they are ours. One system
-is up at a time. Rounds go over all systems, each from another one on. The first call installs what it needs (some
-minutes). Results are written after every run: an interrupted comparison keeps what it has.
+What is measured runs alone on one core; engines and load generators on another one, in C where they are ours. One
+system is up at a time. Rounds go over all systems, each from another one on. The first call installs what it needs
+(some minutes). Results are written after every run: an interrupted comparison keeps what it has.
 """
 
 import argparse
@@ -27,8 +28,10 @@ from tests.bench.peers.deaths import kill_one
 from tests.bench.peers.measure import Idle, Result, RunFailed, as_json, idle, measure, scaled
 from tests.bench.peers.native import program
 from tests.bench.peers.phases import PHASES
+from tests.bench.peers.plot import picture
 from tests.bench.peers.processes import Cores
-from tests.bench.peers.report import DISTURBED, markdown, picture
+from tests.bench.peers.report import markdown
+from tests.bench.peers.results import DISTURBED
 from tests.bench.peers.systems.system import System
 
 DEATH = "death"
@@ -46,7 +49,9 @@ class Comparison:
             f"Linux {platform.release()}, Python {platform.python_version()}",
             "rounds": options.rounds,
             "phases": {phase.name: phase.title for phase in PHASES.values()},
-            "systems": {name: {"note": SYSTEMS[name].note, "charged": list(SYSTEMS[name].charged)} for name in options.peers},
+            "systems": {
+                name: {"note": SYSTEMS[name].note, "charged": list(SYSTEMS[name].charged)} for name in options.peers
+            },
             "idle": [], "runs": [], "deaths": [], "failures": [],
         }  # fmt: skip
 
@@ -59,13 +64,10 @@ class Comparison:
                     self._failed(f"round {number + 1}, {name}: no time left")
                     continue
                 with tempfile.TemporaryDirectory(prefix="headrace-peers-") as folder:
-                    system = SYSTEMS[name](Path(folder), self.cores)
                     try:
-                        self._one(system, name, number)
-                    except (RuntimeError, AssertionError, OSError) as error:
-                        self._failed(f"round {number + 1}, {name}: {error}")
-                    finally:
-                        system.stop()
+                        self._one(SYSTEMS[name](Path(folder), self.cores), name, number)
+                    except Exception as error:  # whatever befalls one system, the others are still to be measured
+                        self._failed(f"round {number + 1}, {name}: {error!r}")
 
     def _one(self, system: System, name: str, number: int) -> None:
         begin = time.monotonic()
@@ -73,20 +75,27 @@ class Comparison:
         dies = DEATH in self.options.phases and number == 0 and system.mortal
         if not phases and not dies:
             return
-        system.start()
-        if phases:
-            self._keep("idle", idle(system, name, number, time.monotonic() - begin))
-        for phase in phases:
-            system.pace(PHASES[phase])
-            for door in system.doors:
-                if self.options.doors and door not in (*self.options.doors, "http"):
-                    continue
-                for result in self._tries(system, name, door, phase, number):
-                    self._keep("runs", result)
-        if dies:
-            system.prepare_death()
-            death = asyncio.run(kill_one(system, name))
-            self._keep("deaths", death)
+        try:
+            system.start()
+            if phases:
+                self._keep("idle", idle(system, name, number, time.monotonic() - begin))
+            for phase in phases:
+                self._phase(system, name, phase, number)
+            if dies:
+                system.prepare_death()
+                self._keep("deaths", asyncio.run(kill_one(system, name)))
+        finally:
+            system.stop()
+
+    def _phase(self, system: System, name: str, phase: str, number: int) -> None:
+        if PHASES[phase].quick_ack and not system.delayed:
+            return
+        system.pace(PHASES[phase])
+        for door in system.doors:
+            if self.options.doors and door not in (*self.options.doors, "http"):
+                continue
+            for result in self._tries(system, name, door, phase, number):
+                self._keep("runs", result)
 
     def _tries(self, system: System, name: str, door: str, phase: str, number: int) -> Iterator[Result]:
         """Again when others disturbed it; the report chooses."""

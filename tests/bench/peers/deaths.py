@@ -1,9 +1,12 @@
-"""What becomes of running streams when one of two engines is killed (kill -9), and of the requests behind them."""
+"""What becomes of running streams when one of two engines is killed (kill -9), and of the requests behind them.
+
+The busier one is killed: a router that keeps a prefix together may have sent all streams to one of them.
+"""
 
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 
 import aiohttp
@@ -11,6 +14,7 @@ from grpc import aio
 
 from headrace.inference.v1 import inference_pb2 as pb
 from tests.bench.peers.phases import MARK
+from tests.bench.peers.processes import cpu_s
 from tests.bench.peers.systems.headrace import Headrace
 from tests.bench.peers.systems.http_engines import DEATH_STEP_US, Proxy
 from tests.bench.peers.systems.system import HOST, HttpSystem, System
@@ -61,7 +65,7 @@ class Death:
     """One of them."""
 
 
-Ask = Callable[[int, int], Awaitable[Stream]]
+Ask = Callable[[int, int], Coroutine[None, None, Stream]]
 """One request: its number, and the tokens wanted."""
 
 
@@ -89,10 +93,13 @@ async def kill_one(system: System, name: str) -> Death:
 async def _observe(system: System, name: str, ask: Ask, expected: Sequence[Sequence[object]] | None) -> Death:
     for number in range(4):  # connections are made, prefixes are known
         await ask(1000 + number, LATER_TOKENS)
+    engines = system.engine_pids()
+    before = [cpu_s(pids) for pids in engines]
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(ask(number, TOKENS)) for number in range(STREAMS)]
         await asyncio.sleep(BEFORE_DEATH_S)
-        await asyncio.to_thread(system.kill_engine)
+        busiest = max(range(len(engines)), key=lambda index: cpu_s(engines[index]) - before[index])
+        await asyncio.to_thread(system.kill_engine, busiest)
         streams = await asyncio.gather(*tasks)
     later = []
     for number in range(LATER):

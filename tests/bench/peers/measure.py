@@ -1,15 +1,14 @@
-"""One run of one phase through one door: CPU by group of processes, latency, and what else the machine did meanwhile."""
+"""One run of one phase through one door: CPU by group of processes, latency, what else the machine did meanwhile."""
 
 import json
 import subprocess
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from tests.bench.peers.deaths import Death
 from tests.bench.peers.phases import Phase
-from tests.bench.peers.processes import memory_mb, on_core
+from tests.bench.peers.processes import cpu_s, memory_mb, on_core
 from tests.bench.peers.systems.system import System
 
 IDLE_S = 2.0
@@ -107,17 +106,7 @@ def idle(system: System, name: str, round_number: int, start_s: float) -> Idle:
 
 
 def _cpu_s(system: System) -> dict[str, float]:
-    return {group: sum(map(_process_cpu_s, pids)) for group, pids in system.groups().items()}
-
-
-def _process_cpu_s(pid: int) -> float:
-    total = 0
-    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-        try:
-            total += int(task.read_text().split()[0])
-        except OSError:
-            pass
-    return total / 1e9
+    return {group: cpu_s(pids) for group, pids in system.groups().items()}
 
 
 def scaled(phase: Phase, seconds: float | None) -> Phase:

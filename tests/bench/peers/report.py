@@ -6,155 +6,130 @@ Every figure is a median over rounds. A run beside which others used the machine
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from tests.bench.peers.plot import picture
+from tests.bench.peers.results import (
+    DISTURBED,
+    Figure,
+    Record,
+    in_ms,
+    is_ours,
+    is_peer,
+    median,
+    per_request,
+    per_second,
+    per_token,
+    quietest,
+    targets,
+    with_engines,
+)
 
-DISTURBED = 0.1
-"""Cores used by others from which a run counts as disturbed."""
-OURS, PEERS, NEITHER = "#0072B2", "#E69F00", "#9aa2aa"
-Run = dict[str, Any]
+COLUMNS: dict[str, tuple[Figure | tuple[Figure, Figure], str]] = {
+    "CPU µs/token": (per_token, ",.1f"),
+    "with engines": (with_engines, ",.1f"),
+    "CPU µs/request": (per_request, ",.0f"),
+    "tokens/s": (per_second("tokens"), ",.0f"),
+    "requests/s": (per_second("done"), ",.0f"),
+    "first token p50, p99 (ms)": ((in_ms("first_us", "p50"), in_ms("first_us", "p99")), ",.2f"),
+    "between p50, p99 (ms)": ((in_ms("gap_us", "p50"), in_ms("gap_us", "p99")), ",.1f"),
+    "others' cores": (lambda run: float(run["foreign"]), ".2f"),
+}
 
 
-def markdown(results: Run) -> str:
+def markdown(results: Record) -> str:
     """All tables."""
-    lines = [f"{results['machine']}; {results['rounds']} round(s). {_disturbance(results)}", ""]
+    disturbed = sum(run["foreign"] > DISTURBED for run in results["runs"])
+    lines = [
+        f"{results['machine']}; {results['rounds']} round(s). Beside {disturbed} of {len(results['runs'])} runs others "
+        f"used more than {DISTURBED:g} cores; \\*: no run was quieter.",
+        "",
+    ]
     for phase in dict.fromkeys(run["phase"] for run in results["runs"]):
-        lines += [f"**{phase}**: {results['phases'][phase]}", "", *_table(results, phase), ""]
-    return "\n".join([*lines, *_idle(results), "", *_deaths(results), "", *_verdict(results)])
+        lines += [f"**{phase}**: {results['phases'][phase]}", "", *_phase(results, phase), ""]
+    lines += [*_idle(results), "", *_deaths(results), "", *_verdict(results)]
+    return "\n".join([*lines, *(f"- FAILED: {text}" for text in results["failures"])])
 
 
-def quietest(runs: Sequence[Run]) -> list[Run]:
-    """The undisturbed ones; without any, the least disturbed one."""
-    quiet = [run for run in runs if run["foreign"] <= DISTURBED]
-    return quiet or sorted(runs, key=lambda run: float(run["foreign"]))[:1]
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-def median(runs: Sequence[Run], of: Callable[[Run], float]) -> float:
-    """Of the runs that count."""
-    return statistics.median(of(run) for run in quietest(runs))
+def _head(*names: str) -> Iterator[str]:
+    yield _row(*names)
+    yield _row(*["---"] * len(names))
 
 
-def targets(results: Run, phase: str) -> dict[str, list[Run]]:
-    """The runs of a phase by what the load was pointed at: a system, or one of its doors."""
-    found: dict[str, list[Run]] = {}
-    for run in results["runs"]:
-        if run["phase"] == phase:
-            label = run["system"] if run["door"] == "http" else f"{run['system']} {run['door']}"
-            found.setdefault(label, []).append(run)
-    return found
-
-
-def _table(results: Run, phase: str) -> Iterator[str]:
-    yield (
-        "| system | CPU µs/token | CPU µs/request | with its engine | tokens/s | requests/s | first token p50, p99 (ms) "
-        "| between p50, p99 (ms) | failed | others' cores |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+def _phase(results: Record, phase: str) -> Iterator[str]:
+    yield from _head("", *COLUMNS, "failed")
     for label, runs in targets(results, phase).items():
-        per = median(runs, lambda run: run["cpu_us_per_token"] / max(run["cpu_us_per_request"], 1e-9))
-        whole = median(
-            runs, lambda run: (sum(run["cpu_s"].values()) - run["cpu_s"].get("rest", 0.0)) / max(run["done"], 1)
-        )
         mark = "" if all(run["foreign"] <= DISTURBED for run in quietest(runs)) else " \\*"
-        yield (
-            f"| {label}{mark} | {median(runs, lambda run: run['cpu_us_per_token']):,.1f} "
-            f"| {median(runs, lambda run: run['cpu_us_per_request']):,.0f} | {whole * 1e6 * per:,.1f} µs/token "
-            f"| {median(runs, lambda run: run['tokens'] / run['seconds']):,.0f} "
-            f"| {median(runs, lambda run: run['done'] / run['seconds']):,.0f} | {_pair(runs, 'first_us')} "
-            f"| {_pair(runs, 'gap_us')} | {sum(run['failed'] for run in runs)} "
-            f"| {median(runs, lambda run: run['foreign']):.2f} |"
-        )
+        cells = [
+            ", ".join(format(median(runs, of), form) for of in (figures if isinstance(figures, tuple) else [figures]))
+            for figures, form in COLUMNS.values()
+        ]
+        yield _row(label + mark, *cells, sum(run["failed"] for run in runs))
 
 
-def _pair(runs: Sequence[Run], name: str) -> str:
-    return ", ".join(f"{median(runs, lambda run, at=at: run[name][at]) / 1000:,.2f}" for at in ("p50", "p99"))  # type: ignore[misc]
-
-
-def _idle(results: Run) -> Iterator[str]:
-    yield "| idle | memory (MB) | with engines and the rest | CPU (% of a core) |"
-    yield "|---|---|---|---|"
+def _idle(results: Record) -> Iterator[str]:
+    if not results["idle"]:
+        return
+    yield from _head(
+        "idle", "memory (MB)", "with engines and the rest", "CPU (% of a core)", "with the rest", "up in (s)"
+    )
     for name in dict.fromkeys(each["system"] for each in results["idle"]):
-        runs = [each for each in results["idle"] if each["system"] == name]
-        charged = results["systems"][name]["charged"]
+        charged = set(results["systems"][name]["charged"])
+        cells = []
+        for what, groups, factor, form in (
+            ("memory_mb", charged, 1, ".0f"),
+            ("memory_mb", None, 1, ".0f"),
+            ("cores", charged, 100, ".1f"),
+            ("cores", None, 100, ".1f"),
+        ):
+            sums = [
+                sum(value for group, value in each[what].items() if groups is None or group in groups)
+                for each in results["idle"]
+                if each["system"] == name
+            ]
+            cells.append(format(statistics.median(sums) * factor, form))
+        starts = [each["start_s"] for each in results["idle"] if each["system"] == name]
+        yield _row(name, *cells, format(statistics.median(starts), ".1f"))
 
-        def of(what: str, groups: Sequence[str] | None, runs: Sequence[Run] = runs) -> float:
-            return statistics.median(
-                sum(value for group, value in run[what].items() if groups is None or group in groups) for run in runs
-            )
 
-        yield (
-            f"| {name} | {of('memory_mb', charged):,.0f} | {of('memory_mb', None):,.0f} "
-            f"| {of('cores', charged) * 100:.1f} |"
-        )
-
-
-def _deaths(results: Run) -> Iterator[str]:
+def _deaths(results: Record) -> Iterator[str]:
     if not results["deaths"]:
         return
-    yield "| one of two engines killed | complete | wrong | failed | cut | longest pause (ms) | the next 20 | slowest (ms) |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield from _head(
+        "one of two engines killed", "complete", "wrong", "failed", "cut", "longest pause (ms)", "of the next answered",
+        "slowest of them (ms)", "told",
+    )  # fmt: skip
     for each in results["deaths"]:
-        yield (
-            f"| {each['system']} | {each['complete']} of {each['streams']}{'' if each['checked'] else ' (by count)'} "
-            f"| {each['wrong']} | {each['failed']} | {each['cut']} | {each['gap_ms']:,.0f} "
-            f"| {each['later_answered']} of {each['later']} | {each['later_slowest_ms']:,.0f} |"
-        )
+        whole = f"{each['complete']} of {each['streams']}{'' if each['checked'] else ' (by count)'}"
+        later = f"{each['later_answered']} of {each['later']}"
+        told = each["error"].replace("|", "/").replace("\n", " ")[:100]
+        yield _row(
+            each["system"], whole, each["wrong"], each["failed"], each["cut"], format(each["gap_ms"], ",.0f"), later,
+            format(each["later_slowest_ms"], ",.0f"), told,
+        )  # fmt: skip
 
 
-def _verdict(results: Run) -> Iterator[str]:
-    """Headrace's doors over the cheapest peer."""
-    for phase, what in (("paced256", "cpu_us_per_token"), ("short64", "cpu_us_per_request")):
-        found = {label: median(runs, lambda run: run[what]) for label, runs in targets(results, phase).items()}  # noqa: B023
-        peers = {label: value for label, value in found.items() if _color(label) == PEERS}
+def _verdict(results: Record) -> Iterator[str]:
+    """Headrace's doors over the cheapest peer, and over Dynamo."""
+    for phase, what, of in (("paced256", "CPU per token", per_token), ("short64", "CPU per request", per_request)):
+        found = {label: median(runs, of) for label, runs in targets(results, phase).items()}
+        found |= {f"{label} (quick)": median(runs, of) for label, runs in targets(results, f"{phase}_quick").items()}
+        peers = {label: value for label, value in found.items() if is_peer(label)}
         if not peers:
             continue
         best = min(peers, key=lambda label: peers[label])
-        for label, value in found.items():
-            if _color(label) == OURS:
-                yield f"- {phase}, {what}: {label} is {value / peers[best]:.2f} times {best}."
-
-
-def _disturbance(results: Run) -> str:
-    runs = results["runs"]
-    disturbed = sum(run["foreign"] > DISTURBED for run in runs)
-    return f"{disturbed} of {len(runs)} runs had more than {DISTURBED:g} cores used by others (\\*: no quieter one)."
-
-
-def _color(label: str) -> str:
-    return OURS if label.startswith("headrace") else NEITHER if label == "direct" else PEERS
-
-
-def picture(results: Run) -> Figure:
-    """CPU and the first token, side by side; logarithmic, for they differ by factors."""
-    panels = [
-        ("paced256", "CPU per streamed token (µs)", lambda run: run["cpu_us_per_token"]),
-        ("short64", "CPU per request of 8 tokens (µs)", lambda run: run["cpu_us_per_request"]),
-        ("first", "First token, one request at a time, p50 (ms)", lambda run: run["first_us"]["p50"] / 1000),
-    ]
-    panels = [panel for panel in panels if targets(results, panel[0])]
-    figure = Figure(figsize=(5.2 * len(panels), 5.0), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    for number, (phase, title, of) in enumerate(panels):
-        _bars(figure.add_subplot(1, len(panels), number + 1), title, targets(results, phase), of)
-    return figure
-
-
-def _bars(axes: Axes, title: str, runs: dict[str, list[Run]], of: Callable[[Run], float]) -> None:
-    values = sorted(((median(each, of), label) for label, each in runs.items()), reverse=True)
-    places = range(len(values))
-    axes.barh(places, [value for value, _ in values], color=[_color(label) for _, label in values], height=0.7)
-    axes.set_yticks(places, [label for _, label in values])
-    axes.set_xscale("log")
-    axes.set_title(title, fontsize=11)
-    for place, (value, _) in zip(places, values, strict=True):
-        axes.annotate(f" {value:,.3g}", (value, place), va="center", fontsize=9)
-    axes.margins(x=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
+        for ours in filter(is_ours, found):
+            ratios = [
+                f"{found[ours] / peers[label]:.2f} times {label}'s"
+                for label in dict.fromkeys([best, "dynamo"])
+                if label in peers
+            ]
+            yield f"- {phase}, {what}: {ours} needs {', '.join(ratios)}."
 
 
 def main() -> None:

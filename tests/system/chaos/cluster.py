@@ -32,8 +32,8 @@ CAST = {"kvcache": 2, "placement": 2, "executor": 3, "batcher": 2, "router": 2, 
 MEMBERS = ("etcd-1", "etcd-2", "etcd-3")
 DISK = MEMBERS[2]
 """The member whose data lie on a small disk, where there is one."""
-DISK_BYTES = 200 * 2**20
-"""etcd puts 64 MB aside for each of two segments of its log."""
+DISK_BYTES = 400 * 2**20
+"""etcd puts 64 MB aside for each segment of its log, and begins another when it starts."""
 QUOTA_BYTES = 32 * 2**20
 PORT, METRICS_PORT = 8400, 8500
 START_S = 60.0
@@ -65,6 +65,14 @@ class Process(Node):
                 self.process = subprocess.Popen(
                     [*self.prefix, *words], cwd=ROOT, env={**os.environ, **self.environment}, stdout=log, stderr=log
                 )
+
+    def stop(self, within_s: float) -> int:
+        """SIGTERM, and waits for the end; its exit code. Raises subprocess.TimeoutExpired."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        code = self.process.wait(within_s)
+        self.process = None
+        return code
 
     def move_clock(self, ahead_s: float) -> None:
         """Its wall clock from now on is as far ahead of ours."""

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 from libs.registry import EtcdClient, RegistryError
 from tests.system.chaos import questions
-from tests.system.chaos.cluster import DISK, Cluster, Process
+from tests.system.chaos.cluster import DISK, QUOTA_BYTES, Cluster, Process
 from tests.system.chaos.history import Injected
 from tests.system.chaos.load import Load
 from tests.system.chaos.schedule import CLIENT, ETCD, Fault
@@ -19,6 +19,8 @@ from tests.system.etcd import BINARY, leader_of
 from tests.system.placement_mesh import ROOT
 
 GHOST = "ghost"
+DRAIN_S = 30.0
+"""A process that was asked to end has done so: it gives its works 10 s."""
 ETCDCTL = BINARY.parent / "etcdctl"
 JUNK = "/junk/"
 JUNK_BYTES = 1_000_000
@@ -53,6 +55,8 @@ class Faults:
         match fault.kind:
             case "kill" | "kill two" | "kill all of a service":
                 await self._kill(fault)
+            case "drain":
+                await self._drain(fault)
             case "freeze":
                 await self._freeze(fault)
             case "lose power":
@@ -83,6 +87,14 @@ class Faults:
         await asyncio.sleep(fault.lasts_s)
         for process in self._processes(fault):
             process.start()
+
+    async def _drain(self, fault: Fault) -> None:
+        """As a rolling restart does it. Raises AssertionError when the process does not end well."""
+        [process] = self._processes(fault)
+        code = await asyncio.to_thread(process.stop, DRAIN_S)
+        assert code == 0, f"{process.name} ended with {code} when it was asked to end:\n{process.log()}"
+        await asyncio.sleep(fault.lasts_s)
+        process.start()
 
     async def _freeze(self, fault: Fault) -> None:
         [process] = self._processes(fault)
@@ -165,6 +177,8 @@ class Faults:
     async def _fill_quota(self, fault: Fault) -> None:
         """etcd refuses everything that would take room, until somebody makes some."""
         await self._junk(MOST_JUNK)
+        alarms = await asyncio.to_thread(self._etcdctl, "alarm", "list")
+        assert "NOSPACE" in alarms, f"etcd took {MOST_JUNK} MB, its quota is {QUOTA_BYTES} bytes"
         await asyncio.sleep(fault.lasts_s)
         await asyncio.to_thread(self._clear)
 

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from grpc import StatusCode
+
 from libs.client import HeadraceClient, HeadraceError
 from tests.system.chaos import questions as asked
 from tests.system.chaos.history import Expected, Record, Usage
@@ -20,6 +22,7 @@ LEAVES = 0.05
 """Share of the requests whose client goes away in the middle."""
 DAWDLES = 0.05
 """Share of the requests whose client reads slowly."""
+_CODES = {code.value[0]: code.name for code in StatusCode}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,8 @@ class Load:
                     await asyncio.sleep(pause)
                 await asyncio.sleep(pause_s)
         except HeadraceError as error:
-            record.error, record.said = error.reason or f"code {error.code}", f"{type(error).__name__}: {error}"
+            record.error = error.reason or _CODES[error.code]
+            record.said = f"{type(error).__name__}: {error}"
             self._end(record)
         finally:
             record.resent = answer.resent

@@ -8,15 +8,18 @@ from collections import Counter
 from collections.abc import Iterator
 
 from headrace.operations.v1 import operations_pb2 as ops
+from libs.registry import keys
 from libs.telemetry import names
 from tests.system.chaos import questions
-from tests.system.chaos.cluster import Cluster, Process
+from tests.system.chaos.cluster import CAST, Cluster, Process
 from tests.system.chaos.history import Rest, TenantUsage
 from tests.system.client import connect
 from tests.system.fuzz_checks import AT_REST, IDLE_S
 
 NEVER = (names.KVCACHE_FAULTS,)
 """Zero always: books that did not add up."""
+WHOLE = {names.PROCESS_ETCD.name: 1.0, names.ROUTER_LANES.name: CAST["batcher"]}
+"""What the mesh has when all of it is back."""
 FRAMES = 6
 """Of a traceback, as many of our own are told."""
 
@@ -26,19 +29,33 @@ async def idle(cluster: Cluster) -> list[str]:
     end = time.monotonic() + IDLE_S
     while True:
         pages = await asyncio.gather(*(asyncio.to_thread(_busy, process) for process in cluster.processes.values()))
-        busy = [line for page in pages for line in page]
+        busy = [line for page in pages for line in page] + await _absent(cluster)
         if not busy or time.monotonic() > end:
             return busy
         await asyncio.sleep(0.3)
 
 
 def _busy(process: Process) -> list[str]:
-    wanted = tuple(metric.name for metric in (*AT_REST, *NEVER))
+    wanted = {metric.name: 0.0 for metric in (*AT_REST, *NEVER)} | WHOLE
     try:
         lines = process.metrics().splitlines()
     except OSError as error:
         return [f"{process.name} has no metrics: {error}"]
-    return [f"{process.name}: {line}" for line in lines if line.startswith(wanted) and float(line.split()[-1]) != 0]
+    found = []
+    for line in lines:
+        name = line.partition("{")[0].partition(" ")[0]
+        if name in wanted and float(line.split()[-1]) != wanted[name]:
+            found.append(f"{process.name}: {line}")
+    return found
+
+
+async def _absent(cluster: Cluster) -> list[str]:
+    """Processes that etcd does not know, and others that it knows."""
+    known: set[str] = set()
+    for prefix in (keys.SERVICES, keys.EXECUTORS):
+        _, entries = await cluster.registry.client.get_prefix(prefix)
+        known |= {entry.key.rpartition("/")[2] for entry in entries}
+    return [f"etcd does not know {name}, or knows it though it is not there" for name in known ^ set(cluster.processes)]
 
 
 async def look(cluster: Cluster) -> dict[str, Rest]:

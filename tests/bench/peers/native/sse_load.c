@@ -1,10 +1,12 @@
 // Closed or open loop of OpenAI chat completions as server-sent events, over HTTP/1.1 on loopback. One thread, epoll.
 //
-//   sse_load --port P --body FILE [--flight N] [--tokens T] [--warm S] [--window S] [--rate R] [--pids a,b]
+//   sse_load --port P --body FILE [--quick-ack 1]
+//            [--flight N] [--tokens T] [--warm S] [--window S] [--rate R] [--pids a,b]
 //
 // FILE is the request's JSON: behind "max_tokens": four characters for the wanted length, and somewhere the mark of
-// measure.h. A token is an event whose `content` is not empty. Prints one JSON object. An ordinary client: it does not
-// ask the kernel to acknowledge at once, so a server without TCP_NODELAY shows the 40 ms that this costs.
+// measure.h. A token is an event whose `content` is not empty. Prints one JSON object. An ordinary client leaves
+// it to the kernel when to acknowledge, so a server without TCP_NODELAY shows the 40 ms that this costs; with --quick-ack
+// they are not seen.
 #define _GNU_SOURCE
 #include "measure.h"
 
@@ -29,14 +31,15 @@ typedef struct {
   answer now;
 } connection;
 
-static int poll_fd;
+static int poll_fd, quick_ack;
 static connection *connections;
 static uint8_t *body;
 static size_t body_length;
 
 static bool option(const char *name, char *value) {
-  if (strcmp(name, "--body")) return false;
-  body = read_file(value, &body_length);
+  if (!strcmp(name, "--body")) body = read_file(value, &body_length);
+  else if (!strcmp(name, "--quick-ack")) quick_ack = atoi(value);
+  else return false;
   return true;
 }
 
@@ -227,6 +230,7 @@ int main(int count, char **words) {
       ssize_t got = recv(of->fd, data, sizeof data, MSG_DONTWAIT);
       if (got < 0 && errno == EAGAIN) continue;
       now = now_ns();
+      if (quick_ack && got > 0) setsockopt(of->fd, IPPROTO_TCP, TCP_QUICKACK, &quick_ack, sizeof quick_ack);
       if (got > 0) hear(of, data, (size_t)got, now);
       else if (of->at != IDLE) finish(of, true, now);
       else drop(of);

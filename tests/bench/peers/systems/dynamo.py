@@ -23,6 +23,7 @@ class Dynamo(HttpSystem):
     """Round robin; its frontend renders, tokenizes and detokenizes, as Headrace's admission does."""
 
     note = "NVIDIA Dynamo 1.6.1, HTTP frontend (Rust in Python), round robin"
+    delayed = True
     extra = {"ignore_eos": True}  # noqa: RUF012
     options: Sequence[str] = ("--router-mode", "round-robin")
 

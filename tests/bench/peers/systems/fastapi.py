@@ -18,7 +18,7 @@ class FastApi(HttpSystem):
     def start(self) -> None:
         """Two seconds."""
         script = Path(__file__).parents[1] / "fastapi_edge.py"
-        command = [python_of("fastapi"), script, str(self.port)]
+        command = [str(python_of("fastapi")), str(script), str(self.port)]
         self.system = [Process(self.folder, "system", command, self.cores.system)]
         self.wait_ready()
 

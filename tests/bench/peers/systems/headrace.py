@@ -92,9 +92,13 @@ class Headrace(System):
         messages = [pb.Message(role=pb.ROLE_SYSTEM, content=system), pb.Message(role=pb.ROLE_USER, content=user)]
         return pb.GenerateRequest(model=f"steps-{step_us}", chat=pb.Chat(messages=messages), output_form=FORMS[door])
 
-    def kill_engine(self) -> None:
-        """The first executor; the supervisor starts it again."""
-        self._mesh.kill("executor-1")
+    def engine_pids(self) -> list[list[int]]:
+        """Of the executors."""
+        return [family(self._mesh.pid(f"executor-{number}")) for number in (1, 2)]
+
+    def kill_engine(self, index: int) -> None:
+        """An executor; the supervisor starts it again."""
+        self._mesh.kill(f"executor-{index + 1}")
 
     @property
     def target(self) -> tuple[str, str]:

@@ -53,7 +53,7 @@ class Direct(Proxy):
     def start(self) -> None:
         """One engine, in the system's place."""
         self.engine_ports = [self.port]
-        command = [program("sse_engine"), str(self.port)]
+        command = [str(program("sse_engine")), str(self.port)]
         self.system = [Process(self.folder, "system", command, self.cores.system)]
         self.wait_ready()
 
@@ -77,7 +77,8 @@ class VllmRouter(_Routed):
     """As it comes."""
 
     note = "vllm-router 0.1.17 (Rust), default policy (cache aware)"
-    environment, module, more = "vllm-router", "-m vllm_router.launch_router", ("--log-level", "warning")
+    environment, module = "vllm-router", "-m vllm_router.launch_router"
+    more: Sequence[str] = ("--log-level", "warning")
 
 
 class VllmRouterRoundRobin(VllmRouter):
@@ -92,6 +93,7 @@ class SglangRouter(_Routed):
 
     note = "sglang-router 0.3.2 (Rust), default policy (cache aware)"
     environment, module, more = "sglang-router", "-m sglang_router.launch_router", ("--log-level", "warn")
+    delayed = True
 
 
 class Smg(_Routed):

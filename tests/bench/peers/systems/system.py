@@ -30,6 +30,8 @@ class System(ABC):
     """Which groups of processes count."""
     mortal = True
     """Whether an engine can die alone."""
+    delayed = False
+    """Whether it writes without TCP_NODELAY, so that its answers wait for the client's delayed acknowledgments."""
     only_death = False
     """Whether nothing else is measured."""
 
@@ -54,14 +56,20 @@ class System(ABC):
         """The load generator and its options, but for those that all have."""
 
     def pace(self, phase: Phase) -> None:
-        """Sets the time of the engines' steps."""
+        """Sets the time of the engines' steps. Does nothing where the request says it."""
+        return
 
     def prepare_death(self) -> None:
         """Steps of about 20 ms for 16 requests per engine."""
+        return
 
     @abstractmethod
-    def kill_engine(self) -> None:
-        """kill -9 to one of the two engines."""
+    def engine_pids(self) -> list[list[int]]:
+        """The processes of each engine."""
+
+    @abstractmethod
+    def kill_engine(self, index: int) -> None:
+        """kill -9 to one of them."""
 
 
 class HttpSystem(System):
@@ -88,7 +96,8 @@ class HttpSystem(System):
         """The generator of server-sent events."""
         path = self.folder / "request.json"
         path.write_text(json.dumps(self.request(), separators=(",", ":")).replace('"TTTT"', "TTTT"))
-        return [str(program("sse_load")), "--port", str(self.port), "--body", str(path)]
+        quick = str(int(phase.quick_ack))
+        return [str(program("sse_load")), "--port", str(self.port), "--body", str(path), "--quick-ack", quick]
 
     def request(self, tokens: int | str = "TTTT") -> dict[str, object]:
         """The body of a request."""
@@ -122,6 +131,10 @@ class HttpSystem(System):
             each.stop()
         self.system, self.engines = [], []
 
-    def kill_engine(self) -> None:
-        """The first one."""
-        self.engines[0].kill()
+    def engine_pids(self) -> list[list[int]]:
+        """One process each, as a rule."""
+        return [each.pids for each in self.engines]
+
+    def kill_engine(self, index: int) -> None:
+        """With its children. Nobody starts it again."""
+        self.engines[index].kill()
