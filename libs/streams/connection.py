@@ -42,7 +42,6 @@ class Connection(asyncio.Protocol):
         self._window = frames.DEFAULT_WINDOW
         self._initial_window = frames.DEFAULT_WINDOW
         self._unread = 0
-        self._credits: dict[int, int] = {}
         self._encoder = Encoder()
         self._decoder = Decoder(max_header_list_size=HEADER_BYTES)
         self._block: tuple[int, int, bytes] | None = None
@@ -132,12 +131,12 @@ class Connection(asyncio.Protocol):
         self._window -= size
         return size
 
-    def consumed(self, stream: int, size: int) -> None:
-        credit = self._credits.get(stream, 0) + size
-        if credit >= WINDOW // 4 and stream in self._streams:
-            self.send(frames.window_update(stream, credit))
-            credit = 0
-        self._credits[stream] = credit
+    def consumed(self, stream: Stream, size: int) -> None:
+        stream.credit += size
+        if stream.credit >= WINDOW // 4 and not stream.over:
+            self.send(frames.window_update(stream.number, stream.credit))
+            stream.allowance += stream.credit
+            stream.credit = 0
 
     def finish(self, stream: Stream, ended: Ended | None) -> None:
         self._forget(stream.number)
@@ -198,9 +197,12 @@ class Connection(asyncio.Protocol):
         stream = self._streams.get(number)
         if stream is None:
             return
+        stream.allowance -= len(payload)
+        if stream.allowance < 0:
+            raise Fault(frames.FLOW_CONTROL_ERROR, "more than the window takes")
         if flags & frames.PADDED:
             whole, payload = len(payload), frames.unpadded(frames.DATA, flags, payload)
-            self.consumed(number, whole - len(payload))
+            self.consumed(stream, whole - len(payload))
         stream.take_in(payload)
         if flags & frames.END_STREAM:
             stream.half_closed()
@@ -267,7 +269,6 @@ class Connection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_S, self._keep_alive)
 
     def _forget(self, number: int) -> Stream | None:
-        self._credits.pop(number, None)
         return self._streams.pop(number, None)
 
     def _break(self, said: str) -> None:

@@ -49,7 +49,7 @@ class Carrier(Protocol):
         """Takes bytes of the connection's window: at most `wanted`, as many as there are."""
         ...
 
-    def consumed(self, stream: int, size: int) -> None:
+    def consumed(self, stream: "Stream", size: int) -> None:
         """So many bytes of a stream have been read: the other side may send as many again."""
         ...
 
@@ -67,13 +67,17 @@ class Stream:
 
     __slots__ = (
         "_carrier", "_due", "_ended", "_half_closed", "_inbox", "_loop", "_on_message", "_partial", "_say", "_unsent",
-        "_wake", "number", "over", "window",
+        "_wake", "allowance", "credit", "number", "over", "window",
     )  # fmt: skip
 
     def __init__(self, carrier: Carrier, number: int, window: int) -> None:
         self.number = number
         self.window = window
         """Bytes that the other side takes now."""
+        self.allowance = WINDOW
+        """Bytes that the other side may send now."""
+        self.credit = 0
+        """Bytes that have been read, and are not yet allowed anew."""
         self.over = False
         """Whether this side has done with it."""
         self._carrier = carrier
@@ -119,7 +123,7 @@ class Stream:
             self._wake = self._loop.create_future()
             await self._wake
         message = self._inbox.popleft()
-        self._carrier.consumed(self.number, len(message) + PREFIX)
+        self._carrier.consumed(self, len(message) + PREFIX)
         return message
 
     async def ended(self) -> Ended:
@@ -170,9 +174,9 @@ class Stream:
     def flush(self) -> None:
         """Sends of what waits as much as the windows take."""
         at, unsent = 0, self._unsent
-        while at < len(unsent) and not self.over:
+        while at < len(unsent) and self.window > 0 and not self.over:
             size = self._carrier.carry(min(FRAME_BYTES, len(unsent) - at, self.window))
-            if size <= 0:
+            if not size:
                 break
             self.window -= size
             self._carrier.send(head(size, DATA, 0, self.number) + unsent[at : at + size])
@@ -227,7 +231,7 @@ class Stream:
             self._inbox.append(message)
             self._wake_reader()
             return
-        self._carrier.consumed(self.number, len(message) + PREFIX)
+        self._carrier.consumed(self, len(message) + PREFIX)
         self._on_message(message)
 
     def _wake_reader(self) -> None:

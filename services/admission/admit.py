@@ -13,6 +13,7 @@ from libs.catalogue import ModelSpec, model_of, salted, unpin
 from libs.errors import Violation
 from libs.lane.work import Asked, Sampling, Tier, Work
 from libs.tokens.blocks import chain, salt
+from services.admission.deadline import deadline_of
 from services.admission.needs import (
     candidates,
     capabilities,
@@ -28,9 +29,6 @@ from services.admission.validate import violations
 
 if TYPE_CHECKING:
     from services.admission.ladder import Effects
-
-WAY_BACK_S, WAY_BACK_SHARE = 0.2, 0.1
-"""How much earlier than its call a request ends: so many seconds, but no more than this share of what is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +65,6 @@ class Admitted:
     def most_tokens(self) -> int:
         """That it can come to, prompt and answer, without what was resumed: to be reserved."""
         return len(self.work.prompt) + self.work.sampling.max_tokens - len(self.work.resumed)
-
-
-def heard(call_deadline: float, now: float) -> float:
-    """The deadline of a request whose call has one. At that of the call the caller's own gRPC ends it and gives no
-    reason, so the mesh has to have said before where the request stood. Both in Unix seconds."""
-    return call_deadline - min(WAY_BACK_S, WAY_BACK_SHARE * max(call_deadline - now, 0.0))
 
 
 def check(request: Request, tenant: Tenant, policy: Policy, now: float) -> Checked:
@@ -113,7 +105,7 @@ def check(request: Request, tenant: Tenant, policy: Policy, now: float) -> Check
     if wants_tools(request, policy, on):
         needed = [*needed, "tools"]
     tier = request.tier or tenant.default_tier
-    deadline = _deadline(request, policy.tiers.get(tier, TierPolicy()), now)
+    deadline = deadline_of(request, policy.tiers.get(tier, TierPolicy()), now)
     if deadline <= now:
         raise errors.DeadlinePassed("the deadline was past on arrival", metadata={"stage": "admission"})
     return Checked(
@@ -289,15 +281,3 @@ def _chat(request: Request, spec: ModelSpec) -> Sequence[tuple[str, str]]:
     if request.chat is None or spec.remote.api != "chat":
         return ()
     return [(turn.role, turn.content) for turn in request.chat]
-
-
-def _deadline(request: Request, rules: TierPolicy, now: float) -> float:
-    """The earliest of what the call, the request and the tier say. That of a session is its stream's: it bounds each
-    request on it, and says of none how long that may take."""
-    latest = now + rules.max_timeout_s
-    if request.call_deadline is not None:
-        latest = min(latest, request.call_deadline)
-    if request.timeout_s:
-        return min(latest, now + request.timeout_s)
-    own = request.call_deadline is not None and not request.in_session
-    return latest if own else min(latest, now + rules.default_timeout_s)

@@ -19,9 +19,10 @@ from libs.tasks import Tasks
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
 from libs.tokens.detokenize import Detokenizer
-from services.admission.admit import admit, check, heard, recheck
+from services.admission.admit import admit, check, recheck
 from services.admission.audit import entry
 from services.admission.contracts.conversation import Conversation
+from services.admission.deadline import heard
 from services.admission.describe import describe
 from services.admission.desks import Desks, refuse
 from services.admission.explain import explain

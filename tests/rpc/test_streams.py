@@ -241,6 +241,20 @@ async def test_who_breaks_the_protocol_is_let_go_and_nobody_else(sent: bytes) ->
         other.cancel()
 
 
+async def test_who_sends_more_than_the_window_takes_is_let_go() -> None:
+    async def deaf(stream: Stream) -> None:
+        await stream.ended()
+
+    async with serving(deaf) as endpoint, raw(endpoint) as (reader, writer), asyncio.timeout(10):
+        writer.write(hello())
+        full = frames.head(frames.FRAME_BYTES, frames.DATA, 0, 1) + bytes(frames.FRAME_BYTES)
+        with suppress(ConnectionError):
+            for _ in range(WINDOW // frames.FRAME_BYTES + 1):
+                writer.write(full)
+                await writer.drain()
+        assert b"more than the window takes" in await _until_closed(reader)
+
+
 @settings(max_examples=60, deadline=None)
 @given(noise=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 255), st.integers(0, 5), st.binary(max_size=80))))
 def test_no_noise_disturbs_another_stream(noise: list[tuple[int, int, int, bytes]]) -> None:

@@ -17,7 +17,8 @@ from libs.errors import (
 )
 from libs.lane.work import Asked, Grammar, Tier
 from libs.tokens.blocks import chain, salt
-from services.admission.admit import WAY_BACK_S, Admitted, admit, check, heard, recheck
+from services.admission.admit import Admitted, admit, check, recheck
+from services.admission.deadline import WAY_BACK_S, heard
 from services.admission.ladder import Effects
 from services.admission.policy import Alias, Contract, ContractTool, ModelLimit, Policy, Tenant
 from services.admission.request import Request, SamplingRequest, Turn
@@ -308,10 +309,7 @@ def test_an_alias_goes_to_the_router_with_what_it_chooses_by() -> None:
         (Request("nice", prompt="x" * 2500 + "y"), "x" * 1999 + "y"),
         (Request("nice", chat=[Turn("user", "first"), Turn("user", "last"), Turn("system", "no")]), "last"),
         (Request("nice", chat=[Turn("system", "only")]), ""),
-        (
-            Request("nice", chat=[Turn("user", "how warm is it?"), Turn("user", "<tool_response>\n{}\n</tool_response>")]),
-            "how warm is it?",
-        ),
+        (Request("nice", chat=[Turn("user", "how warm?"), Turn("user", "<tool_response>\n{}\n</…>")]), "how warm?"),
     ],
 )
 def test_what_was_said_last(request_: Request, text: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from services.console.mesh.plan import Options, OptionsInvalid, draw, in_stop_order
+from services.console.mesh.plan import Options, OptionsInvalid, draw, in_restart_order, in_stop_order
 
 OPTIONS = Options(state_dir=Path("/s"), policy_dir=Path("/p"), cache_dir=Path("/c"))
 
@@ -76,3 +76,23 @@ def test_stopping_goes_from_the_clients_inwards() -> None:
         ["envoy"], ["admission-1"], ["router-1"], ["batcher-1"], ["executor-1", "executor-2"], ["kvcache-1"],
         ["placement-1"], ["etcd"],
     ]  # fmt: skip
+
+
+def test_a_rolling_restart_goes_from_etcd_outwards_and_leaves_the_door() -> None:
+    parts = draw(replace(OPTIONS, executors=2, kvcaches=2, placements=2)).components
+    services = {part.name: part.service for part in parts}
+    assert in_restart_order([], services) == [
+        "etcd", "kvcache-1", "kvcache-2", "placement-1", "placement-2", "executor-1", "executor-2", "batcher-1",
+        "router-1", "admission-1",
+    ]  # fmt: skip
+    assert in_restart_order(["envoy", "router", "executor-2", "executor-2"], services) == [
+        "executor-2", "router-1", "envoy",
+    ]  # fmt: skip
+    with pytest.raises(KeyError, match="kitchen"):
+        in_restart_order(["router", "kitchen"], services)
+
+
+def test_admission_waits_for_envoy_to_notice_where_there_is_one() -> None:
+    for envoy, expected in ((True, "0.5"), (False, "0")):
+        (admission,) = draw(replace(OPTIONS, envoy=envoy)).of("admission")
+        assert admission.settings["HEADRACE_NOTICE_S"] == expected

@@ -42,6 +42,8 @@ def restart(state_dir: Path, how: Restart, console: Console) -> None:
     except KeyError as unknown:
         there = ", ".join(part.name for part in before.components)
         raise Problem(f"there is no component or service {unknown.args[0]!r}", [f"there are {there}"]) from None
+    for name in _alone(names, before):
+        console.print(Text(f"{name} is the only one: until it is back, callers get UNAVAILABLE", style="yellow"))
     for number, name in enumerate(names):
         if number:
             time.sleep(how.pause_s)
@@ -51,6 +53,12 @@ def restart(state_dir: Path, how: Restart, console: Console) -> None:
             _end(part)
             _until(lambda: _is_back(running(state_dir), before, part), state_dir, name, how.patience_s)  # noqa: B023
         console.print(Text(f"{name} is back after {time.monotonic() - began:.1f} s"))
+
+
+def _alone(names: Sequence[str], mesh: MeshSnapshot) -> list[str]:
+    """Those without which the door is shut. Requests wait for all others."""
+    doors = [part.name for part in mesh.components if part.service == "admission"]
+    return [name for name in names if name == "envoy" or doors == [name]]
 
 
 def _well(state_dir: Path, name: str, patience_s: float) -> MeshSnapshot:

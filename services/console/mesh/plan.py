@@ -25,7 +25,7 @@ BASE_PORT = 8400
 METRICS_OFFSET = 100
 STREAMS_OFFSET = 200
 STREAMING: frozenset[Service] = frozenset({"router", "batcher", "kvcache", "executor"})
-"""Services that others hold streams to. The port is the same after a restart: they are found again while etcd is away."""
+"""Services that others hold streams to; at the same port after a restart: they are found again while etcd is away."""
 STAGE_OFFSETS = {
     "admission": (1, 9),
     "router": (11, 9),
@@ -82,7 +82,7 @@ class Options:
     """Share of requests that are traced when the caller did not decide."""
     drain_s: float = 10.0
     """Seconds that running requests get when a service stops."""
-    notice_s: float = 1.0
+    notice_s: float = 0.5
     """Seconds for which admission still takes requests before that, so that Envoy notices."""
 
     @property

@@ -70,7 +70,7 @@ class RunFailed(RuntimeError):
 
 
 def measure(system: System, name: str, door: str, phase: Phase, round_number: int, rate: float = 0.0) -> Result:
-    """One run; `rate` (requests/s) is that of an open loop. Raises RunFailed."""
+    """One run; `rate` (requests/s) is an open loop's. Raises RunFailed, and RuntimeError when the system ended."""
     groups = system.groups()
     pids = ",".join(str(pid) for members in groups.values() for pid in members)
     command = [
@@ -82,6 +82,7 @@ def measure(system: System, name: str, door: str, phase: Phase, round_number: in
             ran = subprocess.run(command, capture_output=True, text=True, timeout=phase.warm_s + phase.window_s + 20)
         except subprocess.TimeoutExpired as late:
             raise RunFailed(f"{name}, {door}, {phase.name}: no end") from late
+    system.check()
     if ran.returncode:
         raise RunFailed(f"{name}, {door}, {phase.name}: {ran.stderr.strip()}")
     said = json.loads(ran.stdout)

@@ -119,7 +119,7 @@ def _verdict(results: Record) -> Iterator[str]:
     for phase, what, of in (("paced256", "CPU per token", per_token), ("short64", "CPU per request", per_request)):
         found = {label: median(runs, of) for label, runs in targets(results, phase).items()}
         found |= {f"{label} (quick)": median(runs, of) for label, runs in targets(results, f"{phase}_quick").items()}
-        peers = {label: value for label, value in found.items() if is_peer(label)}
+        peers = {label: value for label, value in found.items() if is_peer(label) and value > 0}
         if not peers:
             continue
         best = min(peers, key=lambda label: peers[label])

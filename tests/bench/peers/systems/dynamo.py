@@ -1,19 +1,24 @@
 """NVIDIA Dynamo: its HTTP frontend, and its own simulated workers ("mockers"). Neither etcd nor NATS: files and TCP."""
 
 import asyncio
+import json
 import shutil
+import subprocess
 import time
 from collections.abc import Sequence
+from typing import ClassVar
 
 from libs.models.huggingface import huggingface_folder
 from tests.bench.peers.environments import CACHE, python_of
 from tests.bench.peers.phases import Phase
-from tests.bench.peers.processes import Process
+from tests.bench.peers.processes import Process, on_core
 from tests.bench.peers.systems.system import HOST, HttpSystem
 
-SPEEDS = {"paced64": 0.7, "paced256": 1.27}
-"""A mocker computes the time of a step from the load, on a model of its own. With these factors it is about 20 ms;
-`gap_us` of the result says what it was."""
+SPEEDS = {"paced64": 0.5, "paced256": 1.0}
+"""A mocker computes the time of a step from the load, on a model of its own. With about these factors it is that of the
+phase; they are tuned once, before the first run."""
+TOLERANCE = 0.1
+PROBE_S = 1.5
 WITHOUT_DELAY = 1e6
 DEATH = 0.3
 DISCOVERY = ["--discovery-backend", "file", "--request-plane", "tcp"]
@@ -24,8 +29,9 @@ class Dynamo(HttpSystem):
 
     note = "NVIDIA Dynamo 1.6.1, HTTP frontend (Rust in Python), round robin"
     delayed = True
-    extra = {"ignore_eos": True}  # noqa: RUF012
+    extra: ClassVar[dict[str, object]] = {"ignore_eos": True}
     options: Sequence[str] = ("--router-mode", "round-robin")
+    _tuned: ClassVar[set[str]] = set()
 
     def start(self) -> None:
         """Workers, then the frontend: some 10 s."""
@@ -58,7 +64,25 @@ class Dynamo(HttpSystem):
 
     def pace(self, phase: Phase) -> None:
         """Workers of another speed are other workers."""
-        self._at(SPEEDS.get(phase.name, WITHOUT_DELAY))
+        if not phase.step_us:
+            self._at(WITHOUT_DELAY)
+            return
+        self._at(SPEEDS[phase.name])
+        if phase.name not in self._tuned:
+            self._tuned.add(phase.name)
+            ratio = phase.flight * 1e6 / phase.step_us / self._tokens_per_s(phase)
+            if abs(ratio - 1) > TOLERANCE:
+                SPEEDS[phase.name] *= ratio
+                self._at(SPEEDS[phase.name])
+
+    def _tokens_per_s(self, phase: Phase) -> float:
+        command = [*self.load("http", phase), "--flight", str(phase.flight), "--tokens", str(phase.tokens)]
+        with on_core(self.cores.load):
+            ran = subprocess.run(
+                [*command, "--warm", str(phase.warm_s), "--window", str(PROBE_S)], check=True, capture_output=True
+            )
+        said = json.loads(ran.stdout)
+        return float(max(said["tokens"], 1)) / float(said["seconds"])
 
     def prepare_death(self) -> None:
         """Slow ones."""

@@ -7,6 +7,7 @@ import urllib.request
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from tests.bench.peers.native import program
 from tests.bench.peers.phases import Phase, prompt
@@ -63,6 +64,10 @@ class System(ABC):
         """Steps of about 20 ms for 16 requests per engine."""
         return
 
+    def check(self) -> None:
+        """Raises RuntimeError when a process has ended by itself."""
+        return
+
     @abstractmethod
     def engine_pids(self) -> list[list[int]]:
         """The processes of each engine."""
@@ -76,7 +81,7 @@ class HttpSystem(System):
     """With OpenAI's API for chat completions."""
 
     model = "bench"
-    extra: dict[str, object] = {}  # noqa: RUF012
+    extra: ClassVar[dict[str, object]] = {}
     """More fields of the request."""
 
     def __init__(self, folder: Path, cores: Cores) -> None:
@@ -112,8 +117,7 @@ class HttpSystem(System):
         body = json.dumps(self.request(4)).encode()
         headers = {"content-type": "application/json", "authorization": "Bearer bench"}
         while time.monotonic() < end:
-            for each in [*self.system, *self.engines]:
-                each.check()
+            self.check()
             asked = urllib.request.Request(f"http://{HOST}:{self.port}/v1/chat/completions", body, headers)
             try:
                 with urllib.request.urlopen(asked, timeout=10) as answer:
@@ -124,6 +128,11 @@ class HttpSystem(System):
                 error = str(raised)
             time.sleep(0.3)
         raise RuntimeError(f"{type(self).__name__} is not ready: {error}")
+
+    def check(self) -> None:
+        """Of all its processes."""
+        for each in [*self.system, *self.engines]:
+            each.check()
 
     def stop(self) -> None:
         """Fronts first."""
