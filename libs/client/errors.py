@@ -180,6 +180,8 @@ _BY_REASON: Mapping[str, type[HeadraceError]] = {
 
 # For proxies, gRPC itself, and meshes newer than this SDK: they give a code and no reason known here.
 _BY_CODE: Mapping[int, type[HeadraceError]] = {
+    # Nobody here cancels a call and then reads its status: one without a reason is that of a server that stops, which
+    # cancels the calls that came too late for its drain.
     1: Cancelled,
     3: RequestInvalid,
     4: DeadlinePassed,

@@ -13,6 +13,7 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from grpc import aio
+from grpc._cython.cygrpc import ExecuteBatchError  # it has no public name
 
 from libs.clock import Clock
 from libs.errors import Cancelled, HeadraceError, InternalError, RequestInvalid
@@ -157,9 +158,11 @@ def errors(inner: Handler) -> Handler:
         status = to_status(failure)
         if (span := CALL.get().span) is not None:
             span.error(failure.message, failure.reason)
-        return await context.abort(
-            _CODES[status.code], status.message, trailing_metadata=((_STATUS_DETAILS, status.SerializeToString()),)
-        )
+        trailer = ((_STATUS_DETAILS, status.SerializeToString()),)
+        try:
+            return await context.abort(_CODES[status.code], status.message, trailing_metadata=trailer)
+        except ExecuteBatchError as gone:  # the caller left in this very moment: there is nobody to tell
+            raise asyncio.CancelledError from gone
 
     return handle
 

@@ -19,7 +19,9 @@ from services.admission.front import Front
 log = structlog.get_logger()
 
 LAST_WORDS_S = 1.0
-"""For what was handed back to be told so; a client that does not read is not waited for."""
+"""For what was handed back to be told so, at most; a client that does not read is not waited for."""
+QUIET_S = 0.25
+"""Without a call, and nobody sends any here; one that came while the port is being shut would fail."""
 
 
 class Doors(Protocol):
@@ -30,13 +32,18 @@ class Doors(Protocol):
         """Calls that ask for answers."""
         ...
 
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last such call, refused ones included."""
+        ...
+
     def leave(self) -> None:
         """Ends each session as soon as nothing runs on it."""
         ...
 
 
 async def leave(front: Front, doors: Doors, notice_s: float, drain_s: float) -> None:
-    """Returns when every call has its end, `notice_s + drain_s` + LAST_WORDS_S from now at the latest."""
+    """Returns when every call has its end, `notice_s + drain_s` + 2 LAST_WORDS_S from now at the latest."""
     await asyncio.sleep(notice_s)
     log.info("takes nothing any more", in_flight=doors.in_flight)
     front.draining = True
@@ -45,6 +52,7 @@ async def leave(front: Front, doors: Doors, notice_s: float, drain_s: float) -> 
         log.info("hands back what still runs", in_flight=doors.in_flight)
         await front.give_up()
         await _reached(lambda: not doors.in_flight, LAST_WORDS_S)
+    await _reached(lambda: doors.idle_s >= QUIET_S, LAST_WORDS_S)
     await asyncio.sleep(TICK_S)  # the status of the call that ended last is on its way
     log.info("has left", in_flight=doors.in_flight)
 

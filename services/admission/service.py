@@ -48,11 +48,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._approvals = approvals
         self._sessions: set[Session] = set()
         self._generates = 0
+        self._last_call = 0.0
 
     @property
     def in_flight(self) -> int:
         """Calls that ask for answers."""
         return self._generates + len(self._sessions)
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since the last call that asked for answers, refused ones included."""
+        return asyncio.get_running_loop().time() - self._last_call
 
     def leave(self) -> None:
         """Ends each session as soon as nothing runs on it."""
@@ -62,6 +68,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:  # type: ignore[override]
         """One answer on one stream; whatever ends the stream early cancels the generation."""
         self._generates += 1
+        self._last_call = asyncio.get_running_loop().time()
         try:
             await self._generate(request, context)
         finally:
@@ -102,6 +109,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Session(self, _: object, context: Context) -> None:  # type: ignore[override]
         """Many answers on one stream."""
+        self._last_call = asyncio.get_running_loop().time()
         if self._front.draining:
             raise leaves("this process is draining")
         session = Session(self._front, self._tracing, CALL.get())

@@ -34,7 +34,6 @@ REROUTES = 3
 """How often a work that has not begun is sent to another version, because its own was withdrawn."""
 RETRY_S = 0.25
 """A parked work that was turned away again is tried again after this long, while its wait lasts."""
-"""Events; to be moved to libs/telemetry/names.py."""
 
 
 class Journey:

@@ -18,8 +18,6 @@ from services.router.journey import Journey
 from services.router.plan import plan_of
 from services.router.rules import IntentWanted
 
-"""To be moved to libs/telemetry/names.py: the rule that chose the model."""
-
 
 class RouterLane:
     """See libs.lane.stage.Lane; also the sink in front of the forwarder's lane, and the Way of journeys."""

@@ -11,8 +11,6 @@ from services.router.context import Context
 from services.router.fallback import Reject, Step, Try, Wait
 from services.router.plan import Plan
 
-"""To be moved to libs/telemetry/names.py: the event of a model that is passed over."""
-
 
 class Search:
     """Of one work. Each model is asked for once, in order, but for those that are waited for."""

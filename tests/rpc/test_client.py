@@ -49,7 +49,8 @@ class Script(rpc.InferenceServiceServicer):
     """Answers every request with ANSWER, a byte per token, and fails where it is told to."""
 
     breaks: list[int] = field(default_factory=list)
-    """The nth call ends as UNAVAILABLE when this many of its tokens have been sent."""
+    """The nth call ends as `how` when this many of its tokens have been sent."""
+    how: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
     errors: list[status_pb2.Status] = field(default_factory=list)
     """The nth call is answered with this."""
     told: list[pb.GenerateResponse] = field(default_factory=list)
@@ -95,7 +96,7 @@ class Script(rpc.InferenceServiceServicer):
         try:
             async for response in self.answer(request):
                 if left == 0:
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+                    await context.abort(self.how, "draining")
                 left -= 1
                 yield response
         except asyncio.CancelledError:
@@ -151,7 +152,7 @@ class Script(rpc.InferenceServiceServicer):
         try:
             while (response := await out.get()) is not None:
                 if left == 0:
-                    await context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+                    await context.abort(self.how, "draining")
                 left -= 1
                 yield response
         finally:
@@ -318,6 +319,16 @@ async def test_an_answer_that_breaks_goes_on_without_a_seam(served: Served, mult
     assert [len(request.resumed_token_ids) for request in served.script.requests] == [0, at, at + 2, at + 3]
     if at:
         assert {request.request_id for request in served.script.requests[1:]} <= {"made-by-mesh", ""}
+
+
+@both_doors
+async def test_a_server_that_stops_cancels_calls_and_they_go_on_elsewhere(served: Served, multiplex: bool) -> None:
+    """gRPC's servers end calls that are left when they stop as CANCELLED, without a reason of the mesh."""
+    served.script.breaks, served.script.how = [3], grpc.StatusCode.CANCELLED
+    async with served.client(multiplex=multiplex) as client:
+        answer = client.generate("m", prompt="x", options=WITH_STOP)
+        assert (await answer.complete()).text == SHOWN
+    assert answer.resent == 1
 
 
 @both_doors

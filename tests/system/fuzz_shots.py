@@ -120,7 +120,7 @@ def shot(seed: int, number: int, operator: str) -> Shot:
         how, payloads, up = "no message", [], True
     elif throw < 0.28:
         how, name = "no such method", chance.choice((f"{name}x", "/a/b", "/", "x", f"{name}/", name.lower()))
-    if how.startswith("fields, deadline") and timeout_s == 1e9 and watches:
+    if how.endswith(", deadline") and timeout_s == 1e9 and watches:
         timeout_s = WATCH_S
     pauses = tuple(chance.choice((0.0, 0.0, 0.002)) for _ in payloads[1:]) if up else ()
     if up and cancel_after_s is None and chance.random() < 0.1:

@@ -1,5 +1,6 @@
 """`headrace drill` and `headrace readiness` on a real mesh, as a person runs them."""
 
+import asyncio
 import hashlib
 import json
 from collections.abc import Iterator
@@ -7,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from google.protobuf import json_format
 
+from headrace.operations.v1 import operations_pb2 as ops
+from headrace.policy.v1 import policy_pb2
 from services.console.drill.values import Result, Verdict, decode
+from tests.system.client import connect
 from tests.system.mesh import Mesh
 
 MODEL = "slow"
@@ -47,8 +52,8 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
         yield running
 
 
-def result(mesh: Mesh) -> Result:
-    return decode((mesh.state_dir / "drill" / "interactive.json").read_bytes())
+def result(mesh: Mesh, tier: str = "interactive") -> Result:
+    return decode((mesh.state_dir / "drill" / f"{tier}.json").read_bytes())
 
 
 def test_a_drill_takes_a_tier_down_its_ladder_and_leaves_a_report(mesh: Mesh) -> None:
@@ -99,3 +104,23 @@ def test_a_drill_that_runs_into_a_bound_stops_at_once_and_says_so(mesh: Mesh) ->
     assert found.aborted
     assert "12 requests were sent" in found.stopped
     assert "12 requests were sent" in ran.stdout
+
+
+def test_the_async_tier_is_drilled_alike(mesh: Mesh) -> None:
+    """With a ladder that it is given for that: this one ends with the file."""
+    ladder = [{"name": "brief", "at": 0.5, "clamp_output_tokens": 20}, {"name": "closed", "at": 8, "reject": True}]
+    tier = json_format.ParseDict({"tier": "TIER_ASYNC", **RULES, "ladder": ladder}, policy_pb2.TierPolicy())
+    asyncio.run(apply(mesh, ops.ApplyPolicyRequest(objects=[ops.PolicyObject(tier=tier)])))
+    more = ("--tier", "async", "--scale", "0.1", "--growth", "1.8", "--seconds", "40", "--protected-key", VIP_KEY)
+    ran = mesh.command(*DRILL, *more, timeout_s=80)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    found = result(mesh, "async")
+    assert [each.rung.name for each in found.rungs] == ["brief", "closed"]
+    assert found.passed
+    assert "2 of 2 rungs did what they say" in (mesh.state_dir / "drill" / "async.html").read_text()
+    assert result(mesh).order.tier == "interactive", "each tier has a report of its own"
+
+
+async def apply(mesh: Mesh, request: ops.ApplyPolicyRequest) -> None:
+    async with connect(mesh.target, mesh.key) as client:
+        await client.operations.ApplyPolicy(request, metadata=client.metadata)

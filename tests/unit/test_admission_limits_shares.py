@@ -1,6 +1,6 @@
 """Shares of a limit add up to it; when processes do not know the same, they are off by no more than what moved."""
 
-from hypothesis import assume, example, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from libs.errors import QuotaExceeded
@@ -128,6 +128,7 @@ class Crowd:
         return max(sum(limits.stats("t", now).tokens_per_min_allowed for limits in self.limits) / 60 - RATE, 0.0)
 
 
+@settings(deadline=None)  # hundreds of steps of three processes
 @given(STEPS, st.tuples(*[st.integers(0, 8)] * PROCESSES))
 @example([((4, 4, 4), 80, 1.0, 0)] * 120, (0, 4, 8))
 @example([((4, 0, 0), 80, 1.0, 3)] * 40 + [((0, 4, 0), 80, 1.0, 3)] * 40 + [((0, 0, 4), 80, 1.0, 3)] * 40, (8, 0, 3))
@@ -174,6 +175,7 @@ def test_without_delay_nothing_is_above_the_limit() -> None:
         assert crowd.above(now) < 1e-6
 
 
+@settings(deadline=None)  # hundreds of steps of three processes
 @given(
     st.integers(PROCESSES, 12),
     st.tuples(*[st.integers(0, 4)] * PROCESSES),

@@ -27,6 +27,8 @@ from services.console.problem import Problem
 
 IN_FORCE_S = 1.0
 """After which a rule that was written is in force everywhere."""
+LEAST_ANSWER_S, TARGETS = 60.0, 4
+"""An answer is waited for as long as that, or so many times what its tier lets its first token take."""
 STYLES = {Verdict.GO: "green", Verdict.NO_GO: "bold red", Verdict.UNKNOWN: "yellow"}
 
 
@@ -160,6 +162,7 @@ def _order(
         hold_s=typed.hold_s,
         words=typed.words,
         tokens=typed.tokens,
+        answer_s=max(LEAST_ANSWER_S, TARGETS * tier.target_first_token.ToMicroseconds() / 1e6),
         bounds=typed.bounds,
     )
 

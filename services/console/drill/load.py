@@ -14,8 +14,6 @@ PROBE_S = 1.0
 """Between two probes."""
 SPARE_S = 2.0
 """Between two requests of the protected tenant at the same level."""
-ANSWER_S = 60.0
-"""For which an answer is waited for."""
 ONCE = RetryPolicy(attempts=1, resume=False)
 """What is refused stays refused."""
 
@@ -116,7 +114,7 @@ class Load:
             ignore_end=True,
             output="token_ids",
             tier="async" if order.tier == "async" else "interactive",
-            timeout=ANSWER_S,
+            timeout=order.answer_s,
             tags={"drill": sent.kind.value},
         )
         # Each begins with another number: what the cache remembers would make the load cheaper than it looks.

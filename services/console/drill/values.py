@@ -84,6 +84,8 @@ class Order:
     """Of each prompt."""
     tokens: int = 256
     """Of each answer."""
+    answer_s: float = 60.0
+    """For which an answer is waited for: long enough for one that the tier lets wait for its first token."""
     bounds: Bounds = Bounds()
 
     @property

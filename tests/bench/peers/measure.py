@@ -12,6 +12,9 @@ from tests.bench.peers.processes import cpu_s, memory_mb, on_core
 from tests.bench.peers.systems.system import System
 
 IDLE_S = 2.0
+SETTLE_S, SETTLE_STEP_S = 10.0, 0.25
+SETTLED = 0.1
+"""Cores. A run ends in the middle of its requests, and some systems are busy for seconds with clients that left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class RunFailed(RuntimeError):
 
 def measure(system: System, name: str, door: str, phase: Phase, round_number: int, rate: float = 0.0) -> Result:
     """One run; `rate` (requests/s) is an open loop's. Raises RunFailed, and RuntimeError when the system ended."""
+    _settle(system)
     groups = system.groups()
     pids = ",".join(str(pid) for members in groups.values() for pid in members)
     command = [
@@ -86,6 +90,8 @@ def measure(system: System, name: str, door: str, phase: Phase, round_number: in
     if ran.returncode:
         raise RunFailed(f"{name}, {door}, {phase.name}: {ran.stderr.strip()}")
     said = json.loads(ran.stdout)
+    if not said["tokens"]:
+        raise RunFailed(f"{name}, {door}, {phase.name}: no token came, {said['failed']} requests failed")
     cpu = {group: sum(said["cpu_s"][str(pid)] for pid in members) for group, members in groups.items()}
     charged = sum(cpu[group] for group in system.charged) * 1e6
     known = sum(cpu.values()) + said["client_cpu_s"]
@@ -104,6 +110,15 @@ def idle(system: System, name: str, round_number: int, start_s: float) -> Idle:
     after, seconds = _cpu_s(system), time.monotonic() - begin
     cores = {group: max(after[group] - before.get(group, 0.0), 0.0) / seconds for group in after}
     return Idle(name, round_number, {group: memory_mb(pids) for group, pids in system.groups().items()}, cores, start_s)
+
+
+def _settle(system: System) -> None:
+    pids = [pid for members in system.groups().values() for pid in members]
+    end, used = time.monotonic() + SETTLE_S, float("inf")
+    while used > SETTLED * SETTLE_STEP_S and time.monotonic() < end:
+        before = cpu_s(pids)
+        time.sleep(SETTLE_STEP_S)
+        used = cpu_s(pids) - before
 
 
 def _cpu_s(system: System) -> dict[str, float]:

@@ -71,35 +71,45 @@ def usage_once(
 ) -> list[str]:
     """The tenants' pages count every request and token once.
 
-    An admission that died has lost its count, and a request that was sent again is counted where it was and where it
-    went. With one of these, there are bounds: never more than all sendings together, and, while no admission dies,
-    never less than what finished.
+    Where no client leaves or has to send again and no admission dies, they are right to the token. A request that was
+    sent again is counted where it was and where it went; one that was left, until the mesh heard of it; an admission
+    that died has lost its count. These have bounds.
     """
     admissions = [name for name in sorted({*before, *after}) if service_of(name) == "admission"]
     died = any(_life(before, name) != _life(after, name) for name in admissions)
     found = []
     for tenant in tenants:
-        own = [record for record in records if record.tenant == tenant]
+        own = [(record, expected[record.question].usage) for record in records if record.tenant == tenant]
         pages = [_page(after, name, tenant) for name in admissions]
         pasts = [_page(before, name, tenant) for name in admissions if _life(before, name) == _life(after, name)]
         if running := sum(page.running for page in pages):
             found.append(f"{tenant}: {running} requests are counted as running, and none does")
-        uses = [expected[record.question].usage for record in own]
-        loose = died or any(record.resent or record.left or record.error for record in own)
-        for what, of_page, of_use in _COUNTED:
+        for what, of_page, of_record in _COUNTED:
             count = sum(map(of_page, pages)) - sum(map(of_page, pasts))
-            low = sum(of_use(use) for use, record in zip(uses, own, strict=True) if record.finished)
-            high = sum(of_use(use) * (1 + record.resent) for use, record in zip(uses, own, strict=True))
-            if count > (high if loose else low) or (count < low and not died):
-                bounds = f"{0 if died else low} to {high}" if loose else f"{low}"
-                found.append(f"{tenant}: {count} {what} are counted, and should be {bounds}")
+            bounds = [of_record(record, use) for record, use in own]
+            low, high = (0 if died else sum(low for low, _ in bounds)), sum(high for _, high in bounds)
+            if not low <= count <= high:
+                should = f"{low}" if low == high else f"{low} to {high}"
+                found.append(f"{tenant}: {count} {what} are counted, and should be {should}")
     return found
 
 
-_COUNTED: Sequence[tuple[str, Callable[[TenantUsage], int], Callable[[Usage], int]]] = (
-    ("requests", lambda page: page.requests, lambda _: 1),
-    ("prompt tokens", lambda page: page.prompt, lambda use: use.prompt),
-    ("answer tokens", lambda page: page.output, lambda use: use.output),
+def _requests(record: Record, _: Usage) -> tuple[int, int]:
+    return int(not record.error), 1 + record.resent
+
+
+def _prompt(record: Record, use: Usage) -> tuple[int, int]:
+    return use.prompt * int(not record.error), use.prompt * (1 + record.resent)
+
+
+def _output(record: Record, use: Usage) -> tuple[int, int]:
+    return len(record.tokens), use.output * (1 + record.resent)
+
+
+_COUNTED: Sequence[tuple[str, Callable[[TenantUsage], int], Callable[[Record, Usage], tuple[int, int]]]] = (
+    ("requests", lambda page: page.requests, _requests),
+    ("prompt tokens", lambda page: page.prompt, _prompt),
+    ("answer tokens", lambda page: page.output, _output),
 )
 
 
@@ -160,9 +170,6 @@ def _difference(tokens: Sequence[int], want: Sequence[int]) -> str:
 
 
 def _name(record: Record) -> str:
-    ended = "has no end" if record.ended_s is None else f"ended at {record.ended_s:.1f} s"
+    ended = "without end" if record.ended_s is None else f"to {record.ended_s:.1f} s"
     again = f", sent {record.resent + 1} times" if record.resent else ""
-    return (
-        f"{record.tenant}'s {record.door} of question {record.question}, "
-        f"which began at {record.began_s:.1f} s and {ended}{again},"
-    )
+    return f"{record.tenant}'s {record.door} of question {record.question} ({record.began_s:.1f} {ended}{again})"

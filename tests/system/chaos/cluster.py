@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,7 +36,8 @@ DISK_BYTES = 400 * 2**20
 """etcd puts 64 MB aside for each segment of its log, and begins another when it starts."""
 QUOTA_BYTES = 32 * 2**20
 PORT, METRICS_PORT = 8400, 8500
-START_S = 60.0
+START_S = 120.0
+"""Of a machine that is busy with other things."""
 
 
 @dataclass
@@ -66,12 +67,14 @@ class Process(Node):
                     [*self.prefix, *words], cwd=ROOT, env={**os.environ, **self.environment}, stdout=log, stderr=log
                 )
 
-    def stop(self, within_s: float) -> int:
-        """SIGTERM, and waits for the end; its exit code. Raises subprocess.TimeoutExpired."""
+    def stop(self, within_s: float) -> int | None:
+        """SIGTERM, and waits for the end; its exit code, None when it had to be killed."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(within_s)
-        self.process = None
+        code: int | None = None
+        with suppress(subprocess.TimeoutExpired):
+            code = self.process.wait(within_s)
+        self.kill()
         return code
 
     def move_clock(self, ahead_s: float) -> None:

@@ -6,15 +6,17 @@ import random
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, contextmanager, suppress
+from signal import SIGSTOP
 
 from libs.registry import EtcdClient, RegistryError
 from tests.system.chaos import questions
 from tests.system.chaos.cluster import DISK, QUOTA_BYTES, Cluster, Process
 from tests.system.chaos.history import Injected
 from tests.system.chaos.load import Load
-from tests.system.chaos.schedule import CLIENT, ETCD, Fault
+from tests.system.chaos.schedule import CLIENT, ETCD, Fault, service_of
 from tests.system.etcd import BINARY, leader_of
 from tests.system.placement_mesh import ROOT
 
@@ -41,15 +43,24 @@ class Faults:
         self._load = load
         self._chance = chance
         self._began = began
+        self._locks = defaultdict[str, asyncio.Lock](asyncio.Lock)
+        """Of each service: held while one of its processes is in trouble."""
 
     async def inject(self, fault: Fault) -> Injected:
-        """One fault, from its beginning until what it broke is well. Raises AssertionError when that takes too long."""
-        began_s = self._now()
-        what = await self._break(fault)
-        await self._cluster.well([name for name in fault.targets if name in self._cluster.processes])
-        if ETCD in fault.targets:
-            await self._cluster.etcd_well()
-        return Injected(fault, began_s, self._now(), what)
+        """One fault, from its beginning until what it broke is well. Raises AssertionError when that takes too long.
+
+        It begins later than scheduled when its services are not well yet: a busy machine needs its time.
+        """
+        services = sorted({service_of(name) for name in fault.targets} - {CLIENT})
+        async with AsyncExitStack() as stack:
+            for service in services:
+                await stack.enter_async_context(self._locks[service])
+            began_s = self._now()
+            what = await self._break(fault)
+            await self._cluster.well([name for name in fault.targets if name in self._cluster.processes])
+            if ETCD in fault.targets:
+                await self._cluster.etcd_well()
+            return Injected(fault, began_s, self._now(), what)
 
     async def _break(self, fault: Fault) -> str:
         match fault.kind:
@@ -57,11 +68,11 @@ class Faults:
                 await self._kill(fault)
             case "drain":
                 await self._drain(fault)
-            case "freeze":
+            case "freeze" | "freeze for long":
                 await self._freeze(fault)
             case "lose power":
                 await self._lose_power(fault)
-            case "isolate" | "cut" | "cut one way":
+            case "isolate" | "cut" | "cut for long" | "cut one way":
                 await self._cut(fault)
             case "delay":
                 await self._delay(fault)
@@ -69,7 +80,7 @@ class Faults:
                 await self._jump(fault)
             case "clients vanish" | "clients stop reading":
                 await self._clients(fault)
-            case "a client is killed" | "a client loses power":
+            case "a client is killed" | "a client freezes" | "a client loses power":
                 await self._kill_client(fault)
             case "fill etcd's quota":
                 await self._fill_quota(fault)
@@ -92,9 +103,10 @@ class Faults:
         """As a rolling restart does it. Raises AssertionError when the process does not end well."""
         [process] = self._processes(fault)
         code = await asyncio.to_thread(process.stop, DRAIN_S)
-        assert code == 0, f"{process.name} ended with {code} when it was asked to end:\n{process.log()}"
+        log = process.log()
         await asyncio.sleep(fault.lasts_s)
         process.start()
+        assert code == 0, f"{process.name} ended with {code} when it was asked to end:\n{log}"
 
     async def _freeze(self, fault: Fault) -> None:
         [process] = self._processes(fault)
@@ -236,7 +248,8 @@ class Faults:
                     group.create_task(self._load.ask(stops_s=fault.lasts_s))
 
     async def _kill_client(self, fault: Fault) -> None:
-        """A process with answers on their way to it; of one that loses power, nobody hears."""
+        """A process with answers on their way to it. One that freezes reads nothing before it dies; of one that loses
+        power, nobody hears."""
         network = self._cluster.network
         ghost = await asyncio.create_subprocess_exec(
             *(network.prefix(GHOST) if network is not None else []), sys.executable, "-m", "tests.system.chaos.ghost",
@@ -248,7 +261,10 @@ class Faults:
             async with asyncio.timeout(40):
                 await ghost.stdout.readline()
             await asyncio.sleep(0.5)
-            if fault.kind == "a client loses power":
+            if fault.kind == "a client freezes":
+                ghost.send_signal(SIGSTOP)
+                await asyncio.sleep(fault.lasts_s)
+            elif fault.kind == "a client loses power":
                 with self._isolated(GHOST):
                     ghost.kill()
                     await asyncio.sleep(fault.lasts_s)

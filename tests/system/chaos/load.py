@@ -63,7 +63,7 @@ class Load:
     async def open(self) -> AsyncIterator[None]:
         """A client of each kind for every tenant; closed, no connection of theirs is left."""
         async with AsyncExitStack() as stack:
-            for number, tenant in enumerate(asked.STEADY):
+            for number, tenant in enumerate(asked.RECORDED):
                 for kind in ("generate", "session"):
                     target = self._targets[(number + len(self._doors)) % len(self._targets)]
                     client = HeadraceClient(
@@ -98,7 +98,8 @@ class Load:
             pause_s: Between two reads.
             stops_s: The client does not read at all for as long, behind its first tokens.
         """
-        door = self._chance.choice(self._doors)
+        fickle = leaves_after is not None
+        door = self._chance.choice([door for door in self._doors if (door.tenant == asked.FICKLE) is fickle])
         number = self._chance.randrange(len(self._questions)) if number is None else number
         record = Record(number, door.tenant, door.kind, self._now())
         self._records.append(record)

@@ -16,6 +16,9 @@ from services.console.mesh import parts
 MODEL = "chaos"
 OPERATOR, OPERATOR_KEY = "dev", "headrace-dev-key"
 STEADY = ("red", "green", "blue")
+FICKLE = "gray"
+"""The tenant of clients that leave: what they got is known, and not what was made for them."""
+RECORDED = (*STEADY, FICKLE)
 """Tenants whose requests are recorded, and whose pages have to agree with the records."""
 GHOST = "ghost"
 """The tenant of clients that are killed: nobody can say what they got."""
@@ -73,7 +76,7 @@ def write_policy(folder: Path) -> None:
     shutil.copytree(parts.POLICY_DIR / "breakers", folder / "breakers")
     tenants = {
         name: {"name": name, "key_sha256": [sha256(key(name).encode()).hexdigest()], "operator": name == OPERATOR}
-        for name in (*STEADY, GHOST, OPERATOR)
+        for name in (*RECORDED, GHOST, OPERATOR)
     }
     kinds: dict[str, dict[str, dict[str, Any]]] = {"tenants": tenants, "tiers": TIERS, "models": {MODEL: CATALOGUE}}
     for kind, objects in kinds.items():

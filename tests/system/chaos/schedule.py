@@ -1,8 +1,8 @@
 """Which fault comes when: a function of the seed, and of nothing else.
 
 A run is a row of rounds. Faults of one round may overlap, but of every service there is always one process that no
-fault has touched for a while, unless the kind of the fault is about losing all of them: what one fault does to
-requests is then known (`Kind.allows`).
+fault has touched for a while, unless the kind of the fault is about losing all of them: so it is known what a fault
+does to requests (`Kind.allows`). In every second round all admissions live: their counts can be held to the token.
 """
 
 import random
@@ -39,6 +39,7 @@ class Kind:
         amount: Bounds of the fault's size: seconds of delay or of a jump, clients. (0, 0) where it has none.
         allows: Reasons of errors that clients may see because of it, after all that the SDK tries.
         wires: Whether it needs a network of its own.
+        ends: Whether its targets are other processes afterwards.
     """
 
     shape: str
@@ -47,17 +48,23 @@ class Kind:
     amount: tuple[float, float] = (0.0, 0.0)
     allows: frozenset[str] = frozenset()
     wires: bool = False
+    ends: bool = False
 
 
+LONG_S = 10.0
+"""A neighbor that says nothing for so long is given up (libs/rpc/channels.py): its works go elsewhere, and when it
+wakes up it still has them."""
 KINDS: Mapping[str, Kind] = {
-    "kill": Kind("process", 10, (0.2, 2.0)),
-    "kill two": Kind("two", 3, (0.2, 2.0)),
-    "kill all of a service": Kind("twins", 2, (0.2, 1.0), allows=UNAVAILABLE),
-    "drain": Kind("process", 4, (0.2, 1.0)),
+    "kill": Kind("process", 10, (0.2, 2.0), ends=True),
+    "kill two": Kind("two", 3, (0.2, 2.0), ends=True),
+    "kill all of a service": Kind("twins", 2, (0.2, 1.0), allows=UNAVAILABLE, ends=True),
+    "drain": Kind("process", 4, (0.2, 1.0), ends=True),
     "freeze": Kind("process", 8, (1.0, 8.0)),
-    "lose power": Kind("process", 4, (0.5, 6.0), wires=True),
+    "freeze for long": Kind("process", 3, (11.0, 16.0)),
+    "lose power": Kind("process", 4, (0.5, 6.0), wires=True, ends=True),
     "isolate": Kind("process", 4, (1.0, 8.0), wires=True),
     "cut": Kind("pair", 6, (1.0, 8.0), wires=True),
+    "cut for long": Kind("pair", 3, (11.0, 16.0), wires=True),
     "cut one way": Kind("pair", 3, (1.0, 8.0), wires=True),
     "delay": Kind("pair", 5, (2.0, 6.0), (0.02, 0.3), wires=True),
     "kill etcd's leader": Kind("etcd", 3, (0.2, 4.0)),
@@ -71,6 +78,7 @@ KINDS: Mapping[str, Kind] = {
     "clients vanish": Kind("clients", 4, (0.3, 2.0), (4, 16)),
     "clients stop reading": Kind("clients", 4, (2.0, 6.0), (2, 8)),
     "a client is killed": Kind("clients", 2, (0.2, 1.0), (4, 12)),
+    "a client freezes": Kind("clients", 2, (3.0, 8.0), (4, 12)),
     "a client loses power": Kind("clients", 1, (12.0, 14.0), (4, 12), wires=True),
     "the clock jumps": Kind("process", 4, (1.0, 6.0), (0.5, 8.0)),
 }
@@ -122,11 +130,11 @@ def draw(
     names = [name for name in kinds if wires or not KINDS[name].wires]
     chance = random.Random(seed)
     number, drawn = 0, []
-    for _ in range(rounds):
+    for round_number in range(rounds):
         faults: list[Fault] = []
         at_s = FIRST_S + chance.uniform(0.0, 0.5)
         while at_s < seconds:
-            fault = _one(chance, number + 1, at_s, faults, cast, names)
+            fault = _one(chance, number + 1, at_s, faults, cast, names, spares=round_number % 2 == 1)
             if fault is not None:
                 number += 1
                 faults.append(fault)
@@ -142,8 +150,10 @@ def _one(
     before: Sequence[Fault],
     cast: Mapping[str, int],
     kinds: Sequence[str],
+    *,
+    spares: bool,
 ) -> Fault | None:
-    """A fault that may begin now; None when everything is still busy with others."""
+    """A fault that may begin now, and spares the admissions or not; None when everything is still busy with others."""
     if sum(fault.ends_s > at_s for fault in before) >= MOST_AT_ONCE:
         return None
     for _ in range(20):
@@ -157,6 +167,8 @@ def _one(
         elif kind.shape == "clients":
             amount = float(round(amount))
         fault = Fault(number, round(at_s, 2), name, targets, lasts_s, amount)
+        if spares and kind.ends and "admission" in map(service_of, targets):
+            continue
         if all(apart(fault, other) for other in before):
             return fault
     return None

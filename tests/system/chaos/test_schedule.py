@@ -64,6 +64,16 @@ def test_a_service_keeps_one_process(targets: tuple[str, ...], at_s: float, free
     assert apart(Fault(2, at_s, "cut", targets, 1.0), first) is free
 
 
+def test_every_second_round_spares_the_admissions() -> None:
+    ended = [
+        number % 2
+        for number, faults in enumerate(long(10))
+        for fault in faults
+        if KINDS[fault.kind].ends and any(target.startswith("admission") for target in fault.targets)
+    ]
+    assert set(ended) == {0}
+
+
 def test_all_of_a_service_is_what_it_says() -> None:
     for fault in [fault for faults in long(9) for fault in faults if fault.kind == "kill all of a service"]:
         [service] = {target.rpartition("-")[0] for target in fault.targets}

@@ -73,8 +73,9 @@ static inline void machine_cpu_s(double *busy, double *stolen) {
   unsigned long user = 0, nice = 0, system = 0, idle = 0, wait = 0, irq = 0, soft = 0, steal = 0;
   FILE *file = fopen("/proc/stat", "r");
   if (file) {
-    if (fscanf(file, "cpu %lu %lu %lu %lu %lu %lu %lu %lu", &user, &nice, &system, &idle, &wait, &irq, &soft, &steal) != 8)
-      user = 0;
+    int read = fscanf(file, "cpu %lu %lu %lu %lu %lu %lu %lu %lu", &user, &nice, &system, &idle, &wait, &irq, &soft,
+                      &steal);
+    if (read != 8) fprintf(stderr, "/proc/stat is not as expected\n");
     fclose(file);
   }
   double hertz = (double)sysconf(_SC_CLK_TCK);
@@ -177,8 +178,8 @@ static inline int first_length(void) {
 
 static inline void report(void) {
   double seconds = (double)(run.to_ns - run.from_ns) / 1e9;
-  printf("{\"seconds\":%.4f,\"done\":%lu,\"failed\":%lu,\"unsent\":%lu,\"tokens\":%lu,\"merged\":%lu,", seconds, run.done,
-         run.failed, run.unsent, run.tokens, run.merged);
+  printf("{\"seconds\":%.4f,\"done\":%lu,\"failed\":%lu,", seconds, run.done, run.failed);
+  printf("\"unsent\":%lu,\"tokens\":%lu,\"merged\":%lu,", run.unsent, run.tokens, run.merged);
   print_histogram("first_us", &run.first);
   print_histogram("gap_us", &run.gap);
   print_histogram("whole_us", &run.whole);

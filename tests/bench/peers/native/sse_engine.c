@@ -1,4 +1,5 @@
-// A simulated engine with OpenAI's API: streams of server-sent events over HTTP/1.1 on loopback. One thread, epoll.
+// A simulated engine with OpenAI's API for chat completions, always streamed: server-sent events over HTTP/1.1 on
+// loopback. One thread, epoll.
 //
 //   sse_engine PORT[,PORT...] [STEP_US]       GET /control?step_us=N sets the time of a step
 //
@@ -92,13 +93,13 @@ static int chunk(char *to, const char *data) { return sprintf(to, "%zx\r\n%s\r\n
 static int event(char *to, const connection *of, const char *delta, const char *finish) {
   char data[512];
   snprintf(data, sizeof data,
-           "data: {\"id\":\"chatcmpl-%08x\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,\"model\":\"bench\","
-           "\"choices\":[{\"index\":0,\"delta\":{%s},\"logprobs\":null,\"finish_reason\":%s}]}\n\n",
+           "data: {\"id\":\"chatcmpl-%08x\",\"object\":\"chat.completion.chunk\",\"created\":1700000000,"
+           "\"model\":\"bench\",\"choices\":[{\"index\":0,\"delta\":{%s},\"logprobs\":null,\"finish_reason\":%s}]}\n\n",
            of->number, delta, finish);
   return chunk(to, data);
 }
 
-// The next token of a stream; false when its connection is gone. Its text is its number, so gaps and repeats can be seen.
+// The next token of a stream; false when its connection is gone. Its text is its number: gaps and repeats can be seen.
 static bool token(connection *of) {
   char text[4096], delta[64];
   int length = 0;
@@ -119,7 +120,8 @@ static bool token(connection *of) {
 
 static bool reply(connection *of, const char *json) {
   char text[1024];
-  int length = snprintf(text, sizeof text, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %zu\r\n\r\n%s",
+  int length = snprintf(text, sizeof text,
+                        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %zu\r\n\r\n%s",
                         strlen(json), json);
   return put(of, text, (size_t)length);
 }
@@ -136,11 +138,6 @@ static bool answer(connection *of, const char *head, const char *body) {
     of->wanted = number_behind(body, "\"max_tokens\":", number_behind(body, "\"max_completion_tokens\":", 16));
     of->sent = 0;
     of->number = ++requests;
-    bool streamed = strstr(body, "\"stream\":true") || strstr(body, "\"stream\": true");
-    if (!streamed)
-      return reply(of, "{\"id\":\"x\",\"object\":\"chat.completion\",\"created\":1700000000,\"model\":\"bench\",\"choices\":[{\"index\":0,"
-                       "\"message\":{\"role\":\"assistant\",\"content\":\"1\"},\"finish_reason\":\"stop\"}],\"usage\":"
-                       "{\"prompt_tokens\":1,\"completion_tokens\":1,\"total_tokens\":2}}");
     if (stream_count == MOST_STREAMS) return false;
     of->stream = stream_count;
     streams[stream_count++] = of;
@@ -155,8 +152,9 @@ static bool answer(connection *of, const char *head, const char *body) {
                      "\"owned_by\":\"bench\",\"root\":\"bench\",\"max_model_len\":32768}]}");
   if (starts(head, "GET /get_model_info") || starts(head, "GET /model_info") || starts(head, "GET /get_server_info") ||
       starts(head, "GET /server_info"))
-    return reply(of, "{\"model_path\":\"bench\",\"model_id\":\"bench\",\"served_model_name\":\"bench\",\"is_generation\":true,"
-                     "\"version\":\"0.5.5\",\"tp_size\":1,\"dp_size\":1,\"disaggregation_mode\":\"null\"}");
+    return reply(of, "{\"model_path\":\"bench\",\"model_id\":\"bench\",\"served_model_name\":\"bench\","
+                     "\"is_generation\":true,\"version\":\"0.5.5\",\"tp_size\":1,\"dp_size\":1,"
+                     "\"disaggregation_mode\":\"null\"}");
   if (starts(head, "GET /version")) return reply(of, "{\"version\":\"0.11.0\"}");
   return reply(of, "{\"status\":\"ok\"}");
 }

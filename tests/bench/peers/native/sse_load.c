@@ -5,8 +5,8 @@
 //
 // FILE is the request's JSON: behind "max_tokens": four characters for the wanted length, and somewhere the mark of
 // measure.h. A token is an event whose `content` is not empty. Prints one JSON object. An ordinary client leaves
-// it to the kernel when to acknowledge, so a server without TCP_NODELAY shows the 40 ms that this costs; with --quick-ack
-// they are not seen.
+// it to the kernel when to acknowledge, so a server without TCP_NODELAY shows the 40 ms that this costs; --quick-ack
+// hides them.
 #define _GNU_SOURCE
 #include "measure.h"
 
@@ -50,7 +50,8 @@ static void drop(connection *of) {
 }
 
 static bool dial(connection *of) {
-  struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(plan.port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(plan.port)};
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   int on = 1;
   of->fd = socket(AF_INET, SOCK_STREAM, 0);
   if (connect(of->fd, (void *)&to, sizeof to)) {
