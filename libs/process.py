@@ -198,6 +198,18 @@ class MeshProcess:
         """The same while there is something to look after; see libs.turns.while_busy."""
         return turns.while_busy(self.tasks, seconds, action, busy, name)
 
+    async def told_to_end(self) -> None:
+        """Serves until a signal comes; then says, by its health and in etcd, that this process leaves."""
+        assert self._server is not None
+        self._starting = None
+        calm_collector()
+        await self._server.set_serving(True)
+        log.info("serving")
+        await self._signalled.wait()
+        await self._server.set_serving(False)
+        if self._announcement is not None:
+            await self._announcement.withdraw()
+
     async def serve(
         self, begin_drain: Callable[[], None] = lambda: None, in_flight: Callable[[], int] = lambda: 0
     ) -> None:
@@ -207,16 +219,8 @@ class MeshProcess:
             begin_drain: From then on new work is to be handed back.
             in_flight: Works that are still to end; they get `drain_s` seconds.
         """
-        assert self._server is not None
-        self._starting = None
-        calm_collector()
-        await self._server.set_serving(True)
-        log.info("serving")
-        await self._signalled.wait()
+        await self.told_to_end()
         log.info("draining", in_flight=in_flight())
-        await self._server.set_serving(False)
-        if self._announcement is not None:
-            await self._announcement.withdraw()
         begin_drain()
         deadline = self.clock.monotonic() + self.process.drain_s
         while in_flight() and self.clock.monotonic() < deadline:

@@ -182,7 +182,7 @@ _BY_REASON: Mapping[str, type[HeadraceError]] = {
 _BY_CODE: Mapping[int, type[HeadraceError]] = {
     # Nobody here cancels a call and then reads its status: one without a reason is that of a server that stops, which
     # cancels the calls that came too late for its drain.
-    1: Cancelled,
+    1: StageUnavailable,
     3: RequestInvalid,
     4: DeadlinePassed,
     5: ModelUnknown,

@@ -189,12 +189,17 @@ class Forwarder:
         neighbour.flights[flight.up_id] = flight
         neighbour.lane.submit(flight.up_id, flight.progress.resume())
 
-    def _resend(self, flight: Flight) -> None:
-        """Sends a flight again, unless the tokens that have come are already the whole answer."""
+    def _resend(self, flight: Flight, *, counts: bool = True) -> None:
+        """Sends a flight again, unless the tokens that have come are already the whole answer.
+
+        Args:
+            counts: Whether this was an attempt; being handed back by who leaves is none.
+        """
         if not flight.live:  # ended by whoever was told of the one before it
             return
         tokens = len(flight.progress.tokens)
-        flight.attempts = flight.attempts + 1 if tokens == flight.sent_tokens else 0
+        if counts:
+            flight.attempts = flight.attempts + 1 if tokens == flight.sent_tokens else 0
         flight.sent_tokens = tokens
         if flight.cancelled:
             self._end(flight, _failed(Cancelled("cancelled by the caller"), flight))
@@ -329,7 +334,7 @@ class _Neighbour:
             return
         if outcome.error is not None and outcome.error.metadata.get(DRAINING):  # another one may take it
             self.retired, self._forwarder._ready = True, None
-            self._forwarder._resend(flight)
+            self._forwarder._resend(flight, counts=False)
         else:
             self._forwarder._end(flight, outcome)
         if self.retired:

@@ -48,6 +48,7 @@ class ClosedLoops:
     target: str
     key: str
     expected: dict[tuple[str, int], list[int]] = field(default_factory=dict)
+    """The tokens of each answer, by its prompt and length."""
     answered: Counter[str] = field(default_factory=Counter)
     """Whole and right answers, by caller."""
     resent: Counter[str] = field(default_factory=Counter)
@@ -59,8 +60,9 @@ class ClosedLoops:
     """What is being done to the mesh; stands in front of failures."""
 
     async def rehearse(self, lengths: Iterable[int]) -> None:
-        """Asks for every answer once, while nothing happens to the mesh."""
-        wanted = [(prompt(number), tokens) for tokens in set(lengths) for number in range(PROMPTS)]
+        """Asks for every answer that is not known yet, while nothing happens to the mesh."""
+        every = [(prompt(number), tokens) for tokens in set(lengths) for number in range(PROMPTS)]
+        wanted = [one for one in every if one not in self.expected]
         async with connect(self.target, self.key) as client:
             answers = await asyncio.gather(*(client.generate(ask(MODEL, text, tokens)) for text, tokens in wanted))
         for one, answer in zip(wanted, answers, strict=True):

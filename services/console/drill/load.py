@@ -11,7 +11,7 @@ from services.console.drill.values import Kind, Order, Sent
 
 TICK_S = 0.02
 PROBE_S = 1.0
-"""Between two probes."""
+"""Between two probes, at least."""
 SPARE_S = 2.0
 """Between two requests of the protected tenant at the same level."""
 ONCE = RetryPolicy(attempts=1, resume=False)
@@ -46,6 +46,8 @@ class Load:
         self._chance = random.Random(1)  # noqa: S311  -- prompts, not secrets
         self._open: set[asyncio.Task[None]] = set()
         self._as_protected: list[Sent] = []
+        self._probes: list[Sent] = []
+        """Those without an end; at most one of each level, and the last one."""
 
     @property
     def open(self) -> int:
@@ -66,12 +68,18 @@ class Load:
             while owed >= 1 and not self._guard.why:
                 owed -= 1
                 self._send(Kind.LOAD)
-            if now >= probe_at:
+            if now >= probe_at and not self._probing():
                 probe_at = now + PROBE_S
                 self._send(Kind.PROBE)
             if self._spared is not None and self._spare_due(now):
                 self._send(Kind.SPARED)
             await asyncio.sleep(TICK_S)
+
+    def _probing(self) -> bool:
+        """Whether a probe is open that was sent at this level. Where rungs leave much, probes are long: more of them
+        would be most of the load, and hold all slots while levels are to rise."""
+        level = self._level()
+        return any(each.ended < 0 and each.level == level for each in self._probes)
 
     def _spare_due(self, now: float) -> bool:
         """Whether the protected tenant is to ask: rarely, since a tenant that is never refused lowers what is measured
@@ -100,6 +108,8 @@ class Load:
         self.sent.append(sent)
         if kind is Kind.SPARED:
             self._as_protected.append(sent)
+        if kind is Kind.PROBE:
+            self._probes = [*(each for each in self._probes if each.ended < 0), sent]
         self._guard.sent(len(self.sent), sent.at)
         task = asyncio.create_task(self._ask(sent), name="drill request")
         self._open.add(task)

@@ -49,6 +49,7 @@ class Comparison:
             f"Linux {platform.release()}, Python {platform.python_version()}",
             "rounds": options.rounds,
             "phases": {phase.name: phase.title for phase in PHASES.values()},
+            "offered": {phase.name: phase.offered for phase in PHASES.values()},
             "systems": {
                 name: {"note": SYSTEMS[name].note, "charged": list(SYSTEMS[name].charged)} for name in options.peers
             },

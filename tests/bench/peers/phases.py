@@ -21,6 +21,11 @@ class Phase:
     half_of: str = ""
     """Open loop instead, arrivals by chance, at half of the requests per second of that phase in the same round."""
 
+    @property
+    def offered(self) -> float:
+        """Tokens per second that paced engines give; 0 where they are not paced."""
+        return self.flight * 1e6 / self.step_us if self.step_us else 0.0
+
 
 PHASES = {
     phase.name: phase

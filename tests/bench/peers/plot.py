@@ -37,6 +37,7 @@ def _bars(axes: Axes, title: str, values: Mapping[str, float]) -> None:
     axes.set_xscale("log")
     axes.set_title(title, fontsize=11)
     for place, label in enumerate(labels):
-        axes.annotate(f" {values[label]:,.3g}", (values[label], place), va="center", fontsize=9)
+        value = values[label]
+        axes.annotate(f" {value:,.0f}" if value >= 100 else f" {value:.3g}", (value, place), va="center", fontsize=9)
     axes.margins(x=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -53,17 +53,10 @@ def move(pids: Iterable[int], core: int) -> None:
 
 def family(pid: int) -> list[int]:
     """A process and all that it started; empty when it has ended."""
-    found, ahead = [], [pid]
-    while ahead:
-        member = ahead.pop()
-        try:
-            tasks = [task.read_text() for task in Path(f"/proc/{member}/task").glob("*/children")]
-        except OSError:  # a thread of it has just ended
-            tasks = []
-        if Path(f"/proc/{member}").exists():
-            found.append(member)
-            ahead += [int(child) for task in tasks for child in task.split()]
-    return found
+    try:
+        return [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]
+    except psutil.NoSuchProcess:
+        return []
 
 
 def cpu_s(pids: Iterable[int]) -> float:

@@ -18,6 +18,7 @@ from tests.bench.peers.results import (
     is_ours,
     is_peer,
     median,
+    of_group,
     per_request,
     per_second,
     per_token,
@@ -26,6 +27,8 @@ from tests.bench.peers.results import (
     with_engines,
 )
 
+GIVEN = 0.95
+"""Of the tokens offered: with fewer, CPU per token is that of a system that is not done with its first requests."""
 COLUMNS: dict[str, tuple[Figure | tuple[Figure, Figure], str]] = {
     "CPU µs/token": (per_token, ",.1f"),
     "with engines": (with_engines, ",.1f"),
@@ -43,12 +46,13 @@ def markdown(results: Record) -> str:
     disturbed = sum(run["foreign"] > DISTURBED for run in results["runs"])
     lines = [
         f"{results['machine']}; {results['rounds']} round(s). Beside {disturbed} of {len(results['runs'])} runs others "
-        f"used more than {DISTURBED:g} cores; \\*: no run was quieter.",
+        f"used more than {DISTURBED:g} cores. \\*: no run was quieter. †: fewer than {GIVEN:.0%} of the tokens came "
+        "that the engines' pace allows.",
         "",
     ]
     for phase in dict.fromkeys(run["phase"] for run in results["runs"]):
         lines += [f"**{phase}**: {results['phases'][phase]}", "", *_phase(results, phase), ""]
-    lines += [*_idle(results), "", *_deaths(results), "", *_verdict(results)]
+    lines += [*_parts(results), "", *_idle(results), "", *_deaths(results), "", *_verdict(results)]
     return "\n".join([*lines, *(f"- FAILED: {text}" for text in results["failures"])])
 
 
@@ -65,11 +69,28 @@ def _phase(results: Record, phase: str) -> Iterator[str]:
     yield from _head("", *COLUMNS, "failed")
     for label, runs in targets(results, phase).items():
         mark = "" if all(run["foreign"] <= DISTURBED for run in quietest(runs)) else " \\*"
+        if median(runs, per_second("tokens")) < GIVEN * results["offered"][phase]:
+            mark += " †"
         cells = [
             ", ".join(format(median(runs, of), form) for of in (figures if isinstance(figures, tuple) else [figures]))
             for figures, form in COLUMNS.values()
         ]
         yield _row(label + mark, *cells, sum(run["failed"] for run in runs))
+
+
+def _parts(results: Record) -> Iterator[str]:
+    """Of systems that are several processes."""
+    for name in (name for name, each in results["systems"].items() if len(each["charged"]) > 1):
+        runs = [run for run in results["runs"] if run["system"] == name]
+        if not runs:
+            continue
+        groups = list(runs[0]["cpu_s"])
+        yield from _head(f"{name}: CPU by part", "per", *groups)
+        for phase in dict.fromkeys(run["phase"] for run in runs):
+            per, what = ("token", "tokens") if results["offered"][phase] else ("request", "done")
+            for label, found in targets({"runs": runs}, phase).items():
+                cells = [median(found, of_group(group, what)) for group in groups]
+                yield _row(f"{label}, {phase}", per, *(f"{cell:,.1f}" for cell in cells))
 
 
 def _idle(results: Record) -> Iterator[str]:

@@ -60,6 +60,11 @@ def with_engines(run: Record) -> float:
     return (sum(used.values()) - used.get("rest", 0.0)) * 1e6 / max(int(run["tokens"]), 1)
 
 
+def of_group(group: str, per: str) -> Figure:
+    """CPU µs of a group of processes, per one of `done` or `tokens`."""
+    return lambda run: float(run["cpu_s"][group]) * 1e6 / max(int(run[per]), 1)
+
+
 def in_ms(what: str, share: str) -> Figure:
     """A quantile ("p50", "p90", "p99") of `first_us`, `gap_us` or `whole_us`."""
     return lambda run: float(run[what][share]) / 1000

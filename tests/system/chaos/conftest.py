@@ -9,5 +9,5 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The seed and the length of the run."""
     group = parser.getgroup("chaos", "faults on a running mesh")
-    group.addoption("--chaos-seed", type=int, default=1, help="of the schedule of faults (default: 1)")
-    group.addoption("--chaos-minutes", type=float, default=None, help="of faults; a short, mild run without")
+    group.addoption("--chaos-seed", type=int, default=None, help="of the schedule of faults")
+    group.addoption("--chaos-minutes", type=float, default=None, help="of faults; a short run without")

@@ -26,8 +26,8 @@ DRAIN_S = 30.0
 ETCDCTL = BINARY.parent / "etcdctl"
 JUNK = "/junk/"
 JUNK_BYTES = 1_000_000
-MOST_JUNK = 64
-"""More than fits into etcd's quota."""
+FILL_S = 60.0
+"""Within so long etcd's quota is full."""
 
 
 class Faults:
@@ -188,11 +188,13 @@ class Faults:
 
     async def _fill_quota(self, fault: Fault) -> None:
         """etcd refuses everything that would take room, until somebody makes some."""
-        await self._junk(MOST_JUNK)
-        alarms = await asyncio.to_thread(self._etcdctl, "alarm", "list")
-        assert "NOSPACE" in alarms, f"etcd took {MOST_JUNK} MB, its quota is {QUOTA_BYTES} bytes"
-        await asyncio.sleep(fault.lasts_s)
-        await asyncio.to_thread(self._clear)
+        try:
+            async with asyncio.timeout(FILL_S):
+                while "NOSPACE" not in await asyncio.to_thread(self._etcdctl, "alarm", "list"):
+                    await self._junk(QUOTA_BYTES // JUNK_BYTES + 1)
+            await asyncio.sleep(fault.lasts_s)
+        finally:
+            await asyncio.to_thread(self._clear)
 
     async def _fill_disk(self, fault: Fault) -> str:
         member = self._cluster.members[DISK]

@@ -28,13 +28,10 @@ from tests.system.chaos.faults import Faults
 from tests.system.chaos.history import Expected, Injected, Rest, Round
 from tests.system.chaos.load import Load, undisturbed
 from tests.system.chaos.rest import Logs, idle, look
-from tests.system.chaos.schedule import CLIENT, KINDS, LONG_S, Fault, draw
+from tests.system.chaos.schedule import CLIENT, EVERY_S, KINDS, SHORT_MINUTES, Fault, draw
 
 LOOPS = 20
 """Requests in flight, more or less."""
-ROUND_S = 60.0
-"""Faults begin for as long; then come their end, and the rest."""
-EVERY_S = 1.6
 REASONS = [value.name.removeprefix("ERROR_REASON_") for value in pb.ErrorReason.DESCRIPTOR.values]
 DOCUMENTED = frozenset({*REASONS, "UNAVAILABLE"}) - {"UNSPECIFIED", "INTERNAL"}
 """docs/operations.md has each of them, and the code of a status without reason; INTERNAL is a bug."""
@@ -90,7 +87,7 @@ class Run:
             await self._mesh.etcd_well()
             await asyncio.sleep(1.0)
             stop.set()
-        one.deaths = self._mesh.deaths()
+        one.deaths += self._mesh.deaths()
         one.busy = await idle(self._mesh)
         one.after = self._last = await look(self._mesh)
         one.traces = self._logs.traces()
@@ -159,7 +156,7 @@ def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
-    parser.add_argument("--minutes", type=float, default=0.5, help="of faults, rests not counted")
+    parser.add_argument("--minutes", type=float, default=SHORT_MINUTES, help="of faults, rests not counted")
     parser.add_argument("--every", type=float, default=EVERY_S, help="mean seconds between two faults")
     parser.add_argument("--only", action="append", choices=list(KINDS), help="kinds of faults; all without")
     parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
@@ -173,13 +170,11 @@ def main() -> int:
 
     if not arguments.inside:
         say(f"no network of its own, so no fault of the network: {why}")
-    rounds = max(2, round(arguments.minutes * 60 / ROUND_S))
     schedule = draw(
-        arguments.seed, rounds, min(ROUND_S, arguments.minutes * 60 / rounds), arguments.every, CAST,
-        kinds=arguments.only or [name for name, kind in KINDS.items() if rounds > 2 or kind.lasts_s[1] < LONG_S],
-        wires=arguments.inside,
+        arguments.seed, arguments.minutes, CAST,
+        every_s=arguments.every, kinds=arguments.only or (), wires=arguments.inside,
     )  # fmt: skip
-    say(f"seed {arguments.seed}: {sum(map(len, schedule))} faults in {rounds} rounds")
+    say(f"seed {arguments.seed}: {sum(map(len, schedule))} faults in {len(schedule)} rounds")
     began = time.monotonic()
     report = asyncio.run(run(arguments.seed, schedule, arguments.inside, say))
     say(

@@ -6,12 +6,17 @@ does to requests (`Kind.allows`). In every second round all admissions live: the
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 RECOVERY_S = 5.0
 """After a fault its targets are left alone for as long: processes start, lanes come back, leases are renewed."""
 MOST_AT_ONCE = 3
+ROUND_S = 60.0
+"""Faults of a round begin for as long; then come their end, and a rest."""
+EVERY_S = 1.6
+SHORT_SEED, SHORT_MINUTES, SHORT_EVERY_S = 2461, 0.4, 2.2
+"""The short run of CI: a seed whose few faults are of many kinds."""
 FIRST_S = 0.5
 """The first fault of a round comes about then: load must run."""
 ETCD = "etcd"
@@ -110,24 +115,27 @@ class Fault:
 
 def draw(
     seed: int,
-    rounds: int,
-    seconds: float,
-    every_s: float,
+    minutes: float,
     cast: Mapping[str, int],
     *,
-    kinds: Sequence[str] = tuple(KINDS),
+    every_s: float = EVERY_S,
+    kinds: Collection[str] = (),
     wires: bool = True,
 ) -> Sequence[Sequence[Fault]]:
     """The faults of each round, in order of time.
 
     Args:
-        rounds, seconds: How many rounds, and how long faults begin within each.
-        every_s: Mean time between two faults.
+        minutes: How long faults begin, all rounds together. One of a minute or less has two short rounds, without the
+            kinds that take long.
         cast: Processes of each service: {"router": 2} are router-1 and router-2. At least two each.
-        kinds: Which to draw from.
+        every_s: Mean time between two faults.
+        kinds: Which to draw from; all of them without.
         wires: Whether the network can be cut.
     """
-    names = [name for name in kinds if wires or not KINDS[name].wires]
+    rounds = max(2, round(minutes * 60 / ROUND_S))
+    seconds = min(ROUND_S, minutes * 60 / rounds)
+    fitting = [name for name, kind in KINDS.items() if rounds > 2 or kind.lasts_s[1] < LONG_S]
+    names = [name for name in kinds or fitting if wires or not KINDS[name].wires]
     chance = random.Random(seed)
     number, drawn = 0, []
     for round_number in range(rounds):

@@ -4,14 +4,27 @@ from itertools import combinations
 
 import pytest
 
-from tests.system.chaos.schedule import CLIENT, ETCD, KINDS, MOST_AT_ONCE, SERVICES, Fault, apart, draw
+from tests.system.chaos.schedule import (
+    CLIENT,
+    ETCD,
+    KINDS,
+    MOST_AT_ONCE,
+    SERVICES,
+    SHORT_EVERY_S,
+    SHORT_MINUTES,
+    SHORT_SEED,
+    Fault,
+    apart,
+    draw,
+    service_of,
+)  # fmt: skip
 
 CAST = {"admission": 2, "router": 2, "batcher": 2, "kvcache": 2, "executor": 3, "placement": 2}
 NAMES = {CLIENT, ETCD, *(f"{service}-{number}" for service, count in CAST.items() for number in range(1, count + 1))}
 
 
-def long(seed: int, **options: bool) -> list[list[Fault]]:
-    return [list(faults) for faults in draw(seed, 40, 30.0, 2.0, CAST, **options)]  # type: ignore[arg-type]
+def long(seed: int, *, wires: bool = True) -> list[list[Fault]]:
+    return [list(faults) for faults in draw(seed, 20.0, CAST, wires=wires)]
 
 
 def test_a_seed_has_one_schedule() -> None:
@@ -25,6 +38,19 @@ def test_a_long_schedule_has_every_kind_and_every_target() -> None:
     assert {fault.kind for fault in faults} == set(KINDS)
     assert {target for fault in faults for target in fault.targets} == NAMES
     assert [fault.number for fault in faults] == list(range(1, len(faults) + 1))
+
+
+def test_the_short_run_is_short_and_has_something_of_everything() -> None:
+    """Another seed may be needed when the kinds change."""
+    short = draw(SHORT_SEED, SHORT_MINUTES, CAST, every_s=SHORT_EVERY_S)
+    assert max(fault.ends_s for faults in short for fault in faults) < 15.0
+    faults = [fault for faults in short for fault in faults]
+    kinds = [KINDS[fault.kind] for fault in faults]
+    assert len(faults) >= 12
+    assert {kind.shape for kind in kinds} >= {"process", "pair", "etcd", "clients"}
+    assert any(kind.wires for kind in kinds)
+    ended = {service_of(name) for fault in faults if KINDS[fault.kind].ends for name in fault.targets}
+    assert ended >= {"admission", "router", "batcher", "kvcache", "executor"}
 
 
 def test_sizes_are_within_their_bounds() -> None:
