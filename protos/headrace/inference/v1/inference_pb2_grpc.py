@@ -85,7 +85,8 @@ class InferenceServiceServicer:
     def Session(self, request_iterator, context):
         """Carries many generations on one stream: cheaper per token than one Generate call each. Answers of
         different generations are interleaved; each generation ends in exactly one `finish` or `failure`.
-        When the client half-closes, running generations complete and the stream ends.
+        When the client half-closes, running generations complete and the stream ends. The mesh may end the stream
+        with OK when none of its generations run, because a process leaves: open another.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -45,7 +45,8 @@ class InferenceServiceStub:
     Session: _grpc.StreamStreamMultiCallable[_inference_pb2.SessionRequest, _inference_pb2.SessionResponse]
     """Carries many generations on one stream: cheaper per token than one Generate call each. Answers of
     different generations are interleaved; each generation ends in exactly one `finish` or `failure`.
-    When the client half-closes, running generations complete and the stream ends.
+    When the client half-closes, running generations complete and the stream ends. The mesh may end the stream
+    with OK when none of its generations run, because a process leaves: open another.
     """
     CountTokens: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]
     """Counts the tokens of a prompt as Generate would, without running anything."""
@@ -73,7 +74,8 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     Session: _aio.StreamStreamMultiCallable[_inference_pb2.SessionRequest, _inference_pb2.SessionResponse]  # type: ignore[assignment]
     """Carries many generations on one stream: cheaper per token than one Generate call each. Answers of
     different generations are interleaved; each generation ends in exactly one `finish` or `failure`.
-    When the client half-closes, running generations complete and the stream ends.
+    When the client half-closes, running generations complete and the stream ends. The mesh may end the stream
+    with OK when none of its generations run, because a process leaves: open another.
     """
     CountTokens: _aio.UnaryUnaryMultiCallable[_inference_pb2.CountTokensRequest, _inference_pb2.CountTokensResponse]  # type: ignore[assignment]
     """Counts the tokens of a prompt as Generate would, without running anything."""
@@ -110,7 +112,8 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_inference_pb2.SessionResponse], _abc.AsyncIterator[_inference_pb2.SessionResponse]]:
         """Carries many generations on one stream: cheaper per token than one Generate call each. Answers of
         different generations are interleaved; each generation ends in exactly one `finish` or `failure`.
-        When the client half-closes, running generations complete and the stream ends.
+        When the client half-closes, running generations complete and the stream ends. The mesh may end the stream
+        with OK when none of its generations run, because a process leaves: open another.
         """
 
     @_abc_1.abstractmethod

@@ -206,7 +206,8 @@ class Tenant(_message.Message):
     """
     tokens_per_min: _builtins.int
     """Most tokens per minute, prompts and answers, over all admission processes together; 0 means no limit. The whole
-    answer is reserved on entry and what it did not use given back at its end.
+    answer is reserved on entry and what it did not use given back at its end. They are spent evenly: a sixtieth each
+    second, and no more than one second's worth is saved up; who has taken more waits until that is made up for.
     """
     prompt_storage: Global___PromptStorage.ValueType
     """What the audit log keeps of its prompts and answers. Unspecified counts as REDACTED."""

@@ -1292,7 +1292,7 @@ class TenantSpending(_message.Message):
     tokens_per_s: _builtins.float
     """Tokens per second that these asked for."""
     running: _builtins.int
-    """Requests in flight."""
+    """Requests in flight, of tenants with a max_concurrency; 0 of the others."""
     def __init__(
         self,
         *,
