@@ -95,6 +95,9 @@ class Comparison:
         for door in system.doors:
             if self.options.doors and door not in (*self.options.doors, "http"):
                 continue
+            if time.monotonic() > self.end:
+                self._failed(f"round {number + 1}, {name}, {door}, {phase}: no time left")
+                return
             for result in self._tries(system, name, door, phase, number):
                 self._keep("runs", result)
 

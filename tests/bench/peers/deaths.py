@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import aiohttp
 from grpc import aio
@@ -21,8 +22,11 @@ from tests.bench.peers.systems.system import HOST, HttpSystem, System
 from tests.system.client import BOTH, Answer, connect
 
 STREAMS, TOKENS, LATER, LATER_TOKENS = 32, 128, 20, 4
-BEFORE_DEATH_S = 1.0
-PAUSE_S = 0.1
+BEFORE_DEATH = 32
+"""Tokens that every stream has, so that all are under way."""
+BEFORE_DEATH_S = 20.0
+"""After them it happens anyway."""
+PAUSE_S, POLL_S = 0.1, 0.02
 PATIENCE_S = 40.0
 
 
@@ -65,8 +69,8 @@ class Death:
     """One of them."""
 
 
-Ask = Callable[[int, int], Coroutine[None, None, Stream]]
-"""One request: its number, and the tokens wanted."""
+Ask = Callable[[int, int, Stream], Coroutine[None, None, None]]
+"""One request: its number, the tokens wanted, and where what comes is put."""
 
 
 async def kill_one(system: System, name: str) -> Death:
@@ -74,36 +78,51 @@ async def kill_one(system: System, name: str) -> Death:
     if isinstance(system, Headrace):
         async with connect(*system.target) as client:
 
-            async def ask(number: int, tokens: int) -> Stream:
+            async def ask(number: int, tokens: int, into: Stream) -> None:
                 request = system.request("generate_ids", DEATH_STEP_US)
                 request.chat.messages[1].content = request.chat.messages[1].content.replace(MARK, f"{number:08d}")
                 request.sampling.CopyFrom(pb.Sampling(max_tokens=tokens, ignore_end=True, temperature=0))
                 request.output_form = BOTH
-                return await _generate(client.generate, request)
+                await _generate(client.generate, request, into)
 
-            undisturbed = await asyncio.gather(*(ask(number, TOKENS) for number in range(STREAMS)))
+            undisturbed = await _all(ask)
             return await _observe(system, name, ask, [stream.pieces for stream in undisturbed])
     assert isinstance(system, HttpSystem)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         numbered: list[object] = [f" {position}" for position in range(TOKENS)]
         expected = [numbered] * STREAMS if isinstance(system, Proxy) else None
-        return await _observe(system, name, lambda number, tokens: _events(session, system, number, tokens), expected)
+        return await _observe(
+            system, name, lambda number, tokens, into: _events(session, system, number, tokens, into), expected
+        )
+
+
+async def _all(ask: Ask, under_way: Callable[[], None] | None = None) -> list[Stream]:
+    """All streams at once; calls `under_way`, in a thread, when each has BEFORE_DEATH tokens."""
+    streams = [Stream() for _ in range(STREAMS)]
+    async with asyncio.TaskGroup() as group:
+        for number, stream in enumerate(streams):
+            group.create_task(ask(number, TOKENS, stream))
+        if under_way is not None:
+            end = time.monotonic() + BEFORE_DEATH_S
+            while time.monotonic() < end and min(len(stream.pieces) for stream in streams) < BEFORE_DEATH:
+                await asyncio.sleep(POLL_S)
+            await asyncio.to_thread(under_way)
+    return streams
 
 
 async def _observe(system: System, name: str, ask: Ask, expected: Sequence[Sequence[object]] | None) -> Death:
     for number in range(4):  # connections are made, prefixes are known
-        await ask(1000 + number, LATER_TOKENS)
+        await ask(1000 + number, LATER_TOKENS, Stream())
     engines = system.engine_pids()
     before = [cpu_s(pids) for pids in engines]
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask(number, TOKENS)) for number in range(STREAMS)]
-        await asyncio.sleep(BEFORE_DEATH_S)
-        busiest = max(range(len(engines)), key=lambda index: cpu_s(engines[index]) - before[index])
-        await asyncio.to_thread(system.kill_engine, busiest)
-        streams = await asyncio.gather(*tasks)
-    later = []
-    for number in range(LATER):
-        later.append(await ask(2000 + number, LATER_TOKENS))
+
+    def kill_busiest() -> None:
+        system.kill_engine(max(range(len(engines)), key=lambda index: cpu_s(engines[index]) - before[index]))
+
+    streams = await _all(ask, kill_busiest)
+    later = [Stream() for _ in range(LATER)]
+    for number, stream in enumerate(later):
+        await ask(2000 + number, LATER_TOKENS, stream)
         await asyncio.sleep(PAUSE_S)
     right = [
         stream.ended and (stream.pieces == list(expected[number]) if expected else len(stream.pieces) >= TOKENS - 2)
@@ -126,35 +145,34 @@ def _gap_ms(stream: Stream) -> float:
     return max(gaps, default=0.0) * 1000
 
 
-async def _generate(call: Callable[..., Awaitable[Answer]], request: pb.GenerateRequest) -> Stream:
-    begin, answer, error = time.monotonic(), Answer(), ""
+async def _generate(call: Callable[..., Awaitable[Answer]], request: pb.GenerateRequest, into: Stream) -> None:
+    begin = time.monotonic()
+    answer = Answer(token_ids=cast(list[int], into.pieces), times=into.times)
     try:
         await call(request, timeout_s=PATIENCE_S, into=answer)
     except aio.AioRpcError as raised:
-        error = f"{raised.code().name}: {raised.details()}"
-    return Stream(list(answer.token_ids), answer.times, answer.finish is not None, error, time.monotonic() - begin)
+        into.error = f"{raised.code().name}: {raised.details()}"
+    into.ended = answer.finish is not None
+    into.seconds = time.monotonic() - begin
 
 
-async def _events(session: aiohttp.ClientSession, system: HttpSystem, number: int, tokens: int) -> Stream:
-    begin, stream = time.monotonic(), Stream()
+async def _events(session: aiohttp.ClientSession, system: HttpSystem, number: int, tokens: int, into: Stream) -> None:
+    begin = time.monotonic()
     body = json.dumps(system.request(tokens)).replace(MARK, f"{number:08d}")
     headers = {"content-type": "application/json", "authorization": "Bearer bench"}
+    url = f"http://{HOST}:{system.port}/v1/chat/completions"
     try:
-        async with (
-            asyncio.timeout(PATIENCE_S),
-            session.post(f"http://{HOST}:{system.port}/v1/chat/completions", data=body, headers=headers) as answer,
-        ):
+        async with asyncio.timeout(PATIENCE_S), session.post(url, data=body, headers=headers) as answer:
             if answer.status != 200:
-                stream.error = f"{answer.status}: {await answer.text()}"
+                into.error = f"{answer.status}: {await answer.text()}"
             else:
                 async for line in answer.content:
-                    _line(stream, line.strip().removeprefix(b"data: "))
+                    _line(into, line.strip().removeprefix(b"data: "))
     except aiohttp.ClientPayloadError:
         pass  # cut off: nobody said anything
     except (aiohttp.ClientError, TimeoutError) as raised:
-        stream.error = f"{type(raised).__name__}: {raised}"
-    stream.seconds = time.monotonic() - begin
-    return stream
+        into.error = f"{type(raised).__name__}: {raised}"
+    into.seconds = time.monotonic() - begin
 
 
 def _line(stream: Stream, data: bytes) -> None:

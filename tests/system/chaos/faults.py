@@ -66,6 +66,8 @@ class Faults:
         match fault.kind:
             case "kill" | "kill two" | "kill all of a service":
                 await self._kill(fault)
+            case "kill as it starts":
+                await self._kill_twice(fault)
             case "drain":
                 await self._drain(fault)
             case "freeze" | "freeze for long":
@@ -98,6 +100,15 @@ class Faults:
         await asyncio.sleep(fault.lasts_s)
         for process in self._processes(fault):
             process.start()
+
+    async def _kill_twice(self, fault: Fault) -> None:
+        """The second time somewhere between its first line and its first work."""
+        [process] = self._processes(fault)
+        process.kill()
+        process.start()
+        await asyncio.sleep(fault.lasts_s)
+        process.kill()
+        process.start()
 
     async def _drain(self, fault: Fault) -> None:
         """As a rolling restart does it. Raises AssertionError when the process does not end well."""

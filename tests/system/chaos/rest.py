@@ -5,7 +5,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from headrace.operations.v1 import operations_pb2 as ops
 from libs.registry import keys
@@ -20,17 +20,22 @@ NEVER = (names.KVCACHE_FAULTS,)
 """Zero always: books that did not add up."""
 WHOLE = {names.PROCESS_ETCD.name: 1.0, names.ROUTER_LANES.name: CAST["batcher"]}
 """What the mesh has when all of it is back."""
+LATE_S = 6.0
+"""A rest that takes longer than this is told."""
 FRAMES = 6
 """Of a traceback, as many of our own are told."""
 
 
-async def idle(cluster: Cluster) -> list[str]:
+async def idle(cluster: Cluster, say: Callable[[str], None] = lambda _: None) -> list[str]:
     """Returns when nothing is in flight, queued or reserved, and empty; or after IDLE_S, with what is."""
-    end = time.monotonic() + IDLE_S
+    began, late, busy = time.monotonic(), False, list[str]()
     while True:
+        if not late and time.monotonic() > began + LATE_S:
+            late = True
+            say(f"  not at rest after {LATE_S:g} s: {busy}")
         pages = await asyncio.gather(*(asyncio.to_thread(_busy, process) for process in cluster.processes.values()))
         busy = [line for page in pages for line in page] + await _absent(cluster)
-        if not busy or time.monotonic() > end:
+        if not busy or time.monotonic() > began + IDLE_S:
             return busy
         await asyncio.sleep(0.3)
 

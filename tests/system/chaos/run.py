@@ -13,10 +13,8 @@ import random
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from headrace.inference.v1 import inference_pb2 as pb
@@ -27,6 +25,7 @@ from tests.system.chaos.cluster import CAST, Cluster, cluster
 from tests.system.chaos.faults import Faults
 from tests.system.chaos.history import Expected, Injected, Rest, Round
 from tests.system.chaos.load import Load, undisturbed
+from tests.system.chaos.report import Report
 from tests.system.chaos.rest import Logs, idle, look
 from tests.system.chaos.schedule import CLIENT, EVERY_S, KINDS, SHORT_MINUTES, Fault, draw
 
@@ -39,18 +38,6 @@ LOG_CHARS = 2000
 INSIDE = "--inside"
 
 Say = Callable[[str], None]
-
-
-@dataclass(slots=True)
-class Report:
-    """What came of a run."""
-
-    faults: Counter[str] = field(default_factory=Counter)
-    requests: int = 0
-    tokens: int = 0
-    resent: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    violations: list[str] = field(default_factory=list)
 
 
 class Run:
@@ -88,7 +75,7 @@ class Run:
             await asyncio.sleep(1.0)
             stop.set()
         one.deaths += self._mesh.deaths()
-        one.busy = await idle(self._mesh)
+        one.busy = await idle(self._mesh, self._say)
         one.after = self._last = await look(self._mesh)
         one.traces = self._logs.traces()
         self._first = {
@@ -109,21 +96,12 @@ class Run:
         self._say(f"  {_told(injected)}")
 
     def _count(self, number: int, one: Round) -> None:
-        found = violations(one, self._expected, questions.RECORDED, DOCUMENTED)
-        report, errors = self.report, Counter(record.error for record in one.records if record.error)
-        report.faults.update(each.fault.kind for each in one.faults)
-        report.requests += len(one.records)
-        report.tokens += (tokens := sum(len(record.tokens) for record in one.records))
-        report.resent += (resent := sum(record.resent for record in one.records))
-        report.errors += errors
-        self._say(
-            f"round {number}: {len(one.faults)} faults, {len(one.records)} requests, {tokens} tokens, "
-            f"{resent} sent again, errors {dict(errors)}, {len(found)} violations"
-        )
-        if found:
-            report.violations += [f"round {number}: {line}" for line in found]
-            for line in found:
-                self._say(f"  violation: {line}")
+        alone = Report()
+        for counted in (alone, self.report):
+            counted.add(one, violations(one, self._expected, questions.RECORDED, DOCUMENTED))
+        self._say(f"round {number}: {alone}")
+        for line in alone.violations:
+            self._say(f"  violation: {line}")
 
 
 def _told(injected: Injected) -> str:
@@ -177,11 +155,7 @@ def main() -> int:
     say(f"seed {arguments.seed}: {sum(map(len, schedule))} faults in {len(schedule)} rounds")
     began = time.monotonic()
     report = asyncio.run(run(arguments.seed, schedule, arguments.inside, say))
-    say(
-        f"seed {arguments.seed}: {report.faults.total()} faults, {report.requests} requests, {report.tokens} tokens, "
-        f"{report.resent} sent again, errors {dict(report.errors)}, {len(report.violations)} violations, "
-        f"{time.monotonic() - began:.0f} s"
-    )
+    say(f"seed {arguments.seed}: {report}, {time.monotonic() - began:.0f} s")
     say(f"faults: {dict(report.faults.most_common())}")
     return 1 if report.violations else 0
 

@@ -15,7 +15,7 @@ MOST_AT_ONCE = 3
 ROUND_S = 60.0
 """Faults of a round begin for as long; then come their end, and a rest."""
 EVERY_S = 1.6
-SHORT_SEED, SHORT_MINUTES, SHORT_EVERY_S = 2461, 0.4, 2.2
+SHORT_SEED, SHORT_MINUTES, SHORT_EVERY_S = 4308, 0.4, 2.2
 """The short run of CI: a seed whose few faults are of many kinds."""
 FIRST_S = 0.5
 """The first fault of a round comes about then: load must run."""
@@ -62,6 +62,7 @@ wakes up it still has them."""
 KINDS: Mapping[str, Kind] = {
     "kill": Kind("process", 10, (0.2, 2.0), ends=True),
     "kill two": Kind("two", 3, (0.2, 2.0), ends=True),
+    "kill as it starts": Kind("process", 3, (0.3, 3.0), ends=True),
     "kill all of a service": Kind("twins", 2, (0.2, 1.0), allows=UNAVAILABLE, ends=True),
     "drain": Kind("process", 4, (0.2, 1.0), ends=True),
     "freeze": Kind("process", 8, (1.0, 8.0)),

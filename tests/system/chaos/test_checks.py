@@ -6,6 +6,7 @@ import pytest
 
 from tests.system.chaos.checks import violations
 from tests.system.chaos.history import Expected, Injected, Record, Rest, Round, TenantUsage, Usage
+from tests.system.chaos.report import Report
 from tests.system.chaos.schedule import Fault
 
 EXPECTED = [Expected((1, 2, 3), "abc", Usage(7, 3)), Expected((4, 5), "de", Usage(5, 2))]
@@ -174,6 +175,16 @@ def test_a_process_that_is_gone_is_told() -> None:
     one = whole()
     one.after = {"admission-1": one.after["admission-1"]}
     assert "router-1 is not there any more" in wrong(one)
+
+
+def test_a_report_adds_rounds_up() -> None:
+    report, one = Report(), whole()
+    one.first = {"admission-1": replace(rest(), resident=50_000_000, files=38, tasks=29), "router-1": rest(1)}
+    one.records.append(failed("OVERLOADED"))
+    report.add(one, wrong(one).splitlines())
+    report.add(one, [])
+    assert "2 faults, 6 requests, 10 tokens, 0 sent again, errors {'OVERLOADED': 2}" in str(report)
+    assert "grew by 10 MB, 2 files and 1 tasks at most, 1 violations" in str(report)
 
 
 @pytest.mark.parametrize("what", ["busy", "deaths", "traces"])
