@@ -1,13 +1,15 @@
 """The audit log: what is kept, for how long, and what is taken out of it."""
 
+from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.clock import SystemClock
-from services.admission.audit import Audit, Entry
+from services.admission.audit import Audit, Entry, store
 from services.admission.audit.redact import redact
 from services.admission.audit.store import Search, Store
 from services.admission.policy import Storage
@@ -53,12 +55,12 @@ def test_an_address_among_blanks_never_stays(before: str, address: str, after: s
 
 
 def test_the_newest_come_first_and_searches_narrow_them(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.append([entry(time=3 * DAY, request_id="c"), entry(time=DAY, request_id="a")])
-    store.append([entry("other", 3 * DAY + 1, request_id="d", change="{}"), entry(time=2 * DAY, request_id="b")])
+    files = Store(tmp_path)
+    files.append([entry(time=3 * DAY, request_id="c"), entry(time=DAY, request_id="a")])
+    files.append([entry("other", 3 * DAY + 1, request_id="d", change="{}"), entry(time=2 * DAY, request_id="b")])
 
     def found(**search: object) -> str:
-        return "".join(each.request_id for each in store.find(Search(**search)))  # type: ignore[arg-type]
+        return "".join(each.request_id for each in files.find(Search(**search)))  # type: ignore[arg-type]
 
     assert found() == "dcba"
     assert found(tenant="acme") == "cba"
@@ -68,30 +70,57 @@ def test_the_newest_come_first_and_searches_narrow_them(tmp_path: Path) -> None:
     assert found(tenant="nobody") == ""
 
 
+def test_a_search_reads_no_more_than_is_asked_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, read = Store(tmp_path), list[Path]()
+    for tenant in ("acme", "other"):
+        many.append([entry(tenant, time=float(second), request_id="x" * 200) for second in range(5_000)])
+    opened = Path.open
+
+    def noted(self: Path, *args: str, **more: object) -> object:
+        read.append(self)
+        return opened(self, *args, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", noted)
+    assert [found.time for found in islice(many.find(Search()), 20)] == [float(4_999 - n // 2) for n in range(20)]
+    assert 0 < len(read) < 10
+    assert sum(1 for _ in many.find(Search(since=4_990.0))) == 20
+    assert len(read) < 20
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=40).map(lambda line: line.replace(b"\n", b"")), max_size=60), st.integers(1, 50))
+def test_lines_from_behind_are_the_lines(lines: list[bytes], chunk: int) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "_CHUNK", chunk)
+        path = Path(folder) / "lines"
+        path.write_bytes(b"\n".join(lines))
+        assert list(store._backwards(path)) == [line for line in reversed(lines) if line]
+
+
 def test_a_line_that_was_cut_is_left_out(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.append([entry(request_id="a")])
+    files = Store(tmp_path)
+    files.append([entry(request_id="a")])
     path = next(tmp_path.rglob("*.jsonl"))
     path.write_bytes(path.read_bytes() + b'{"time":1.0,"ten\n')
-    store.append([entry(request_id="b")])
-    assert sorted(each.request_id for each in store.find(Search())) == ["a", "b"]
+    files.append([entry(request_id="b")])
+    assert sorted(each.request_id for each in files.find(Search())) == ["a", "b"]
 
 
 def test_days_past_a_tenants_retention_go(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.append([entry(time=day * DAY) for day in range(10)])
-    store.append([entry("other", day * DAY) for day in range(10)])
-    assert store.expire(lambda tenant: 3 if tenant == "acme" else 100, 9 * DAY) == 6
-    assert len(list(store.find(Search(tenant="acme")))) == 4
-    assert len(list(store.find(Search(tenant="other")))) == 10
+    files = Store(tmp_path)
+    files.append([entry(time=day * DAY) for day in range(10)])
+    files.append([entry("other", day * DAY) for day in range(10)])
+    assert files.expire(lambda tenant: 3 if tenant == "acme" else 100, 9 * DAY) == 6
+    assert len(list(files.find(Search(tenant="acme")))) == 4
+    assert len(list(files.find(Search(tenant="other")))) == 10
 
 
 def test_all_of_a_tenant_goes_and_nothing_of_others(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.append([entry(), entry(), entry("other")])
-    assert store.delete("acme") == 2
-    assert store.delete("acme") == 0
-    assert [each.tenant for each in store.find(Search())] == ["other"]
+    files = Store(tmp_path)
+    files.append([entry(), entry(), entry("other")])
+    assert files.delete("acme") == 2
+    assert files.delete("acme") == 0
+    assert [each.tenant for each in files.find(Search())] == ["other"]
 
 
 async def test_texts_are_kept_as_the_rules_say(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ tenant when that is asked for. So a deletion needs no rewriting, and what it lef
 """
 
 import datetime
+import heapq
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from services.admission.audit.entry import Entry
 
 MOST_DAY_BYTES = 256 * 1024 * 1024
 """Of one tenant and day; what is beyond is not written, and counted."""
-_CHUNK = 64 * 1024
+_CHUNK = 16 * 1024
+"""Bytes that are read of a file at a time: a search holds one such part for each tenant, and no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class Store:
         return dropped
 
     def find(self, search: Search) -> Iterator[Entry]:
-        """Entries that match, the newest first. Raises OSError. A line that is cut, as by a full disk, is left out."""
+        """Entries that match, the newest first: as they were written, so a clock that was set back shows. Reads no more
+        of the files than is asked of it. Raises OSError. A line that is cut, as by a full disk, is left out."""
         tenants = [search.tenant] if search.tenant else sorted(path.name for path in self._tenants())
         days = sorted({path.stem for tenant in tenants for path in self._days(tenant)}, reverse=True)
         for day in days:
@@ -71,17 +74,17 @@ class Store:
                 return
             if search.until is not None and day > _day(search.until):
                 continue
-            found = [
-                entry
-                for tenant in tenants
-                for entry in self._read(self._folder / tenant / f"{day}.jsonl")
-                if _matches(entry, search)
-            ]
-            yield from sorted(found, key=lambda entry: (entry.time, entry.sequence), reverse=True)
+            files = [self._folder / tenant / f"{day}.jsonl" for tenant in tenants]
+            merged = heapq.merge(
+                *(self._newest_first(file, search.since) for file in files),
+                key=lambda entry: (entry.time, entry.sequence),
+                reverse=True,
+            )
+            yield from (entry for entry in merged if _matches(entry, search))
 
     def delete(self, tenant: str) -> int:
         """Removes all of a tenant; returns how many entries that were. Raises OSError."""
-        count = sum(1 for path in self._days(tenant) for _ in self._read(path))
+        count = sum(1 for path in self._days(tenant) for _ in self._newest_first(path, None))
         shutil.rmtree(self._folder / tenant, ignore_errors=True)
         return count
 
@@ -103,16 +106,32 @@ class Store:
         folder = self._folder / tenant
         return sorted(folder.glob("*.jsonl")) if tenant and folder.is_dir() else []
 
-    def _read(self, path: Path) -> Iterator[Entry]:
+    def _newest_first(self, path: Path, since: float | None) -> Iterator[Entry]:
+        for line in _backwards(path):
+            try:
+                entry = self._decoder.decode(line)
+            except msgspec.DecodeError:
+                continue
+            if since is not None and entry.time < since:
+                return
+            yield entry
+
+
+def _backwards(path: Path) -> Iterator[bytes]:
+    """The lines of a file, the last one first. The file is open only while it is read: there may be one per tenant."""
+    rest, at = b"", path.stat().st_size if path.exists() else 0
+    while at:
+        size = min(_CHUNK, at)
+        at -= size
         try:
-            with path.open("rb", buffering=_CHUNK) as file:
-                for line in file:
-                    try:
-                        yield self._decoder.decode(line)
-                    except msgspec.DecodeError:
-                        continue
-        except FileNotFoundError:
+            with path.open("rb") as file:
+                file.seek(at)
+                rest, *lines = (file.read(size) + rest).split(b"\n")
+        except FileNotFoundError:  # removed meanwhile, with all that was in it
             return
+        yield from (line for line in reversed(lines) if line)
+    if rest:
+        yield rest
 
 
 def _matches(entry: Entry, search: Search) -> bool:

@@ -21,8 +21,8 @@ from tests.bench.peers.systems.http_engines import DEATH_STEP_US, Proxy
 from tests.bench.peers.systems.system import HOST, HttpSystem, System
 from tests.system.client import BOTH, Answer, connect
 
-STREAMS, TOKENS, LATER, LATER_TOKENS = 32, 128, 20, 4
-BEFORE_DEATH = 32
+STREAMS, TOKENS, LATER, LATER_TOKENS = 32, 256, 20, 4
+BEFORE_DEATH = 16
 """Tokens that every stream has, so that all are under way."""
 BEFORE_DEATH_S = 20.0
 """After them it happens anyway."""

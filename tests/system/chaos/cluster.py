@@ -49,6 +49,8 @@ class Process(Node):
     metrics_port: int = METRICS_PORT
     prefix: list[str] = field(default_factory=list)
     life: int = 0
+    asked: bool = False
+    """It was asked to end."""
 
     @property
     def endpoint(self) -> str:
@@ -70,11 +72,13 @@ class Process(Node):
     def stop(self, within_s: float) -> int | None:
         """SIGTERM, and waits for the end; its exit code, None when it had to be killed."""
         assert self.process is not None
+        self.asked = True
         self.process.send_signal(signal.SIGTERM)
         code: int | None = None
         with suppress(subprocess.TimeoutExpired):
             code = self.process.wait(within_s)
         self.kill()
+        self.asked = False
         return code
 
     def move_clock(self, ahead_s: float) -> None:
@@ -142,13 +146,8 @@ class Cluster:
     processes: dict[str, Process]
     registry: Registry
 
-    @property
-    def target(self) -> str:
-        """What the SDK connects to: all admissions."""
-        return self.door(0)
-
     def door(self, first: int) -> str:
-        """The same; another admission is tried first."""
+        """What the SDK connects to: all admissions, this one before the others."""
         admissions = [process.endpoint for process in self.processes.values() if process.service == "admission"]
         return "ipv4:" + ",".join([*admissions[first:], *admissions[:first]])
 
@@ -166,17 +165,19 @@ class Cluster:
             await asyncio.sleep(0.1)
 
     async def etcd_well(self, within_s: float = START_S) -> None:
-        """Returns when every member knows a leader, and a key can be written. Raises AssertionError."""
+        """Returns when every member knows a leader. Raises AssertionError, TimeoutError."""
         async with asyncio.timeout(within_s):
             await healthy(list(self.members.values()))
 
     def deaths(self) -> list[str]:
-        """Processes that ended though nobody killed them; they are forgotten with this."""
+        """Processes that ended though nobody ended them; they are started again."""
         found = []
         for process in self.processes.values():
-            if process.process is not None and (code := process.process.poll()) is not None:
+            running = process.process
+            if running is not None and not process.asked and (code := running.poll()) is not None:
                 found.append(f"{process.name} ended by itself with {code}:\n{process.log()}")
                 process.process = None
+                process.start()
         return found
 
 

@@ -20,8 +20,8 @@ NEVER = (names.KVCACHE_FAULTS,)
 """Zero always: books that did not add up."""
 WHOLE = {names.PROCESS_ETCD.name: 1.0, names.ROUTER_LANES.name: CAST["batcher"]}
 """What the mesh has when all of it is back."""
-LATE_S = 6.0
-"""A rest that takes longer than this is told."""
+LATE_S = 12.0
+"""A rest that takes longer than this is told: a batcher's reservations lapse 10 s after its last word."""
 FRAMES = 6
 """Of a traceback, as many of our own are told."""
 

@@ -34,6 +34,7 @@ LOOPS = 20
 REASONS = [value.name.removeprefix("ERROR_REASON_") for value in pb.ErrorReason.DESCRIPTOR.values]
 DOCUMENTED = frozenset({*REASONS, "UNAVAILABLE"}) - {"UNSPECIFIED", "INTERNAL"}
 """docs/operations.md has each of them, and the code of a status without reason; INTERNAL is a bug."""
+WATCH_S = 0.3
 LOG_CHARS = 2000
 INSIDE = "--inside"
 
@@ -67,6 +68,7 @@ class Run:
         one = Round(records=self._load.forget(), before=self._last, first=dict(self._first))
         async with self._load.open(), asyncio.TaskGroup() as group:
             group.create_task(self._load.loops(LOOPS, stop))
+            watch = group.create_task(self._watch(one))
             async with asyncio.TaskGroup() as faults:
                 for fault in schedule:
                     faults.create_task(self._inject(fault, one))
@@ -74,6 +76,7 @@ class Run:
             await self._mesh.etcd_well()
             await asyncio.sleep(1.0)
             stop.set()
+            watch.cancel()
         one.deaths += self._mesh.deaths()
         one.busy = await idle(self._mesh, self._say)
         one.after = self._last = await look(self._mesh)
@@ -83,6 +86,11 @@ class Run:
             for name, now in one.after.items()
         }
         self._count(number, one)
+
+    async def _watch(self, one: Round) -> None:
+        while True:
+            one.deaths += self._mesh.deaths()
+            await asyncio.sleep(WATCH_S)
 
     async def _inject(self, fault: Fault, one: Round) -> None:
         await asyncio.sleep(fault.at_s)
