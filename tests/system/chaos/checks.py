@@ -13,9 +13,9 @@ LINGER_S = 12.0
 MEMORY_GROWTH = 0.15
 MEMORY_SLACK = 8_000_000
 """Bytes. Both as the fuzzer has them: what an allocator keeps by chance of a process of 60 MB is 15 %."""
-FILES_SLACK = 12
+FILES_SLACK = 6
 """Connections to neighbors that were not there before, and a log that was opened anew."""
-TASKS_SLACK = 12
+TASKS_SLACK = 6
 """Watches of etcd that are between two tries, lanes to a neighbor that has come."""
 
 
