@@ -270,7 +270,7 @@ async def _shots(
     await idle(mesh)
     assert before is not None
     faults = [*bugs(mesh), *leaks(before, Footprint.of(mesh), mesh), *tally.faults]
-    if only is None and count >= BATCH:
+    if only is None and count >= 3 * BATCH:
         unheard = [m.name for m in METHODS if m.name not in {*tally.answered, *NEVER}]
         faults += [f"{name} never answered: its seeds are no good" for name in unheard]
     assert not faults, f"{len(faults)} faults:\n" + "\n".join(faults[:40])

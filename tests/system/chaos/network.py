@@ -11,9 +11,11 @@ Needs Linux, iproute2 and util-linux, and to be root of its own user, network an
 import asyncio
 import fcntl
 import os
+import shlex
 import socket
 import struct
 import subprocess
+import tempfile
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Self
@@ -35,12 +37,14 @@ def enter() -> list[str]:
 
 def possible() -> str:
     """Empty when there can be such a network here; else why not, for a person."""
+    needed = " && ".join([
+        f"ip tuntap add dev {DEVICE} mode tun", "ip link add one type veth peer name other",
+        "ip rule add pref 20 to 192.0.2.1 blackhole", f"mount -t tmpfs tmpfs {shlex.quote(tempfile.gettempdir())}",
+        "nsenter --net=/proc/self/ns/net true",
+    ])  # fmt: skip
     try:
-        tried = subprocess.run(
-            [*enter(), "sh", "-c", f"ip tuntap add dev {DEVICE} mode tun && ip link add one type veth peer name other"],
-            capture_output=True, text=True, timeout=10,
-        )  # fmt: skip
-    except OSError as error:
+        tried = subprocess.run([*enter(), "sh", "-c", needed], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     return "" if tried.returncode == 0 else tried.stderr.strip() or f"exit code {tried.returncode}"
 
