@@ -525,7 +525,8 @@ async def test_the_record_says_how_far_each_copy_is() -> None:
         it.lane.submit(1, work(1, pool="m@0", adapter="a@0", tokens=3))
         await it.until(lambda: len(it.answers.outcomes) == 1)
         await it.until(lambda: it.state("huge@0")[0] is State.FAILED and bool(it.state("late@0")[1]))
-        record = executor_record(settings("zone=a", "gpu=h100"), Address("127.0.0.1:1", "127.0.0.1:2"), 5.0, False, it.reconciler.statuses)
+        address = Address("127.0.0.1:1", "127.0.0.1:2")
+        record = executor_record(settings("zone=a", "gpu=h100"), address, 5.0, False, it.reconciler.statuses)
     assert (record.instance, record.engine, record.memory_bytes, record.used_bytes) == (
         "executor-0", "simulated", 250, 150
     )  # fmt: skip

@@ -22,6 +22,8 @@ LEAVES = 0.05
 """Share of the requests whose client goes away in the middle."""
 DAWDLES = 0.05
 """Share of the requests whose client reads slowly."""
+AT_ONCE = 48
+"""Undisturbed questions at a time: fewer than the engines have slots."""
 _CODES = {code.value[0]: code.name for code in StatusCode}
 
 
@@ -149,8 +151,8 @@ async def undisturbed(load: Load, questions: Sequence[Question]) -> list[Expecte
     """What every question is answered with while nothing is broken. Raises AssertionError when one is not."""
     records: list[Record] = []
     async with load.open():
-        for first in range(0, len(questions), 32):
-            numbers = range(first, min(first + 32, len(questions)))
+        for first in range(0, len(questions), AT_ONCE):
+            numbers = range(first, min(first + AT_ONCE, len(questions)))
             records += await asyncio.gather(*(load.ask(number) for number in numbers))
     found = []
     for record in records:
