@@ -51,7 +51,9 @@ class Outbox:
             # Notes come first in their message: in this one it would make the new answer of the old one's tokens.
             self._messages.append(_Message())
         self._room(NOTE_TOKENS).notes.append((work_id, note))
-        self._wake()
+        if note.waiting or note.restart:
+            self._wake()
+        # else it goes with what comes next: a pool matters once there are tokens, and each work has such a note.
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
         self._room(OUTCOME_TOKENS).outcomes.append((work_id, outcome))
