@@ -129,21 +129,21 @@ class Reader:
 
 
 async def test_requests_go_on_while_etcd_is_stopped(mesh: Mesh) -> None:
-    """etcd frozen for a minute: every lease lapses meanwhile, and nobody minds."""
+    """etcd frozen for several times its leases: every one lapses meanwhile, and nobody minds."""
     mesh.wait_healthy()
     etcd = mesh.pid("etcd")
     async with connect(mesh.target, mesh.key) as client:
         expected = [answer.token_ids for answer in await undisturbed(client, 4)]
         os.kill(etcd, signal.SIGSTOP)
         try:
-            end = time.monotonic() + 60
+            end = time.monotonic() + 30
             while time.monotonic() < end:
                 assert [answer.token_ids for answer in await undisturbed(client, 4)] == expected
                 await asyncio.sleep(1)
             assert await metric(mesh.metrics_port("router-1"), "headrace_process_etcd_connected") == 0
         finally:
             os.kill(etcd, signal.SIGCONT)
-        end = time.monotonic() + 15
+        end = time.monotonic() + 10
         while time.monotonic() < end:  # while everybody announces themselves again
             assert [answer.token_ids for answer in await undisturbed(client, 4)] == expected
             await asyncio.sleep(0.2)
