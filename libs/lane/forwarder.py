@@ -80,8 +80,6 @@ class Forwarder:
         self._clock = clock
         self._resent = resent
         self._neighbours: dict[str, _Neighbour] = {}
-        self._ready: list[str] | None = None
-        """What `ready_neighbours` said, until something changes: it is asked twice for each work."""
         self._parked: dict[Flight, None] = {}
         self._deadlines: Deadlines[Flight] = Deadlines()
         self._sequence = 0
@@ -95,7 +93,6 @@ class Forwarder:
         A neighbour that is left out gets no new works and keeps those that it has until its lane breaks or
         they end: it may be draining.
         """
-        self._ready = None
         for name, neighbour in self._neighbours.items():
             if name not in stages or stages[name] is not neighbour.stage:
                 neighbour.retired = True
@@ -106,19 +103,15 @@ class Forwarder:
                     self._neighbours[f"{name} (before {self._next()})"] = known
                 self._neighbours[name] = neighbour = _Neighbour(self, name, stage)
                 neighbour.lane = stage.open(neighbour)
-                self._ready = None
                 if neighbour.lane.ready:
                     neighbour.on_ready()
             else:
                 known.retired = False
         self._bury()
 
-    def ready_neighbours(self) -> Sequence[str]:
+    def ready_neighbours(self) -> list[str]:
         """Names of the neighbours that would take a work now, in order."""
-        if self._ready is None:
-            usable = {name: x.lane for name, x in self._neighbours.items() if not x.retired and x.lane is not None}
-            self._ready = sorted(name for name, lane in usable.items() if lane.ready)
-        return self._ready
+        return sorted(n for n, x in self._neighbours.items() if not x.retired and x.lane is not None and x.lane.ready)
 
     @property
     def in_flight(self) -> int:
@@ -241,7 +234,6 @@ class Forwarder:
             flight.lane.sink.on_outcome(flight.down_id, outcome)
 
     def _neighbour_ready(self) -> None:
-        self._ready = None
         self._last_ready = self._clock.monotonic()
         parked, self._parked = list(self._parked), {}
         for flight in parked:
@@ -251,7 +243,6 @@ class Forwarder:
         """Closes lanes of retired neighbours that have nothing left to say."""
         for name in [n for n, x in self._neighbours.items() if x.retired and not x.flights]:
             neighbour = self._neighbours.pop(name)
-            self._ready = None
             if neighbour.lane is not None:
                 neighbour.lane.close()
 
@@ -333,7 +324,7 @@ class _Neighbour:
         if flight is None:
             return
         if outcome.error is not None and outcome.error.metadata.get(DRAINING):  # another one may take it
-            self.retired, self._forwarder._ready = True, None
+            self.retired = True
             self._forwarder._resend(flight, counts=False)
         else:
             self._forwarder._end(flight, outcome)
@@ -342,7 +333,6 @@ class _Neighbour:
 
     def on_broken(self, reason: str) -> None:
         lost, self.flights = list(self.flights.values()), {}
-        self._forwarder._ready = None
         for flight in lost:
             self._forwarder._resend(flight)
         if self.retired:
