@@ -18,7 +18,7 @@ from grpc._cython.cygrpc import ExecuteBatchError  # it has no public name
 from libs.clock import Clock
 from libs.errors import Cancelled, HeadraceError, InternalError, RequestInvalid
 from libs.rpc.call import CALL, Call
-from libs.rpc.status import to_status
+from libs.rpc.status import CODES, to_status
 from libs.telemetry import names
 from libs.telemetry.span import Kind
 from libs.telemetry.tracing import Tracing
@@ -160,7 +160,7 @@ def errors(inner: Handler) -> Handler:
             span.error(failure.message, failure.reason)
         trailer = ((_STATUS_DETAILS, status.SerializeToString()),)
         try:
-            return await context.abort(_CODES[status.code], status.message, trailing_metadata=trailer)
+            return await context.abort(CODES[status.code], status.message, trailing_metadata=trailer)
         except ExecuteBatchError as gone:  # the caller left in this very moment: there is nobody to tell
             raise asyncio.CancelledError from gone
 
@@ -199,12 +199,9 @@ def identity(authenticate: Callable[[Call], Any]) -> Layer:
     return layer
 
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
-
-
 def _code_name(code: Any) -> str:
     """grpc.aio gives a StatusCode, a number, or None for OK."""
-    return (code if isinstance(code, grpc.StatusCode) else _CODES[code or 0]).name
+    return (code if isinstance(code, grpc.StatusCode) else CODES[code or 0]).name
 
 
 def _kind(handler: Any) -> str:

@@ -20,7 +20,7 @@ class Accepted(Connection):
     """A server's side.
 
     Args:
-        accept: Gets each stream with its path and headers; None from it means that there is no such method.
+        accept: Gets each stream with its path and headers; False from it means that there is no such method.
     """
 
     def __init__(self, accept: Callable[[Stream, Headers], bool]) -> None:
@@ -49,9 +49,6 @@ class Accepted(Connection):
         self._forget(stream.number)
         self._send_headers(stream.number, _trailers(ended), end=True)
 
-    def _greet(self) -> bytes:
-        return b""
-
     def _opened(self, number: int, headers: Headers, end: bool) -> None:
         known = self._streams.get(number)
         if known is not None:
@@ -60,10 +57,10 @@ class Accepted(Connection):
             known.half_closed()
             self._ended_by_other(known)
             return
-        if number <= self._last or number % 2 == 0:
-            if number % 2 and number <= self._last:
-                return  # trailers of a call that has ended on this side
+        if number % 2 == 0:
             raise Fault(frames.PROTOCOL_ERROR, f"stream {number}, which is a server's to open")
+        if number <= self._last:
+            return  # trailers of a call that has ended on this side
         self._last = number
         if len(self._streams) >= MAX_STREAMS:
             self.send(frames.reset(number, frames.REFUSED_STREAM))
@@ -73,12 +70,11 @@ class Accepted(Connection):
             return
         stream = self._streams[number] = Stream(self, number, self._initial_window)
         if not self._accept(stream, headers):
-            stream.over = True
             path = headers.get(":path", "")[:MESSAGE_CHARACTERS]
             self._forget(number)
             said = Ended(grpc.StatusCode.UNIMPLEMENTED, f"this port carries the mesh's streams; there is no {path}")
             self._send_headers(number, [*_ANSWER, *_trailers(said)], end=True)
-            stream.broke(said)
+            stream.gone(said)
             return
         self._send_headers(number, _ANSWER, end=False)
         if end:

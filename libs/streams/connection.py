@@ -6,6 +6,7 @@ alone, ten changes of thread among them. Here the bytes are read where they arri
 """
 
 import asyncio
+from abc import ABC, abstractmethod
 from typing import cast
 
 import grpc
@@ -27,7 +28,7 @@ _CONNECTION_WINDOW = 2**30
 Headers = dict[str, str]
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol, ABC):
     """Either side of a connection; `Accepted` and `Dialed` are the two.
 
     Every fault of the other side ends the connection, with GOAWAY that says why. A side that is silent for KEEPALIVE_S
@@ -53,13 +54,16 @@ class Connection(asyncio.Protocol):
 
     # What differs between the sides.
 
-    def _greet(self) -> bytes:
-        """What comes before all frames."""
-        raise NotImplementedError
+    greeting = b""
+    """What comes before all frames."""
 
+    @abstractmethod
     def _opened(self, number: int, headers: Headers, end: bool) -> None:
         """A header block of a stream."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def _ended_by_other(self, stream: Stream) -> None:
+        """The other side will say no more on a stream."""
 
     # asyncio's side.
 
@@ -69,11 +73,11 @@ class Connection(asyncio.Protocol):
             (frames.ENABLE_PUSH, 0),
             (frames.INITIAL_WINDOW_SIZE, WINDOW),
             (frames.MAX_HEADER_LIST_SIZE, HEADER_BYTES),
+            (frames.MAX_CONCURRENT_STREAMS, MAX_STREAMS),
         ]
-        wanted.append((frames.MAX_CONCURRENT_STREAMS, MAX_STREAMS))
         # What streams may send is bounded by their own windows: the connection's never stands in the way.
         more = frames.window_update(0, _CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
-        self.send(self._greet() + frames.settings(wanted) + more)
+        self.send(self.greeting + frames.settings(wanted) + more)
         self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_S, self._keep_alive)
 
     def data_received(self, data: bytes) -> None:
@@ -167,11 +171,10 @@ class Connection(asyncio.Protocol):
             self._more_window(number, frames.number_of(payload) & 0x7FFFFFFF)
         elif kind == frames.RST_STREAM:
             code = frames.number_of(payload)
-            if (gone := self._forget(number)) is not None:
+            if (ended := self._forget(number)) is not None:
                 said = "the other side cancelled the call" if code == frames.CANCEL else f"reset with code {code}"
                 status = grpc.StatusCode.CANCELLED if code == frames.CANCEL else grpc.StatusCode.UNAVAILABLE
-                gone.over = True
-                gone.broke(Ended(status, said))
+                ended.gone(Ended(status, said))
         elif kind == frames.SETTINGS:
             if not flags & frames.ACK:
                 self._settings(payload)
@@ -207,10 +210,6 @@ class Connection(asyncio.Protocol):
         if flags & frames.END_STREAM:
             stream.half_closed()
             self._ended_by_other(stream)
-
-    def _ended_by_other(self, stream: Stream) -> None:
-        """The other side will say no more on a stream."""
-        raise NotImplementedError
 
     def _headers(self, number: int, flags: int, block: bytes) -> None:
         if number == 0:
@@ -252,7 +251,7 @@ class Connection(asyncio.Protocol):
 
     def _reply(self, data: bytes) -> None:
         assert self._transport is not None
-        if self._transport.get_write_buffer_size() > UNREAD_BYTES and not any(s.room for s in self._streams.values()):
+        if self._transport.get_write_buffer_size() > UNREAD_BYTES:
             raise Fault(frames.ENHANCE_YOUR_CALM, "asks, and does not read the answers")
         self.send(data)
 
@@ -274,5 +273,4 @@ class Connection(asyncio.Protocol):
     def _break(self, said: str) -> None:
         streams, self._streams = list(self._streams.values()), {}
         for stream in streams:
-            stream.over = True
-            stream.broke(Ended(grpc.StatusCode.UNAVAILABLE, said))
+            stream.gone(Ended(grpc.StatusCode.UNAVAILABLE, said))

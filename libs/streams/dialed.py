@@ -5,11 +5,10 @@ from urllib.parse import unquote
 
 import grpc
 
+from libs.rpc.status import CODES
 from libs.streams import frames
 from libs.streams.connection import Connection, Headers
 from libs.streams.stream import Ended, Stream
-
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Dialed(Connection):
@@ -30,8 +29,7 @@ class Dialed(Connection):
         self.stands: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the server has taken the call."""
 
-    def _greet(self) -> bytes:
-        return frames.PREFACE
+    greeting = frames.PREFACE
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -49,8 +47,7 @@ class Dialed(Connection):
         if end:
             stream.half_closed()
             self._forget(number)
-            stream.over = True
-            stream.broke(_status(headers))
+            stream.gone(_status(headers))
             self.close()
         elif headers.get(":status") != "200":
             stream.cancel(f"HTTP {headers.get(':status')}")
@@ -59,8 +56,7 @@ class Dialed(Connection):
 
     def _ended_by_other(self, stream: Stream) -> None:
         self._forget(stream.number)
-        stream.over = True
-        stream.broke(Ended(grpc.StatusCode.INTERNAL, "the answer ended without a status"))
+        stream.gone(Ended(grpc.StatusCode.INTERNAL, "the answer ended without a status"))
         self.close()
 
     def _going(self, said: str) -> None:
@@ -70,5 +66,5 @@ class Dialed(Connection):
 
 def _status(headers: Headers) -> Ended:
     number = headers.get("grpc-status", "")
-    code = _CODES.get(int(number)) if number.isdecimal() and len(number) < 3 else None
+    code = CODES.get(int(number)) if number.isdecimal() and len(number) < 3 else None
     return Ended(code or grpc.StatusCode.UNKNOWN, unquote(headers.get("grpc-message", "")))

@@ -4,11 +4,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-import grpc
 import structlog
 
 from libs.errors import HeadraceError, InternalError
-from libs.rpc.status import to_status
+from libs.rpc.status import CODES, to_status
 from libs.streams.accepted import Accepted
 from libs.streams.connection import Headers
 from libs.streams.stream import OK, Ended, Stream
@@ -19,8 +18,6 @@ log = structlog.get_logger()
 
 Handler = Callable[[Stream], Awaitable[None]]
 """Lasts as long as the call does from this side. What it raises is the call's status."""
-
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class StreamServer:
@@ -94,4 +91,4 @@ async def _serve(handler: Handler, stream: Stream) -> None:
 
 def _ended(error: HeadraceError) -> Ended:
     status = to_status(error)
-    return Ended(_CODES[status.code], status.message, status.SerializeToString())
+    return Ended(CODES[status.code], status.message, status.SerializeToString())

@@ -221,6 +221,11 @@ class Stream:
             self._say()  # for whoever waits for room
         self._wake_reader()
 
+    def gone(self, ended: Ended) -> None:
+        """It ended, and nothing can be written any more."""
+        self.over = True
+        self.broke(ended)
+
     def _said(self) -> None:
         self._due = False
         if self.room:
