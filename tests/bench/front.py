@@ -36,6 +36,7 @@ from headrace.policy.v1 import policy_pb2
 from headrace.registry.v1 import registry_pb2
 from libs.catalogue import ModelSpec
 from libs.registry import EtcdClient, Registry, keys
+from tests.bench.generator import driven
 from tests.system.etcd import etcd, free_ports
 
 KEY = "headrace-bench-key"
@@ -140,25 +141,9 @@ def measure(there: Processes, case: Case, seconds: float, per_s: float = 0.0) ->
         "--door", case.door, "--seconds", str(seconds),
     ]  # fmt: skip
     command += ["--per-s", str(per_s)] if per_s else ["--flight", case.load]
-    load = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert load.stdout is not None
-    if load.stdout.readline().strip() != "begin":
-        raise SystemExit("the load generator did not begin")
-    before = _cpu(there)
-    load.stdout.readline()
-    after = _cpu(there)
-    said = json.loads(load.stdout.readline())
-    load.wait()
-    cpu_us = {name: (after[name] - before[name]) * 1e6 / max(said["requests"], 1) for name in before}
+    said, cpu_s = driven(command, there.pids)
+    cpu_us = {name: seconds * 1e6 / max(said["requests"], 1) for name, seconds in cpu_s.items()}
     return Result(said["per_s"], said["errors"], said["p50_ms"], said["p99_ms"], cpu_us)
-
-
-def _cpu(there: Processes) -> dict[str, float]:
-    seconds = {}
-    for name, pid in there.pids.items():
-        times = psutil.Process(pid).cpu_times()
-        seconds[name] = times.user + times.system
-    return seconds
 
 
 def ready(there: Processes) -> None:

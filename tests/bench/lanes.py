@@ -12,7 +12,6 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from tests.bench.generator import driven
 from tests.system.mesh import Mesh
 
 STAGES = ("admission", "router", "batcher", "executor", "kvcache", "placement")
@@ -86,15 +86,7 @@ def measure(mesh: Mesh, case: Case, seconds: float) -> Result:
         sys.executable, "-m", "tests.bench.load", "--target", mesh.target, "--key", mesh.key, "--model", case.pace,
         "--door", case.door, "--flight", str(case.flight), "--seconds", str(seconds),
     ]  # fmt: skip
-    load = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert load.stdout is not None
-    if load.stdout.readline().strip() != "begin":
-        raise SystemExit("the load generator did not begin")
-    before = _cpu(mesh)
-    load.stdout.readline()
-    after = _cpu(mesh)
-    said = json.loads(load.stdout.readline())
-    load.wait()
+    said, cpu_s = driven(command, {stage: mesh.pid(f"{stage}-1") for stage in STAGES})
     tokens = max(said["tokens"], 1)
     return Result(
         tokens_per_s=said["tokens_per_s"],
@@ -102,17 +94,8 @@ def measure(mesh: Mesh, case: Case, seconds: float) -> Result:
         errors=said["errors"],
         ttft_p50_ms=said["ttft_p50_ms"],
         ttft_p99_ms=said["ttft_p99_ms"],
-        cpu_us_per_token={stage: (after[stage] - before[stage]) * 1e6 / tokens for stage in STAGES},
+        cpu_us_per_token={stage: seconds * 1e6 / tokens for stage, seconds in cpu_s.items()},
     )
-
-
-def _cpu(mesh: Mesh) -> dict[str, float]:
-    """CPU seconds of each stage's process so far."""
-    seconds = {}
-    for stage in STAGES:
-        times = psutil.Process(mesh.pid(f"{stage}-1")).cpu_times()
-        seconds[stage] = times.user + times.system
-    return seconds
 
 
 def report(results: Mapping[Case, list[Result]]) -> Table:
