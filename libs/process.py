@@ -33,13 +33,12 @@ from libs.clock import SystemClock
 from libs.registry import keys
 from libs.registry.announcement import Announcement
 from libs.registry.registry import Registry
-from libs.rpc.address import Address
 from libs.rpc.channels import Channels
 from libs.rpc.interceptors import Layer, errors
 from libs.rpc.server import RpcServer, Service
 from libs.settings import Etcd, Process, SettingsInvalid
 from libs.streams.client import Dialer
-from libs.streams.server import Handler, StreamServer
+from libs.streams.server import Handler
 from libs.tasks import Tasks
 from libs.telemetry import names
 from libs.telemetry.logs import setup_logs
@@ -99,7 +98,6 @@ class MeshProcess:
         self.dialer = Dialer(process.tls_dir)
         self.registry = Registry.from_settings(etcd)
         self._server: RpcServer | None = None
-        self._streams: StreamServer | None = None
         self._announcement: Announcement | None = None
         self._signalled = asyncio.Event()
         self._starting: asyncio.Task[Any] | None = None
@@ -136,14 +134,11 @@ class MeshProcess:
         self._stack.push_async_callback(closer)
 
     @property
-    def address(self) -> Address:
-        """Where others reach this process; known once it listens."""
+    def endpoint(self) -> str:
+        """host:port at which others reach this process; known once it listens."""
         assert self._server is not None
         host = self.process.listen.rpartition(":")[0]
-        rpc = self.process.advertise or f"{host}:{self._server.port}"
-        if self._streams is None:
-            return Address(rpc)
-        return Address(rpc, self.process.stream_advertise or f"{rpc.rpartition(':')[0]}:{self._streams.port}")
+        return self.process.advertise or f"{host}:{self._server.port}"
 
     async def listen(
         self,
@@ -151,21 +146,16 @@ class MeshProcess:
         layers: Sequence[Layer] = (errors,),
         streams: Mapping[str, Handler] | None = None,
     ) -> None:
-        """Opens the ports. Raises RuntimeError or OSError when one is taken.
+        """Opens the port. Raises OSError when it is taken.
 
         Args:
-            services: On the gRPC port, with `layers` around each call.
-            streams: On the streams' port, by /package.Service/Method.
+            services: With `layers` around each call.
+            streams: The mesh's own streams, by /package.Service/Method.
         """
-        host = self.process.listen.rpartition(":")[0]
-        self._server = RpcServer(self.process.listen, services, layers, self.process.tls_dir)
+        self._server = RpcServer(self.process.listen, services, layers, self.process.tls_dir, streams)
         await self._server.start()
-        self._stack.push_async_callback(self._server.stop, 0)
-        if streams:
-            self._streams = StreamServer(streams, self.process.tls_dir)
-            await self._streams.start(self.process.stream_listen or f"{host}:0")
-            self._stack.push_async_callback(self._streams.stop)
-        log.info("listening", endpoint=self.address.rpc, streams=self.address.streams)
+        self._stack.push_async_callback(self._server.stop)
+        log.info("listening", endpoint=self.endpoint)
 
     async def announce(self, key: str, message: Message) -> Announcement:
         """Says in etcd that this process is there, for as long as it is. Does not wait for etcd."""
@@ -182,9 +172,8 @@ class MeshProcess:
             registry_pb2.ServiceInstance(
                 service=self.service,
                 instance=self.instance,
-                endpoint=self.address.rpc,
+                endpoint=self.endpoint,
                 start_time=self.started,
-                stream_endpoint=self.address.streams,
             ),
         )
 

@@ -43,12 +43,6 @@ class Process:
     """HEADRACE_LISTEN: host:port of its gRPC server; port 0 takes a free one."""
     advertise: str = ""
     """HEADRACE_ADVERTISE: host:port that others reach it at, where that differs from the one it listens on."""
-    stream_listen: str = ""
-    """HEADRACE_STREAM_LISTEN: host:port of the streams that it serves; unset takes the host of `listen` and a free
-    port."""
-    stream_advertise: str = ""
-    """HEADRACE_STREAM_ADVERTISE: host:port that others reach its streams at; unset takes the host that they reach
-    `listen` at, and the streams' own port."""
     metrics_port: int = 0
     """HEADRACE_METRICS_PORT: port of the Prometheus endpoint; 0 means none."""
     state_dir: Path = Path(".headrace")

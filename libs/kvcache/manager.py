@@ -23,6 +23,6 @@ class ManagerChoice:
         await self._stack.aclose()
 
     def endpoint(self) -> str | None:
-        """host:port of the manager's streams, as far as the registry is known."""
+        """host:port of the manager, as far as the registry is known."""
         managers = self._managers.items
-        return managers[min(managers)].stream_endpoint if managers else None
+        return managers[min(managers)].endpoint if managers else None

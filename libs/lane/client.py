@@ -16,7 +16,6 @@ from libs.lane.wire import (
     work_to_proto,
 )
 from libs.lane.work import Decision, QueueState, Work
-from libs.rpc.address import Address
 from libs.streams.client import Dialer
 from libs.streams.standing import StandingStream
 from libs.tasks import Tasks
@@ -31,21 +30,21 @@ class RemoteStage:
     """A stage in another process.
 
     Args:
-        address: Where it is.
+        endpoint: host:port.
         connect: Gives the channel to an endpoint, for questions.
         dialer: Opens the lanes.
         tasks: Owns the lanes' tasks.
     """
 
-    def __init__(self, address: Address, connect: Callable[[str], aio.Channel], dialer: Dialer, tasks: Tasks) -> None:
-        self.address = address
-        self._stub: lane_pb2_grpc.StageServiceAsyncStub = lane_pb2_grpc.StageServiceStub(connect(address.rpc))
+    def __init__(self, endpoint: str, connect: Callable[[str], aio.Channel], dialer: Dialer, tasks: Tasks) -> None:
+        self.endpoint = endpoint
+        self._stub: lane_pb2_grpc.StageServiceAsyncStub = lane_pb2_grpc.StageServiceStub(connect(endpoint))
         self._dialer = dialer
         self._tasks = tasks
 
     def open(self, sink: Sink) -> "RemoteLane":
         """Opens a lane that connects by itself, now and after each break."""
-        return RemoteLane(self.address.streams, sink, self._dialer, self._tasks)
+        return RemoteLane(self.endpoint, sink, self._dialer, self._tasks)
 
     async def explain(self, work: Work) -> Sequence[Decision]:
         """Asks the other process. Raises grpc.aio.AioRpcError."""

@@ -10,7 +10,6 @@ from libs.lane.client import RemoteStage
 from libs.lane.stage import Stage
 from libs.registry import keys
 from libs.registry.registry import Registry
-from libs.rpc.address import Address
 from libs.streams.client import Dialer
 from libs.tasks import Tasks
 
@@ -57,10 +56,10 @@ class Neighbours:
     def _apply(self) -> None:
         stages: dict[str, RemoteStage] = {}
         for name, instance in self._mirror.items.items():
-            known, address = self._stages.get(name), Address.of(instance)
-            if known is not None and known.address == address:
+            known, endpoint = self._stages.get(name), instance.endpoint
+            if known is not None and known.endpoint == endpoint:
                 stages[name] = known
             else:
-                stages[name] = RemoteStage(address, self._connect, self._dialer, self._tasks)
+                stages[name] = RemoteStage(endpoint, self._connect, self._dialer, self._tasks)
         self._stages = stages
         self._changed(stages)

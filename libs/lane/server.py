@@ -36,6 +36,7 @@ class LaneServer:
 
     async def exchange(self, stream: Stream) -> None:
         """Works up, frames and outcomes down, until either side ends the stream."""
+        stream.begin()
         served = _ServedLane(self._stage, stream, self._stirred)
         try:
             await stream.ended()

@@ -1,6 +1,6 @@
 """What is known of the call being served: filled in by the interceptors, read by the servicers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,8 +14,8 @@ class Call:
 
     method: str
     """/package.Service/Method"""
-    metadata: dict[str, str] = field(default_factory=dict)
-    """The caller's text metadata; values of repeated keys with commas between."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """What the caller sent in front of its messages; values of repeated keys with commas between."""
     span: Span | None = None
     """The server span, where the method is traced."""
     deadline: float | None = None

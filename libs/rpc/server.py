@@ -1,18 +1,18 @@
-"""A gRPC server with what every server of the mesh has: health, reflection, channelz, layers."""
+"""A gRPC server with what every server of the mesh has: health, reflection, channelz, layers, and its streams."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import descriptor_pool
-from grpc import aio
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
-from libs.rpc.channels import SERVER_OPTIONS, server_credentials
-from libs.rpc.interceptors import Layer, Layers
+from libs.rpc.interceptors import Layer, layered
+from libs.rpc.serving import Methods
+from libs.streams.server import Handler, StreamServer
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Service:
 
     name: str
     """The full name of the protobuf service."""
-    add: Callable[[Any, aio.Server], None]
+    add: Callable[[Any, Any], None]
     """The generated add_…Servicer_to_server."""
     servicer: Any
 
@@ -34,32 +34,47 @@ class RpcServer:
         services: What is served.
         layers: Around every call of these services, outermost first.
         tls_dir: See settings.Process.
+        streams: Served without layers, as bytes, by /package.Service/Method.
+
+    Raises TypeError for a method that layers cannot hold.
     """
 
-    def __init__(self, listen: str, services: Sequence[Service], layers: Sequence[Layer], tls_dir: Path | None) -> None:
-        self._server = aio.server(interceptors=[Layers(layers)], options=SERVER_OPTIONS)
+    def __init__(
+        self,
+        listen: str,
+        services: Sequence[Service],
+        layers: Sequence[Layer],
+        tls_dir: Path | None,
+        streams: Mapping[str, Handler] | None = None,
+    ) -> None:
+        self._listen = listen
         self._health = health.aio.HealthServicer()
         self._names = ["", *(service.name for service in services)]
+        own = Methods(lambda path, behavior: layered(path, behavior, layers))
         for service in services:
-            service.add(service.servicer, self._server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        channelz.add_channelz_servicer(self._server)
+            service.add(service.servicer, own)
+        foreign = Methods(lambda path, behavior: behavior)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, foreign)
+        channelz.add_channelz_servicer(foreign)
         listed = [
             *(service.name for service in services),
             health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
             channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
             reflection.SERVICE_NAME,
         ]
-        reflection.enable_server_reflection(listed, self._server, pool=descriptor_pool.Default())
-        if tls_dir is None:
-            self.port = self._server.add_insecure_port(listen)
-        else:
-            self.port = self._server.add_secure_port(listen, server_credentials(tls_dir))
+        reflector = reflection.aio.ReflectionServicer(listed, pool=descriptor_pool.Default())
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, foreign)
+        self._server = StreamServer({**foreign.handlers, **own.handlers, **(streams or {})}, tls_dir)
+
+    @property
+    def port(self) -> int:
+        """The port that it listens at; known once it has started."""
+        return self._server.port
 
     async def start(self) -> None:
-        """Opens the port."""
+        """Opens the port. Raises OSError when it is taken."""
         await self.set_serving(False)
-        await self._server.start()
+        await self._server.start(self._listen)
 
     async def set_serving(self, serving: bool) -> None:
         """Sets the health of every service, and of ""."""
@@ -67,6 +82,6 @@ class RpcServer:
         for name in self._names:
             await self._health.set(name, status)
 
-    async def stop(self, grace_s: float) -> None:
-        """Takes no new calls, gives the running ones `grace_s` seconds, then cancels them."""
-        await self._server.stop(grace_s)
+    async def stop(self) -> None:
+        """Takes no new calls, and breaks the running ones."""
+        await self._server.stop()

@@ -1,29 +1,24 @@
 """A server's side of a connection."""
 
-import base64
 from collections.abc import Callable
-from urllib.parse import quote
 
 import grpc
 
 from libs.streams import frames
-from libs.streams.connection import MAX_STREAMS, Connection, Headers
+from libs.streams.connection import MAX_STREAMS, Connection
 from libs.streams.frames import Fault
-from libs.streams.stream import Ended, Stream
-
-MESSAGE_CHARACTERS = 1024
-"""Of a status's text."""
-_ANSWER = [(":status", "200"), ("content-type", "application/grpc")]
+from libs.streams.headers import HEADER_BYTES, REFUSED, TAKEN, fields_of, trailers, written
+from libs.streams.stream import Ended, Headers, Metadata, Stream
 
 
 class Accepted(Connection):
     """A server's side.
 
     Args:
-        accept: Gets each stream with its path and headers; False from it means that there is no such method.
+        accept: Gets each call; it is the server's from then on.
     """
 
-    def __init__(self, accept: Callable[[Stream, Headers], bool]) -> None:
+    def __init__(self, accept: Callable[[Stream], None]) -> None:
         super().__init__()
         self._accept = accept
         self._greeting = bytearray()
@@ -42,19 +37,22 @@ class Accepted(Connection):
             self._greeting.clear()
         super().data_received(data)
 
+    def begin(self, stream: Stream, metadata: Metadata) -> None:
+        self._send_headers(stream.number, TAKEN + written(fields_of(metadata)) if metadata else TAKEN)
+
     def finish(self, stream: Stream, ended: Ended | None) -> None:
         if ended is None:
             super().finish(stream, ended)
             return
         self._forget(stream.number)
-        self._send_headers(stream.number, _trailers(ended), end=True)
+        self._send_headers(stream.number, b"" if stream.begun else TAKEN, trailers(ended))
 
-    def _opened(self, number: int, headers: Headers, end: bool) -> None:
+    def _opened(self, number: int, headers: Headers, size: int, end: bool) -> None:
         known = self._streams.get(number)
         if known is not None:
             if not end:
                 raise Fault(frames.PROTOCOL_ERROR, "headers in the middle of a stream")
-            known.half_closed()
+            known.closed_by_other()
             self._ended_by_other(known)
             return
         if number % 2 == 0:
@@ -66,34 +64,19 @@ class Accepted(Connection):
             self.send(frames.reset(number, frames.REFUSED_STREAM))
             return
         if not headers.get("content-type", "").startswith("application/grpc"):
-            self._send_headers(number, [(":status", "415")], end=True)
+            self.send(frames.headers(number, REFUSED, end=True))
             return
-        stream = self._streams[number] = Stream(self, number, self._initial_window)
-        if not self._accept(stream, headers):
-            path = headers.get(":path", "")[:MESSAGE_CHARACTERS]
-            self._forget(number)
-            said = Ended(grpc.StatusCode.UNIMPLEMENTED, f"this port carries the mesh's streams; there is no {path}")
-            self._send_headers(number, [*_ANSWER, *_trailers(said)], end=True)
-            stream.gone(said)
+        stream = self._streams[number] = Stream(self, number, self._initial_window, headers)
+        if size > HEADER_BYTES:
+            stream.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, f"headers of more than {HEADER_BYTES} bytes")
             return
-        self._send_headers(number, _ANSWER, end=False)
         if end:
-            stream.half_closed()
+            stream.closed_by_other()
             self._ended_by_other(stream)
+        self._accept(stream)
 
     def _ended_by_other(self, stream: Stream) -> None:
         stream.broke(Ended(grpc.StatusCode.OK))
 
-    def _send_headers(self, number: int, headers: list[tuple[str, str]], *, end: bool) -> None:
-        self.send(frames.headers(number, self._encoder.encode(headers), end=end))
-
-
-def _trailers(ended: Ended) -> list[tuple[str, str]]:
-    trailers = [("grpc-status", str(ended.code.value[0]))]
-    if ended.details:
-        trailers.append(
-            ("grpc-message", quote(ended.details[:MESSAGE_CHARACTERS], safe=" !#$&'()*+,/:;=?@[]\"<>^`{|}~"))
-        )
-    if ended.status:
-        trailers.append(("grpc-status-details-bin", base64.b64encode(ended.status).decode().rstrip("=")))
-    return trailers
+    def _send_headers(self, number: int, block: bytes, last: bytes | None = None) -> None:
+        self.send(frames.headers(number, block + (last or b""), end=last is not None))

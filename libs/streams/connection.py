@@ -7,25 +7,27 @@ alone, ten changes of thread among them. Here the bytes are read where they arri
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import cast
 
 import grpc
-from hpack import Decoder, Encoder, HPACKError
+from hpack import HPACKError
 
 from libs.rpc.channels import KEEPALIVE_S
 from libs.streams import frames
 from libs.streams.frames import Fault
-from libs.streams.stream import WINDOW, Ended, Stream
+from libs.streams.headers import BLOCK_BYTES, HEADER_BYTES, HeaderReader
+from libs.streams.stream import WINDOW, Ended, Headers, Metadata, Stream
 
-MAX_STREAMS = 100
-"""Streams of one connection, at most: a neighbor has one or two."""
-HEADER_BYTES = 16_384
-"""Of one header block, at most."""
+MAX_STREAMS = 4096
+"""Streams of one connection, at most."""
+HELD_BYTES = 16 * WINDOW
+"""Of all streams of one connection, that came and have not been read, at most: the stream that passes it is refused."""
 UNREAD_BYTES = 1024 * 1024
 """Answers to pings and settings that the other side lets lie, at most; then it is not talked to any more."""
+RESETS = 10_000
+"""Calls that the other side takes back, in KEEPALIVE_S, at most: opening and taking back costs it next to nothing."""
 _CONNECTION_WINDOW = 2**30
-
-Headers = dict[str, str]
 
 
 class Connection(asyncio.Protocol, ABC):
@@ -42,10 +44,11 @@ class Connection(asyncio.Protocol, ABC):
         self._rest = b""
         self._window = frames.DEFAULT_WINDOW
         self._initial_window = frames.DEFAULT_WINDOW
-        self._unread = 0
-        self._encoder = Encoder()
-        self._decoder = Decoder(max_header_list_size=HEADER_BYTES)
-        self._block: tuple[int, int, bytes] | None = None
+        self._received = 0
+        self._held = 0
+        self._resets = 0
+        self._headers = HeaderReader()
+        self._block: tuple[int, int, bytearray] | None = None
         """The header block that is not complete: its stream, its flags, its bytes."""
         self._heard = True
         self._asked = False
@@ -58,8 +61,8 @@ class Connection(asyncio.Protocol, ABC):
     """What comes before all frames."""
 
     @abstractmethod
-    def _opened(self, number: int, headers: Headers, end: bool) -> None:
-        """A header block of a stream."""
+    def _opened(self, number: int, headers: Headers, size: int, end: bool) -> None:
+        """A header block of a stream, `size` bytes of it."""
 
     @abstractmethod
     def _ended_by_other(self, stream: Stream) -> None:
@@ -135,12 +138,23 @@ class Connection(asyncio.Protocol, ABC):
         self._window -= size
         return size
 
+    def peer_names(self) -> Sequence[str]:
+        tls = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
+        certificate = tls.getpeercert() if tls is not None else None
+        return [name for _, name in (certificate or {}).get("subjectAltName", ())]
+
     def consumed(self, stream: Stream, size: int) -> None:
+        if stream.unread:  # else the call has ended, and nothing of it counts any more
+            stream.unread -= size
+            self._held -= size
         stream.credit += size
         if stream.credit >= WINDOW // 4 and not stream.over:
             self.send(frames.window_update(stream.number, stream.credit))
             stream.allowance += stream.credit
             stream.credit = 0
+
+    def begin(self, stream: Stream, metadata: Metadata) -> None:
+        """A client's side takes no calls."""
 
     def finish(self, stream: Stream, ended: Ended | None) -> None:
         self._forget(stream.number)
@@ -161,12 +175,21 @@ class Connection(asyncio.Protocol, ABC):
         if kind == frames.DATA:
             self._data(flags, number, payload)
         elif kind == frames.HEADERS:
-            self._headers(number, flags, frames.unpadded(kind, flags, payload))
+            block = frames.unpadded(kind, flags, payload)
+            if flags & frames.END_HEADERS:
+                self._header_block(number, flags, block)
+            else:
+                self._block = number, flags, bytearray(block)
         elif kind == frames.CONTINUATION:
             if self._block is None:
                 raise Fault(frames.PROTOCOL_ERROR, "CONTINUATION of nothing")
-            _, first, block = self._block
-            self._headers(number, first | flags & frames.END_HEADERS, block + payload)
+            _, first, parts = self._block
+            parts += payload
+            if len(parts) > BLOCK_BYTES:
+                raise Fault(frames.ENHANCE_YOUR_CALM, f"headers of more than {BLOCK_BYTES} bytes")
+            if flags & frames.END_HEADERS:
+                self._block = None
+                self._header_block(number, first, bytes(parts))
         elif kind == frames.WINDOW_UPDATE:
             self._more_window(number, frames.number_of(payload) & 0x7FFFFFFF)
         elif kind == frames.RST_STREAM:
@@ -175,6 +198,9 @@ class Connection(asyncio.Protocol, ABC):
                 said = "the other side cancelled the call" if code == frames.CANCEL else f"reset with code {code}"
                 status = grpc.StatusCode.CANCELLED if code == frames.CANCEL else grpc.StatusCode.UNAVAILABLE
                 ended.gone(Ended(status, said))
+                self._resets += 1
+                if self._resets > RESETS:
+                    raise Fault(frames.ENHANCE_YOUR_CALM, "calls that are taken back, and nothing else")
         elif kind == frames.SETTINGS:
             if not flags & frames.ACK:
                 self._settings(payload)
@@ -192,38 +218,36 @@ class Connection(asyncio.Protocol, ABC):
             raise Fault(frames.PROTOCOL_ERROR, "PUSH_PROMISE, which is switched off")
 
     def _data(self, flags: int, number: int, payload: bytes) -> None:
-        # Padding and what comes for streams that have ended is nobody's: the connection's window is wide, not endless.
-        self._unread += len(payload)
-        if self._unread >= _CONNECTION_WINDOW // 4:
-            self.send(frames.window_update(0, self._unread))
-            self._unread = 0
+        # The connection's window is wide, and given anew at once: were it what bounds the unread, streams whose
+        # messages are half here would hold up each other.
+        size = len(payload)
+        self._received += size
+        if self._received >= _CONNECTION_WINDOW // 4:
+            self.send(frames.window_update(0, self._received))
+            self._received = 0
         stream = self._streams.get(number)
         if stream is None:
             return
-        stream.allowance -= len(payload)
+        stream.allowance -= size
         if stream.allowance < 0:
             raise Fault(frames.FLOW_CONTROL_ERROR, "more than the window takes")
+        stream.unread += size
+        self._held += size
+        if self._held > HELD_BYTES:
+            stream.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{HELD_BYTES} bytes of this connection are unread")
+            return
         if flags & frames.PADDED:
             whole, payload = len(payload), frames.unpadded(frames.DATA, flags, payload)
             self.consumed(stream, whole - len(payload))
         stream.take_in(payload)
         if flags & frames.END_STREAM:
-            stream.half_closed()
+            stream.closed_by_other()
             self._ended_by_other(stream)
 
-    def _headers(self, number: int, flags: int, block: bytes) -> None:
+    def _header_block(self, number: int, flags: int, block: bytes) -> None:
         if number == 0:
             raise Fault(frames.PROTOCOL_ERROR, "headers of no stream")
-        if len(block) > HEADER_BYTES:
-            raise Fault(frames.ENHANCE_YOUR_CALM, f"headers of more than {HEADER_BYTES} bytes")
-        if not flags & frames.END_HEADERS:
-            self._block = number, flags, block
-            return
-        self._block = None
-        headers: Headers = {}
-        for name, value in self._decoder.decode(block):
-            headers[str(name)] = str(value)
-        self._opened(number, headers, bool(flags & frames.END_STREAM))
+        self._opened(number, self._headers.read(block), len(block), bool(flags & frames.END_STREAM))
 
     def _settings(self, payload: bytes) -> None:
         for key, value in frames.settings_of(payload):
@@ -231,8 +255,6 @@ class Connection(asyncio.Protocol, ABC):
                 more, self._initial_window = value - self._initial_window, value
                 for stream in self._streams.values():
                     stream.window += more
-            elif key == frames.HEADER_TABLE_SIZE:
-                self._encoder.header_table_size = min(value, 4096)
         self._reply(frames.head(0, frames.SETTINGS, frames.ACK, 0))
         for stream in list(self._streams.values()):
             stream.has_room()
@@ -264,11 +286,15 @@ class Connection(asyncio.Protocol, ABC):
         if not self._heard:
             self._asked = True
             self.send(frames.head(8, frames.PING, 0, 0) + bytes(8))
-        self._heard = False
+        self._heard, self._resets = False, 0
         self._timer = asyncio.get_running_loop().call_later(KEEPALIVE_S, self._keep_alive)
 
     def _forget(self, number: int) -> Stream | None:
-        return self._streams.pop(number, None)
+        stream = self._streams.pop(number, None)
+        if stream is not None:
+            self._held -= stream.unread
+            stream.unread = 0
+        return stream
 
     def _break(self, said: str) -> None:
         streams, self._streams = list(self._streams.values()), {}

@@ -7,8 +7,9 @@ import grpc
 
 from libs.rpc.status import CODES
 from libs.streams import frames
-from libs.streams.connection import Connection, Headers
-from libs.streams.stream import Ended, Stream
+from libs.streams.connection import Connection
+from libs.streams.headers import written
+from libs.streams.stream import Ended, Headers, Stream
 
 
 class Dialed(Connection):
@@ -34,18 +35,18 @@ class Dialed(Connection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self._streams[1] = self.stream
-        self.send(frames.headers(1, self._encoder.encode(self._request), end=False))
+        self.send(frames.headers(1, written(self._request), end=False))
 
     def finish(self, stream: Stream, ended: Ended | None) -> None:
         super().finish(stream, None)
         self.close()
 
-    def _opened(self, number: int, headers: Headers, end: bool) -> None:
+    def _opened(self, number: int, headers: Headers, size: int, end: bool) -> None:
         stream = self._streams.get(number)
         if stream is None:
             return
         if end:
-            stream.half_closed()
+            stream.closed_by_other()
             self._forget(number)
             stream.gone(_status(headers))
             self.close()

@@ -1,15 +1,17 @@
-"""Serving streams: a port of their own beside the process's gRPC port."""
+"""Serving gRPC calls in the event loop: every method is a handler of a stream of bytes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+import grpc
 import structlog
 
 from libs.errors import HeadraceError, InternalError
 from libs.rpc.status import CODES, to_status
 from libs.streams.accepted import Accepted
-from libs.streams.connection import Headers
+from libs.streams.frames import ENHANCE_YOUR_CALM
+from libs.streams.headers import MESSAGE_CHARACTERS
 from libs.streams.stream import OK, Ended, Stream
 from libs.streams.tls import server_context
 from libs.tasks import Tasks
@@ -17,13 +19,14 @@ from libs.tasks import Tasks
 log = structlog.get_logger()
 
 Handler = Callable[[Stream], Awaitable[None]]
-"""Lasts as long as the call does from this side. What it raises is the call's status."""
+"""Takes the call with `begin`, or with its first message. Lasts as long as the call does from this side. What it raises
+is the call's status."""
+MAX_CONNECTIONS = 10_000
+"""Of one server; one more is closed at once."""
 
 
 class StreamServer:
-    """Serves stream-stream methods.
-
-    The number of connections is that of the mesh's processes, so it has no bound of its own.
+    """Serves methods of any kind. Bounded: MAX_CONNECTIONS, and what each connection bounds.
 
     Args:
         handlers: By /package.Service/Method.
@@ -63,15 +66,16 @@ class StreamServer:
         connection = Accepted(self._accept)
         self._connections.add(connection)
         connection.closed.add_done_callback(lambda _: self._connections.discard(connection))
+        if len(self._connections) > MAX_CONNECTIONS:
+            asyncio.get_running_loop().call_soon(connection.close, ENHANCE_YOUR_CALM, "too many connections")
         return connection
 
-    def _accept(self, stream: Stream, headers: Headers) -> bool:
-        path = headers.get(":path", "")
-        handler = self._handlers.get(path)
-        if handler is None:
-            return False
-        self._tasks.spawn(_serve(handler, stream), path)
-        return True
+    def _accept(self, stream: Stream) -> None:
+        path = stream.headers.get(":path", "")
+        if (handler := self._handlers.get(path)) is not None:
+            self._tasks.spawn(_serve(handler, stream), path)
+            return
+        stream.end(Ended(grpc.StatusCode.UNIMPLEMENTED, f"there is no {path[:MESSAGE_CHARACTERS]} at this port"))
 
 
 async def _serve(handler: Handler, stream: Stream) -> None:
@@ -91,4 +95,4 @@ async def _serve(handler: Handler, stream: Stream) -> None:
 
 def _ended(error: HeadraceError) -> Ended:
     status = to_status(error)
-    return Ended(CODES[status.code], status.message, status.SerializeToString())
+    return Ended(CODES[status.code], status.message, (("grpc-status-details-bin", status.SerializeToString()),))

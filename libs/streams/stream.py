@@ -1,15 +1,23 @@
-"""One gRPC call of a stream-stream method, from either side."""
+"""One gRPC call, from either side."""
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 import grpc
 
 from libs.rpc.channels import MESSAGE_BYTES
+from libs.streams.compression import Incompressible, inflate
 from libs.streams.frames import DATA, FRAME_BYTES, head
+
+Headers = Mapping[str, str]
+"""What came in front of a call's messages; a name that came again has a comma between its values."""
+Metadata = Sequence[tuple[str, str | bytes]]
+"""Names in lower case; those that end in "-bin" have bytes."""
+NO_HEADERS: Headers = MappingProxyType({})
 
 PREFIX = 5
 """Bytes in front of each message: whether it is compressed, and its length."""
@@ -23,8 +31,8 @@ class Ended:
 
     code: grpc.StatusCode
     details: str = ""
-    status: bytes = b""
-    """A google.rpc.Status, where a server gives one."""
+    metadata: Metadata = ()
+    """What a server says behind its answer, a google.rpc.Status among it."""
 
     def __str__(self) -> str:
         return f"{self.code.name}: {self.details}" if self.details else self.code.name
@@ -53,25 +61,46 @@ class Carrier(Protocol):
         """So many bytes of a stream have been read: the other side may send as many again."""
         ...
 
+    def begin(self, stream: "Stream", metadata: Metadata) -> None:
+        """Says that a server has taken the call."""
+        ...
+
     def finish(self, stream: "Stream", ended: Ended | None) -> None:
         """Ends a stream from this side: with a status where it is a server's, else it is reset."""
         ...
 
+    def peer_names(self) -> Sequence[str]:
+        """Subject alternative names of the other side's certificate, where the connection has mTLS."""
+        ...
+
 
 class Stream:
-    """Messages both ways, as bytes. Nothing here waits but `read` and `ended`, nothing raises.
+    """Messages both ways, as bytes. Nothing here waits but `read`, `room_again` and `ended`, nothing raises.
 
     Bounded: what comes in by WINDOW bytes; what goes out by one message beyond what the other side's window and the
     socket take, as long as its writer looks at `room`.
+
+    Args:
+        headers: A client's, on the server's side, where the call is still to be taken: see `begin`.
     """
 
     __slots__ = (
-        "_carrier", "_due", "_ended", "_half_closed", "_inbox", "_loop", "_on_message", "_partial", "_say", "_unsent",
-        "_wake", "allowance", "credit", "number", "over", "window",
+        "_carrier", "_due", "_ended", "_inbox", "_loop", "_on_message", "_partial", "_reader", "_say", "_unsent",
+        "_writer", "allowance", "begun", "credit", "half_closed", "headers", "number", "on_gone", "over", "unread",
+        "window",
     )  # fmt: skip
 
-    def __init__(self, carrier: Carrier, number: int, window: int) -> None:
+    def __init__(self, carrier: Carrier, number: int, window: int, headers: Headers | None = None) -> None:
         self.number = number
+        self.headers = NO_HEADERS if headers is None else headers
+        self.begun = headers is None
+        """Whether the server has taken the call."""
+        self.on_gone: Callable[[], object] = _nothing
+        """Called when the other side, or the connection, is gone in the middle of the call."""
+        self.half_closed = False
+        """Whether the other side will say no more."""
+        self.unread = 0
+        """Bytes that came and have not been read."""
         self.window = window
         """Bytes that the other side takes now."""
         self.allowance = WINDOW
@@ -84,11 +113,11 @@ class Stream:
         self._on_message: Callable[[bytes], None] | None = None
         self._say: Callable[[], None] = _nothing
         self._due = False
-        self._inbox: deque[bytes] = deque()
+        self._inbox: deque[tuple[bytes, int]] = deque()
         self._partial = bytearray()
         self._unsent = b""
-        self._wake: asyncio.Future[None] | None = None
-        self._half_closed = False
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Ended] = self._loop.create_future()
 
@@ -97,12 +126,17 @@ class Stream:
         """Whether what is written now goes out, rather than waits here."""
         return not self._unsent and not self.over and self._carrier.writable
 
+    @property
+    def drained(self) -> bool:
+        """Whether all that was written has gone to the socket."""
+        return not self._unsent
+
     def listen(self, on_message: Callable[[bytes], None], say: Callable[[], None]) -> None:
         """From now on each message goes to `on_message` as it comes, those that wait at once; `say` is called
         when there is room again, and after `wake`. Neither may raise."""
         self._on_message, self._say = on_message, say
         while self._inbox and not self.over:
-            self._deliver(self._inbox.popleft())
+            self._deliver(*self._inbox.popleft())
 
     def say_with(self, say: Callable[[], None]) -> None:
         """For who reads with `read`: `say` is called when there is room again, and after `wake`."""
@@ -118,13 +152,20 @@ class Stream:
         """The next message; None when the call has ended or the other side will say no more. Only as much comes in
         as is read."""
         while not self._inbox:
-            if self._half_closed or self._ended.done():
+            if self.half_closed or self._ended.done():
                 return None
-            self._wake = self._loop.create_future()
-            await self._wake
-        message = self._inbox.popleft()
-        self._carrier.consumed(self, len(message) + PREFIX)
+            self._reader = self._loop.create_future()
+            await self._reader
+        message, size = self._inbox.popleft()
+        self._carrier.consumed(self, size)
         return message
+
+    async def room_again(self) -> None:
+        """Waits until there is room, or the call is over. Takes the place of `say_with`."""
+        while not self.room and not self.over:
+            self._writer = self._loop.create_future()
+            self._say = self._wake_writer
+            await self._writer
 
     async def ended(self) -> Ended:
         """How the call ended; for a server also that the client will say no more."""
@@ -135,10 +176,23 @@ class Stream:
         """Whether the call goes on."""
         return not self._ended.done()
 
+    @property
+    def peer_names(self) -> Sequence[str]:
+        """Subject alternative names of the other side's certificate, where the connection has mTLS."""
+        return self._carrier.peer_names()
+
+    def begin(self, metadata: Metadata = ()) -> None:
+        """A server takes the call: its headers go out. Once; the first message does it, too."""
+        if not self.begun and not self.over:
+            self.begun = True
+            self._carrier.begin(self, metadata)
+
     def write(self, message: bytes) -> None:
         """Sends a message, or keeps it until there is room. Ignored once the call is over."""
         if self.over:
             return
+        if not self.begun:
+            self.begin()
         size = len(message) + PREFIX
         data = len(message).to_bytes(PREFIX, "big") + message
         if not self._unsent and size <= FRAME_BYTES and size <= self.window:
@@ -193,25 +247,37 @@ class Stream:
         """Payload of a DATA frame."""
         size = len(data) - PREFIX
         if not self._partial and size >= 0 and int.from_bytes(data[:PREFIX], "big") == size:
-            self._deliver(data[PREFIX:])  # one frame, one message: almost all are
+            self._deliver(data[PREFIX:], len(data))  # one frame, one message: almost all are
             return
         self._partial += data
         partial, at = self._partial, 0
         while len(partial) - at >= PREFIX:
             size = int.from_bytes(partial[at + 1 : at + PREFIX], "big")
-            if partial[at] or size > MESSAGE_BYTES:
-                said = "compressed" if partial[at] else f"longer than {MESSAGE_BYTES} bytes"
-                self.end(Ended(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message is {said}"))
+            if size > MESSAGE_BYTES:
+                self.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message is longer than {MESSAGE_BYTES} bytes")
                 return
             if len(partial) - at - PREFIX < size:
                 break
-            self._deliver(bytes(partial[at + PREFIX : at + PREFIX + size]))
+            message = bytes(partial[at + PREFIX : at + PREFIX + size])
+            if partial[at]:
+                try:
+                    message = inflate(message, self.headers.get("grpc-encoding", ""), MESSAGE_BYTES)
+                except Incompressible as why:
+                    self.refuse(why.code, str(why))
+                    return
+            self._deliver(message, PREFIX + size)
             at += PREFIX + size
         del partial[:at]
 
-    def half_closed(self) -> None:
+    def refuse(self, code: grpc.StatusCode, why: str) -> None:
+        """What came cannot be taken: the call ends."""
+        self._partial.clear()
+        self.end(Ended(code, why))
+        self.on_gone()
+
+    def closed_by_other(self) -> None:
         """The other side will say no more."""
-        self._half_closed = True
+        self.half_closed = True
         self._wake_reader()
 
     def broke(self, ended: Ended) -> None:
@@ -225,23 +291,28 @@ class Stream:
         """It ended, and nothing can be written any more."""
         self.over = True
         self.broke(ended)
+        self.on_gone()
 
     def _said(self) -> None:
         self._due = False
         if self.room:
             self._say()
 
-    def _deliver(self, message: bytes) -> None:
+    def _deliver(self, message: bytes, size: int) -> None:
         if self._on_message is None:
-            self._inbox.append(message)
+            self._inbox.append((message, size))
             self._wake_reader()
             return
-        self._carrier.consumed(self, len(message) + PREFIX)
+        self._carrier.consumed(self, size)
         self._on_message(message)
 
     def _wake_reader(self) -> None:
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    def _wake_writer(self) -> None:
+        if self._writer is not None and not self._writer.done():
+            self._writer.set_result(None)
 
 
 def _nothing() -> None:

@@ -4,7 +4,7 @@
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 from google.protobuf.message import Message
@@ -17,6 +17,7 @@ from libs.errors import RequestInvalid, StageUnavailable, Violation
 from libs.lane.wire import decision_to_proto
 from libs.registry.mirror import Mirror
 from libs.registry.registry import Registry
+from libs.rpc.context import Context
 from libs.rpc.paging import page
 from services.admission.audit_operations import AuditOperations
 from services.admission.calls import operator, written
@@ -58,7 +59,6 @@ class Writers:
 
 
 M = TypeVar("M", bound=Message)
-Context = aio.ServicerContext[Any, Any]
 
 
 class OperationsServicer(

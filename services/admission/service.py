@@ -1,7 +1,6 @@
 """The public API: proto in, proto out. Decides nothing."""
 
 import asyncio
-from typing import Any
 
 from grpc import aio
 
@@ -9,6 +8,7 @@ from headrace.inference.v1 import inference_pb2, inference_pb2_grpc
 from libs.errors import ApprovalUnknown, HeadraceError
 from libs.lane.forwarder import DRAINING
 from libs.rpc.call import CALL
+from libs.rpc.context import Context
 from libs.rpc.paging import page
 from libs.telemetry import names
 from libs.telemetry.tracing import Span, Tracing
@@ -22,8 +22,6 @@ from services.admission.session import Session
 
 HANDED_BACK = (("headrace-handed-back", "true"),)
 """Initial metadata of a call that Envoy sends to another process: this one ends."""
-
-Context = aio.ServicerContext[Any, Any]
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):

@@ -11,7 +11,6 @@ from libs.lane.client import RemoteStage
 from libs.lane.neighbours import HOLD_S
 from libs.registry import keys
 from libs.registry.registry import Registry
-from libs.rpc.address import Address
 from libs.streams.client import Dialer
 from libs.tasks import Tasks
 from services.batcher.executors import ExecutorInfo
@@ -59,9 +58,9 @@ class ExecutorSource:
     def _infos(self) -> dict[str, ExecutorInfo]:
         infos: dict[str, ExecutorInfo] = {}
         for name, executor in self._executors.items.items():
-            stage, address = self._stages.get(name), Address.of(executor)
-            if stage is None or stage.address != address:
-                stage = RemoteStage(address, self._connect, self._dialer, self._tasks)
+            stage, endpoint = self._stages.get(name), executor.endpoint
+            if stage is None or stage.endpoint != endpoint:
+                stage = RemoteStage(endpoint, self._connect, self._dialer, self._tasks)
             infos[name] = _info(executor, stage)
         self._stages = {name: info.stage for name, info in infos.items() if isinstance(info.stage, RemoteStage)}
         return infos

@@ -47,7 +47,7 @@ async def run(settings: Settings) -> None:
         report.start()
 
         def record() -> registry_pb2.Executor:
-            return executor_record(settings, mesh.address, mesh.started, host.draining, reconciler.statuses)
+            return executor_record(settings, mesh.endpoint, mesh.started, host.draining, reconciler.statuses)
 
         def changed() -> None:
             report.set_copies(reconciler.statuses)

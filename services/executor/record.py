@@ -4,20 +4,18 @@ from collections.abc import Mapping
 from typing import cast
 
 from headrace.registry.v1 import registry_pb2
-from libs.rpc.address import Address
 from libs.settings import SettingsInvalid
 from services.executor.config import Settings
 from services.executor.state import HOLDS_MEMORY, CopyStatus
 
 
 def executor_record(
-    settings: Settings, address: Address, started: float, draining: bool, statuses: Mapping[str, CopyStatus]
+    settings: Settings, endpoint: str, started: float, draining: bool, statuses: Mapping[str, CopyStatus]
 ) -> registry_pb2.Executor:
     """The record, with each copy's state."""
     return registry_pb2.Executor(
         instance=settings.process.instance,
-        endpoint=address.rpc,
-        stream_endpoint=address.streams,
+        endpoint=endpoint,
         engine=settings.engine,
         memory_bytes=settings.memory_bytes,
         start_time=started,

@@ -50,6 +50,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def _consult(self, stream: Stream) -> None:
         """A batcher's conversation."""
         consulting = Consulting(self.upkeep, self._clock, self._tracing)
+        stream.begin()
         try:
             await self._converse(Conversation(stream, consulting.take, consulting.flush))
         finally:
@@ -58,6 +59,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
     async def _report(self, stream: Stream) -> None:
         """An executor's report."""
         reporting = Reporting(stream, self.upkeep, self._clock, self._turns)
+        stream.begin()
         try:
             await self._converse(reporting.conversation)
         finally:

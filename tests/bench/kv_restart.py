@@ -149,14 +149,14 @@ class Bench:
     async def __aenter__(self) -> Self:
         channels = Channels()
         self._stack.push_async_callback(channels.close)
-        channel = channels.connect(self._manager.address.rpc)
+        channel = channels.connect(self._manager.endpoint)
         self._stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(channel)
         command = [sys.executable, "-m", "tests.bench.kv_restart", "--report-to", self._etcd]
         command += ["--executors", str(self._executors), "--blocks", str(self._blocks)]
         reporters = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self._stack.callback(reporters.wait)
         self._stack.callback(reporters.kill)
-        consultation = Consultation("batcher-1", Dialer(), lambda: self._manager.address.streams, PATIENCE_S)
+        consultation = Consultation("batcher-1", Dialer(), lambda: self._manager.endpoint, PATIENCE_S)
         self._stack.push_async_callback(consultation.close)
         chosen = random.Random(0).sample(range(self._executors), min(self._executors, 20))
         self._asking = Asking(consultation, [blocks_of(number, self._blocks)[:PROMPT_BLOCKS] for number in chosen])

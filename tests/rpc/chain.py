@@ -13,12 +13,10 @@ from libs.lane.forwarder import Forwarder
 from libs.lane.server import lane_streams, stage_service
 from libs.lane.stage import Stage
 from libs.lane.work import Frame, Note, Outcome, Sampling, Tier, Work
-from libs.rpc.address import Address
 from libs.rpc.channels import Channels
 from libs.rpc.interceptors import errors
 from libs.rpc.server import RpcServer
 from libs.streams.client import Dialer
-from libs.streams.server import StreamServer
 from libs.tasks import Tasks
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import Tracing, untraced
@@ -117,20 +115,18 @@ class Served:
 
     stage: Stage
     rpc: RpcServer
-    streams: StreamServer
 
     @property
-    def address(self) -> Address:
-        return Address(f"127.0.0.1:{self.rpc.port}", f"127.0.0.1:{self.streams.port}")
+    def endpoint(self) -> str:
+        return f"127.0.0.1:{self.rpc.port}"
 
     async def cut(self) -> None:
-        """Ends the servers and every stream on them at once."""
-        await self.rpc.stop(0)
-        await self.streams.stop()
+        """Ends the server and every stream on it at once."""
+        await self.rpc.stop()
 
     async def mend(self) -> None:
         """Serves again."""
-        self.rpc, self.streams = await _serve(self.stage, self.address)
+        self.rpc = await _serve(self.stage, self.endpoint)
 
 
 @dataclass(slots=True)
@@ -151,20 +147,18 @@ class Chain:
     """The batchers behind their ports."""
 
     def remote(self, served: Served) -> RemoteStage:
-        return RemoteStage(served.address, self.channels.connect, Dialer(), self.tasks)
+        return RemoteStage(served.endpoint, self.channels.connect, Dialer(), self.tasks)
 
 
-async def _serve(stage: Stage, address: Address) -> tuple[RpcServer, StreamServer]:
-    rpc = RpcServer(address.rpc, [stage_service(stage)], [errors], None)
+async def _serve(stage: Stage, listen: str) -> RpcServer:
+    rpc = RpcServer(listen, [stage_service(stage)], [errors], None, lane_streams(stage))
     await rpc.start()
-    streams = StreamServer(lane_streams(stage))
-    await streams.start(address.streams)
-    return rpc, streams
+    return rpc
 
 
 async def served(stage: Stage) -> Served:
     """Serves a stage on free ports."""
-    return Served(stage, *await _serve(stage, Address("127.0.0.1:0", "127.0.0.1:0")))
+    return Served(stage, await _serve(stage, "127.0.0.1:0"))
 
 
 @asynccontextmanager

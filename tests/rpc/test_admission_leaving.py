@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc import StatusCode, aio
@@ -106,7 +107,7 @@ async def process() -> AsyncIterator[Process]:
     try:
         yield Process(entry, servicer, router, f"127.0.0.1:{server.port}")
     finally:
-        await server.stop(0)
+        await server.stop()
         await tasks.close()
 
 
@@ -164,19 +165,27 @@ async def test_what_still_runs_at_the_end_goes_on_elsewhere(multiplex: bool) -> 
         assert await ended(asking) == "half an answer"
 
 
+def refused(target: str) -> Any:
+    """A call that ended before it had a token. By gRPC's other Python client: grpc.aio's forgets headers that the end
+    of the call comes right behind."""
+    with grpc.insecure_channel(target) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        call: Any = stub.Generate(pb.GenerateRequest(model="letters", prompt="x"), timeout=5)
+        with pytest.raises(grpc.RpcError):
+            next(iter(call))
+        call.initial_metadata()
+    return call
+
+
 async def test_a_plain_call_is_told_that_another_process_may_take_it() -> None:
-    async with process() as it, aio.insecure_channel(it.target) as channel:
-        stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
-        call = stub.Generate(pb.GenerateRequest(model="letters", prompt="x"), timeout=5)
+    async with process() as it:
+        running = asyncio.create_task(asyncio.to_thread(refused, it.target))
         await it.runs(1)
         await leave(it.front, it.inference, 0.0, 0.05)  # before it has a token
-        refused = stub.Generate(pb.GenerateRequest(model="letters", prompt="x"), timeout=5)
-        for each in (call, refused):
-            with pytest.raises(aio.AioRpcError) as raised:
-                await each.read()
-            assert raised.value.code() is StatusCode.UNAVAILABLE
-            assert HANDED_BACK in list(await each.initial_metadata())
-            info = details(raised.value)["ErrorInfo"]
+        for call in (await running, await asyncio.to_thread(refused, it.target)):
+            assert call.code() is StatusCode.UNAVAILABLE
+            assert HANDED_BACK in list(call.initial_metadata())
+            info = details(call)["ErrorInfo"]
             assert isinstance(info, error_details_pb2.ErrorInfo)
             assert info.metadata[DRAINING] == "true"
 

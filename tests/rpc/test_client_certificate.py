@@ -96,7 +96,7 @@ async def door(folder: Path, *, tls: bool) -> AsyncIterator[str]:
     finally:
         envoy.terminate()
         await asyncio.to_thread(envoy.wait)
-        await server.stop(0)
+        await server.stop()
 
 
 async def healthy(channel: aio.Channel) -> None:

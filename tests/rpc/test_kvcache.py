@@ -21,7 +21,6 @@ from libs.rpc import interceptors
 from libs.rpc.channels import Channels
 from libs.rpc.server import RpcServer
 from libs.streams.client import Dialer
-from libs.streams.server import StreamServer
 from libs.telemetry.span import SpanRecord
 from libs.telemetry.tracing import Tracing
 from services.kvcache.index import PrefixIndex
@@ -70,18 +69,16 @@ class Manager:
         self.memory = Memory(PrefixIndex(), Ledger(grace_s=GRACE_S), Reports(grace_s=GRACE_S))
         tracing = Tracing("kvcache", "kvcache-0", 1.0, self.spans.append)
         self.servicer = KvCacheServicer(self.memory, self.clock, tracing, self.heard)
-        self._server = RpcServer("127.0.0.1:0", [self.servicer.service], [interceptors.errors], None)
+        streams = self.servicer.streams
+        self._server = RpcServer("127.0.0.1:0", [self.servicer.service], [interceptors.errors], None, streams)
         await self._server.start()
-        self._served = StreamServer(self.servicer.streams)
-        await self._served.start("127.0.0.1:0")
-        self.endpoint = f"127.0.0.1:{self._served.port}"
+        self.endpoint = f"127.0.0.1:{self._server.port}"
 
     async def kill(self) -> None:
         """Nothing is said to anybody: the connections break."""
         if self._server is not None:
             server, self._server, self.endpoint = self._server, None, None
-            await server.stop(0)
-            await self._served.stop()
+            await server.stop()
 
     @property
     def stub(self) -> "kvcache_pb2_grpc.KvCacheServiceAsyncStub":

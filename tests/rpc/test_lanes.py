@@ -18,7 +18,6 @@ from libs.lane.client import RemoteStage
 from libs.lane.stage import LaneNotReady, Sink
 from libs.lane.wire import work_to_proto
 from libs.lane.work import FinishReason, Frame, Note, Outcome, QueueState, Tier, Work
-from libs.rpc.address import Address
 from libs.rpc.channels import Channels
 from libs.streams.client import Dialer
 from libs.streams.server import StreamServer
@@ -53,7 +52,7 @@ class Pair:
 
     def __init__(self, stage: HandStage, served: Served, remote: RemoteStage, channels: Channels) -> None:
         self.stage, self.served, self.remote, self.channels = stage, served, remote, channels
-        channel = channels.connect(served.address.streams)
+        channel = channels.connect(served.endpoint)
         self.lanes: Any = lane_pb2_grpc.LaneServiceStub(channel)
         """By grpc.aio: the streams' wire is gRPC's."""
         self.sink = Log()
@@ -76,7 +75,7 @@ async def pair(stage: HandStage | None = None) -> AsyncIterator[Pair]:
         stack.push_async_callback(tasks.close)
         behind = await served(stage)
         stack.push_async_callback(behind.cut)
-        remote = RemoteStage(behind.address, channels.connect, Dialer(), tasks)
+        remote = RemoteStage(behind.endpoint, channels.connect, Dialer(), tasks)
         yield Pair(stage, behind, remote, channels)
 
 
@@ -298,8 +297,7 @@ async def test_an_outcome_that_cannot_be_read_breaks_its_lane() -> None:
     tasks, channels, sink = Tasks(), Channels(), Log()
     try:
         with capture_logs() as logs:
-            address = Address("127.0.0.1:1", f"127.0.0.1:{streams.port}")
-            RemoteStage(address, channels.connect, Dialer(), tasks).open(sink)
+            RemoteStage(f"127.0.0.1:{streams.port}", channels.connect, Dialer(), tasks).open(sink)
             await until(lambda: sink.events[:2] == ["ready", "broken"])
         assert "stream reader failed" in [entry["event"] for entry in logs]
     finally:
@@ -316,7 +314,7 @@ async def test_questions_are_answered_over_the_wire() -> None:
     async with pair(Full()) as it:
         assert [d.reason for d in await it.remote.explain(work(5))] == ["request-5"]
         assert [q.waiting for q in await it.remote.queues()] == list(range(250))
-        stub: Any = lane_pb2_grpc.StageServiceStub(it.channels.connect(it.served.address.rpc))
+        stub: Any = lane_pb2_grpc.StageServiceStub(it.channels.connect(it.served.endpoint))
         page = await stub.ListQueues(lane_pb2.ListQueuesRequest(page_size=200), timeout=5)
         assert len(page.queues) == 200
         rest = await stub.ListQueues(lane_pb2.ListQueuesRequest(page_token=page.next_page_token), timeout=5)

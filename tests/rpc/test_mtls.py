@@ -14,13 +14,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from libs.lane.client import RemoteStage
 from libs.lane.server import EXCHANGE, lane_streams, stage_service
-from libs.rpc.address import Address
 from libs.rpc.channels import Channels
 from libs.rpc.interceptors import errors
 from libs.rpc.server import RpcServer
 from libs.streams.client import Dialer, StreamRefused
 from libs.streams.frames import PREFACE
-from libs.streams.server import StreamServer
 from libs.tasks import Tasks
 from tests.system.etcd import make_certificates
 from tests.unit.lanes import Answers, HandStage, answer, work
@@ -45,17 +43,14 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def serving(tls_dir: Path, stage: HandStage) -> AsyncIterator[Address]:
-    server = RpcServer("127.0.0.1:0", [stage_service(stage)], [errors], tls_dir)
+async def serving(tls_dir: Path, stage: HandStage) -> AsyncIterator[str]:
+    server = RpcServer("127.0.0.1:0", [stage_service(stage)], [errors], tls_dir, lane_streams(stage))
     await server.start()
     await server.set_serving(True)
-    streams = StreamServer(lane_streams(stage), tls_dir)
-    await streams.start("127.0.0.1:0")
     try:
-        yield Address(f"127.0.0.1:{server.port}", f"127.0.0.1:{streams.port}")
+        yield f"127.0.0.1:{server.port}"
     finally:
-        await streams.stop()
-        await server.stop(0)
+        await server.stop()
 
 
 async def check(channel: aio.Channel) -> None:
@@ -64,9 +59,9 @@ async def check(channel: aio.Channel) -> None:
 
 async def test_processes_of_one_mesh_talk(ours: Path) -> None:
     stage, tasks, channels, answers = HandStage(), Tasks(), Channels(ours), Answers()
-    async with serving(ours, stage) as address:
-        await check(channels.connect(address.rpc))
-        lane = RemoteStage(address, channels.connect, Dialer(ours), tasks).open(answers)
+    async with serving(ours, stage) as endpoint:
+        await check(channels.connect(endpoint))
+        lane = RemoteStage(endpoint, channels.connect, Dialer(ours), tasks).open(answers)
         async with asyncio.timeout(5):
             while not lane.ready:
                 await asyncio.sleep(0.01)
@@ -101,8 +96,7 @@ async def nobody(tls_dir: Path, endpoint: str) -> None:
 @pytest.mark.parametrize("who", ["plaintext", "no certificate", "another CA"])
 async def test_anyone_else_is_refused(ours: Path, foreign: Path, who: str) -> None:
     ca = (ours / "ca.crt").read_bytes()
-    async with serving(ours, HandStage()) as address:
-        endpoint = address.rpc
+    async with serving(ours, HandStage()) as endpoint:
         if who == "plaintext":
             channel = Channels().connect(endpoint)
         elif who == "no certificate":
@@ -117,17 +111,17 @@ async def test_anyone_else_is_refused(ours: Path, foreign: Path, who: str) -> No
         tls_dir = {"plaintext": None, "another CA": foreign}
         if who in tls_dir:
             with pytest.raises(StreamRefused):
-                await Dialer(tls_dir[who]).open(address.streams, EXCHANGE)
+                await Dialer(tls_dir[who]).open(endpoint, EXCHANGE)
         else:
-            await nobody(ours, address.streams)
+            await nobody(ours, endpoint)
 
 
 async def test_a_server_of_another_ca_is_not_believed(ours: Path, foreign: Path) -> None:
     channels = Channels(ours)
-    async with serving(foreign, HandStage()) as address:
+    async with serving(foreign, HandStage()) as endpoint:
         with pytest.raises(StreamRefused, match="CERTIFICATE_VERIFY_FAILED"):
-            await Dialer(ours).open(address.streams, EXCHANGE)
+            await Dialer(ours).open(endpoint, EXCHANGE)
         with pytest.raises(aio.AioRpcError) as raised:
-            await check(channels.connect(address.rpc))
+            await check(channels.connect(endpoint))
         assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
         await channels.close()

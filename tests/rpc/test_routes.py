@@ -155,7 +155,7 @@ async def test_where_no_copy_is_the_next_model_answers() -> None:
         await it.ask(*works)
         assert [it.answers.tokens[number] for number in range(12)] == await answer_of(QUICK, *works)
         stub: lane_pb2_grpc.StageServiceAsyncStub = lane_pb2_grpc.StageServiceStub(
-            it.chain.channels.connect(it.served.address.rpc)
+            it.chain.channels.connect(it.served.endpoint)
         )
         listed = (await stub.ListBreakers(lane_pb2.ListBreakersRequest())).breakers
         assert [(b.instance, b.pool, b.position) for b in listed] == [
@@ -164,7 +164,7 @@ async def test_where_no_copy_is_the_next_model_answers() -> None:
         ]
         assert listed[0].failed >= 10
         assert listed[0].probes_in_s > 0
-        batcher = it.chain.batchers["batcher-0"].address.rpc
+        batcher = it.chain.batchers["batcher-0"].endpoint
         behind: lane_pb2_grpc.StageServiceAsyncStub = lane_pb2_grpc.StageServiceStub(it.chain.channels.connect(batcher))
         assert not (await behind.ListBreakers(lane_pb2.ListBreakersRequest())).breakers, "a stage without any"
 

@@ -108,7 +108,7 @@ async def door() -> AsyncIterator[Door]:
     try:
         yield Door(router, server.port)
     finally:
-        await server.stop(0)
+        await server.stop()
         await tasks.close()
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import psutil
 
-from libs.rpc.address import Address
 from tests.system.etcd import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,14 +18,13 @@ class ManagerProcess:
     """One manager; `folder` takes its log and its traces."""
 
     def __init__(self, folder: Path, etcd_endpoint: str) -> None:
-        rpc, streams = free_ports(2)
-        self.address = Address(f"127.0.0.1:{rpc}", f"127.0.0.1:{streams}")
+        (port,) = free_ports(1)
+        self.endpoint = f"127.0.0.1:{port}"
         self._log = folder / "manager.log"
         self._environment = {
             **os.environ,
             "HEADRACE_INSTANCE": "kvcache-1",
-            "HEADRACE_LISTEN": self.address.rpc,
-            "HEADRACE_STREAM_LISTEN": self.address.streams,
+            "HEADRACE_LISTEN": self.endpoint,
             "HEADRACE_ETCD": etcd_endpoint,
             "HEADRACE_STATE_DIR": str(folder),
         }

@@ -91,7 +91,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         executors = [Executor(number, choice) for number in range(EXECUTORS)]
         batcher = Consultation("batcher-1", Dialer(), choice.endpoint, PATIENCE_S)
         stub: kvcache_pb2_grpc.KvCacheServiceAsyncStub = kvcache_pb2_grpc.KvCacheServiceStub(
-            channels.connect(manager.address.rpc)
+            channels.connect(manager.endpoint)
         )
         try:
             yield Scene(manager, registry, executors, batcher, stub)

@@ -13,7 +13,6 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from libs.lane.client import RemoteStage
-from libs.rpc.address import Address
 from libs.rpc.channels import Channels
 from libs.streams.client import Dialer
 from libs.tasks import Tasks
@@ -73,12 +72,11 @@ async def test_wrong_settings_are_told_line_by_line() -> None:
 
 @pytest.mark.parametrize("signal", [SIGTERM, SIGINT])
 async def test_without_etcd_it_serves_and_ends_in_time(tmp_path: Path, signal: int) -> None:
-    port, nobody, streams = free_ports(3)
-    settings = executor(port, nobody, tmp_path, HEADRACE_STREAM_LISTEN=f"127.0.0.1:{streams}")
+    port, nobody = free_ports(2)
+    settings = executor(port, nobody, tmp_path)
     async with process("executor", settings) as made:
         channels, tasks, answers = await serving(port), Tasks(), Answers()
-        address = Address(f"127.0.0.1:{port}", f"127.0.0.1:{streams}")
-        lane = RemoteStage(address, channels.connect, Dialer(), tasks).open(answers)
+        lane = RemoteStage(f"127.0.0.1:{port}", channels.connect, Dialer(), tasks).open(answers)
         async with asyncio.timeout(5):
             while not lane.ready:
                 await asyncio.sleep(0.01)

@@ -19,7 +19,6 @@ def test_the_default_mesh_has_the_documented_ports() -> None:
     assert (plan.target, plan.etcd, plan.sink_port) == ("127.0.0.1:8400", "127.0.0.1:8471", 8482)
     assert plan.ports()[8481] == "envoy (admin)"
     assert plan.ports()[8501] == "admission-1 (metrics)"
-    assert plan.ports()[8611] == "router-1 (streams)"
     assert plan.ports()[8482] == "supervisor (spans from Envoy)"
 
 
@@ -28,7 +27,6 @@ def test_every_process_gets_its_settings() -> None:
     assert executor.settings == {
         "HEADRACE_INSTANCE": "executor-2",
         "HEADRACE_LISTEN": "127.0.0.1:8452",
-        "HEADRACE_STREAM_LISTEN": "127.0.0.1:8652",
         "HEADRACE_METRICS_PORT": "8552",
         "HEADRACE_STATE_DIR": "/s",
         "HEADRACE_ETCD": "127.0.0.1:8471",

@@ -12,7 +12,6 @@ from libs.catalogue import ModelSpec, Simulation
 from libs.clock import SystemClock
 from libs.errors import NoExecutor, StageUnavailable
 from libs.lane.work import FinishReason
-from libs.rpc.address import Address
 from libs.settings import Etcd, Process, SettingsInvalid
 from libs.tasks import Tasks
 from libs.telemetry.tracing import untraced
@@ -525,13 +524,12 @@ async def test_the_record_says_how_far_each_copy_is() -> None:
         it.lane.submit(1, work(1, pool="m@0", adapter="a@0", tokens=3))
         await it.until(lambda: len(it.answers.outcomes) == 1)
         await it.until(lambda: it.state("huge@0")[0] is State.FAILED and bool(it.state("late@0")[1]))
-        address = Address("127.0.0.1:1", "127.0.0.1:2")
-        record = executor_record(settings("zone=a", "gpu=h100"), address, 5.0, False, it.reconciler.statuses)
+        record = executor_record(settings("zone=a", "gpu=h100"), "127.0.0.1:1", 5.0, False, it.reconciler.statuses)
     assert (record.instance, record.engine, record.memory_bytes, record.used_bytes) == (
         "executor-0", "simulated", 250, 150
     )  # fmt: skip
     assert dict(record.labels) == {"zone": "a", "gpu": "h100"}
-    assert (record.endpoint, record.stream_endpoint) == ("127.0.0.1:1", "127.0.0.1:2")
+    assert record.endpoint == "127.0.0.1:1"
     huge, late, m = record.models
     assert (huge.pool, huge.state, huge.attempts > 0) == ("huge@0", pb.MODEL_STATE_FAILED, True)
     assert (late.state, late.reason) == (pb.MODEL_STATE_PENDING, "150 bytes are needed, 100 are free")

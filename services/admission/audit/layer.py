@@ -5,11 +5,11 @@ from typing import Any
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from grpc import aio
 
 from libs.clock import Clock
 from libs.errors import HeadraceError
 from libs.rpc.call import CALL
+from libs.rpc.context import Context
 from libs.rpc.interceptors import Handler, Layer
 from services.admission.audit.audit import Audit
 from services.admission.audit.entry import OK, Entry
@@ -27,7 +27,7 @@ def audited(audit: Audit, clock: Clock) -> Layer:
     """The layer. Its caller is known by then: it lies within `identity`."""
 
     def layer(handler: Handler) -> Handler:
-        async def enter(request: Any, context: aio.ServicerContext[Any, Any]) -> Any:
+        async def enter(request: Any, context: Context) -> Any:
             call = CALL.get()
             action = call.method.rpartition("/")[2]
             if action not in CHANGES or not isinstance(request, Message):

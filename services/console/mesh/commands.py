@@ -10,7 +10,7 @@ from services.console.mesh.folder import StateFolder
 from services.console.mesh.plan import ENVOY_ADMIN_OFFSET, HOST, Component, Plan
 from services.console.mesh.process import Command
 
-_NOT_INHERITED = ("HEADRACE_ADVERTISE", "HEADRACE_STREAM_ADVERTISE", "HEADRACE_TLS_DIR", "HEADRACE_ETCD_TLS_DIR")
+_NOT_INHERITED = ("HEADRACE_ADVERTISE", "HEADRACE_TLS_DIR", "HEADRACE_ETCD_TLS_DIR")
 """Settings of a mesh on several machines: they would not fit this one, which keeps to the loopback address."""
 
 

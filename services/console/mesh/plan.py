@@ -8,7 +8,6 @@ Ports, at the default base of 8400 (`--port P` shifts them all):
   8421–8429   batchers           8481        Envoy's admin page
   8431–8439   kvcache            8482        the supervisor's OTLP sink, for Envoy's spans
   8441–8449   placement          +100        the metrics of each service
-                                 +200        its streams: those of routers, batchers, kvcache, executors
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +22,6 @@ Service = Literal["etcd", "kvcache", "placement", "executor", "batcher", "router
 HOST = "127.0.0.1"
 BASE_PORT = 8400
 METRICS_OFFSET = 100
-STREAMS_OFFSET = 200
-STREAMING: frozenset[Service] = frozenset({"router", "batcher", "kvcache", "executor"})
-"""Services that others hold streams to; at the same port after a restart: they are found again while etcd is away."""
 STAGE_OFFSETS = {
     "admission": (1, 9),
     "router": (11, 9),
@@ -189,9 +185,6 @@ def _process(options: Options, service: Service, number: int, etcd: str) -> Comp
     if service == "executor":
         settings["HEADRACE_ENGINE"] = options.engines[(number - 1) % len(options.engines)]
     ports = {port: "gRPC", port + METRICS_OFFSET: "metrics"}
-    if service in STREAMING:
-        settings["HEADRACE_STREAM_LISTEN"] = f"{HOST}:{port + STREAMS_OFFSET}"
-        ports[port + STREAMS_OFFSET] = "streams"
     return Component(name, service, port, ports, settings)
 
 
@@ -204,7 +197,7 @@ def _faults(options: Options, counts: Mapping[Service, int]) -> Iterator[str]:
         most = STAGE_OFFSETS[service][1]
         if not 1 <= count <= most:
             yield f"--{service}s {count}: from 1 to {most}"
-    highest = options.port + max(offset + count for offset, count in STAGE_OFFSETS.values()) + STREAMS_OFFSET
+    highest = options.port + max(offset + count for offset, count in STAGE_OFFSETS.values()) + METRICS_OFFSET
     if options.port < 1024 or highest > 65535:
         yield f"--port {options.port}: from 1024 to {options.port + 65535 - highest}"
 

@@ -148,19 +148,14 @@ class ServiceInstance(_message.Message):
     INSTANCE_FIELD_NUMBER: _builtins.int
     ENDPOINT_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
-    STREAM_ENDPOINT_FIELD_NUMBER: _builtins.int
     service: _builtins.str
     """"admission", "router", "batcher", "kvcache" or "placement"."""
     instance: _builtins.str
     """Unique among the processes of the service; survives a restart of the process."""
     endpoint: _builtins.str
-    """host:port of its gRPC server."""
+    """host:port at which it serves everything it serves."""
     start_time: _builtins.float
     """When the process started, Unix seconds: tells a restart from a renewal."""
-    stream_endpoint: _builtins.str
-    """host:port where it serves the streams of the mesh, LaneService or KvCacheStreamService; empty where it
-    serves none. Speaks gRPC, like `endpoint`, and nothing but these streams.
-    """
     def __init__(
         self,
         *,
@@ -168,11 +163,10 @@ class ServiceInstance(_message.Message):
         instance: _builtins.str = ...,
         endpoint: _builtins.str = ...,
         start_time: _builtins.float = ...,
-        stream_endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "instance", b"instance", "service", b"service", "start_time", b"start_time", "stream_endpoint", b"stream_endpoint"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "instance", b"instance", "service", b"service", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -213,7 +207,6 @@ class Executor(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     USED_BYTES_FIELD_NUMBER: _builtins.int
-    STREAM_ENDPOINT_FIELD_NUMBER: _builtins.int
     instance: _builtins.str
     """Unique among executors; survives a restart of the process."""
     endpoint: _builtins.str
@@ -228,8 +221,6 @@ class Executor(_message.Message):
     """Takes no new placements: the process is shutting down."""
     used_bytes: _builtins.int
     """Memory of the copies that it holds, those that drain included, in bytes."""
-    stream_endpoint: _builtins.str
-    """host:port where it serves LaneService."""
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExecutorModel]:
         """Models it has been told to hold, and how far it is."""
@@ -250,11 +241,10 @@ class Executor(_message.Message):
         draining: _builtins.bool = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         used_bytes: _builtins.int = ...,
-        stream_endpoint: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "endpoint", b"endpoint", "engine", b"engine", "instance", b"instance", "labels", b"labels", "memory_bytes", b"memory_bytes", "models", b"models", "start_time", b"start_time", "stream_endpoint", b"stream_endpoint", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "endpoint", b"endpoint", "engine", b"engine", "instance", b"instance", "labels", b"labels", "memory_bytes", b"memory_bytes", "models", b"models", "start_time", b"start_time", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
