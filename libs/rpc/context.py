@@ -97,10 +97,13 @@ class Context:
     # What the server uses.
 
     async def request(self) -> Any:
-        """The one message of a unary request; Undecodable for bytes that are none. Raises AbortError."""
+        """The one message of a unary request; Undecodable for bytes that are none.
+
+        Raises AbortError with gRPC's own code for another number of messages.
+        """
         data = await self._stream.read()
         if data is None or await self._stream.read() is not None:
-            await self.abort(grpc.StatusCode.INTERNAL, "this method takes one message")
+            await self.abort(grpc.StatusCode.UNIMPLEMENTED, "this method takes one message")
         try:
             return self._decode(data)
         except DecodeError:

@@ -157,7 +157,7 @@ async def test_a_unary_request_is_one_message() -> None:
         writer.write(request(3, ECHO, None) + body(3, b"one", 0) + body(3, b"two"))
         writer.write(request(5, ECHO, b"fine"))
         ended = await statuses(reader, {1, 3, 5})
-    assert [ended[number]["grpc-status"] for number in (1, 3, 5)] == ["13", "13", "0"]
+    assert [ended[number]["grpc-status"] for number in (1, 3, 5)] == ["12", "12", "0"]
     assert ended[1]["grpc-message"] == "this method takes one message"
 
 
