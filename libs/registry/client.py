@@ -257,7 +257,9 @@ class EtcdClient:
             member = self.member
             try:
                 with translated():
-                    return await send(member, min(self._timeout_s, give_up - clock())), failures > 0
+                    answer = await send(member, min(self._timeout_s, give_up - clock()))
+                member.heard = clock()
+                return answer, failures > 0
             except RegistryUnavailable as error:
                 failures += 1
                 self.leave(member)

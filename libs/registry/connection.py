@@ -52,7 +52,7 @@ class TlsFiles:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Member:
     """A member of etcd: its channel, shared by all calls and streams, and the stubs on it."""
 
@@ -62,6 +62,8 @@ class Member:
     lease: "LeaseAsyncStub"
     watch: "WatchAsyncStub"
     maintenance: "MaintenanceAsyncStub"
+    heard: float = float("-inf")
+    """When it last answered anything, by the event loop's clock."""
 
     @classmethod
     def at(cls, endpoint: str, credentials: grpc.ChannelCredentials | None) -> "Member":

@@ -14,7 +14,8 @@ from libs.registry.errors import Compacted, RegistryError, RegistryUnavailable, 
 from libs.registry.transaction import end_of
 
 SILENCE_S = 2.0
-"""Seconds of silence after which the member is asked for a sign of life, and then has to give one."""
+"""Seconds of silence after which the member is asked for a sign of life, and then has to give one. An answer to anybody
+is one: a process that renews a lease every second or two need not have every watch of its own ask, too."""
 
 _Call: TypeAlias = "grpc.aio.StreamStreamCall[pb.WatchRequest, pb.WatchResponse]"
 
@@ -40,11 +41,11 @@ async def watch(
 ) -> AsyncGenerator[Batch, None]:
     """Yields every change from `start_revision` on; an empty batch first, once the watch stands.
 
-    Never ends by itself. Raises RegistryUnavailable when the member goes away, freezes, loses its leader or
+    An empty batch comes every SILENCE_S in which nothing changes, too. Never ends by itself. Raises RegistryUnavailable when the member goes away, freezes, loses its leader or
     ends the watch, and Compacted when `start_revision` is gone. After either, read again and watch anew.
     Close the iterator (contextlib.aclosing) to end the watch.
     """
-    member = client.member
+    member, clock = client.member, asyncio.get_running_loop().time
     call: _Call = member.watch.Watch(metadata=HAS_LEADER)
     create = pb.WatchCreateRequest(
         key=key.encode(), range_end=end_of(key) if prefix else b"", start_revision=start_revision
@@ -58,6 +59,10 @@ async def watch(
                 reading = asyncio.create_task(_read(call))
             done, _ = await asyncio.wait({reading}, timeout=SILENCE_S)
             if not done:
+                if created and clock() - member.heard < SILENCE_S:
+                    asked = False
+                    yield Batch(())
+                    continue
                 if asked or not created:
                     raise RegistryUnavailable(f"{member.endpoint} is silent")
                 # Its own answer is of no use to us: before etcd 3.5.8 it could overtake events.
@@ -65,6 +70,7 @@ async def watch(
                 await _write(call, pb.WatchRequest(progress_request=pb.WatchProgressRequest()))
                 continue
             response, reading, asked = reading.result(), None, False
+            member.heard = clock()
             if response.compact_revision:
                 raise Compacted(f"revision {start_revision} of {key} is gone")
             if response.canceled:

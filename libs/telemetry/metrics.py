@@ -27,7 +27,7 @@ from libs.telemetry import names
 from libs.telemetry.names import Metric
 from libs.telemetry.span import parse_traceparent
 
-LAG_INTERVAL_S = 0.25
+LAG_INTERVAL_S = 0.5
 LAG_WINDOW_S = 10.0
 
 
@@ -66,7 +66,12 @@ class Metrics:
         self.registry.register(_SpanFates(tracing))
 
     async def watch_loop(self) -> None:
-        """Measures how late the event loop wakes a sleeper, for ever: a task of the process's main group."""
+        """Measures how late the event loop wakes a sleeper, for ever: a task of the process's main group.
+
+        Tasks are counted only when somebody asks, in the thread that serves the metrics.
+        """
+        loop = asyncio.get_running_loop()
+        self.gauge(names.PROCESS_TASKS).set_function(lambda: len(asyncio.all_tasks(loop)))
         gauge = self.gauge(names.PROCESS_LOOP_LAG)
         latest: deque[float] = deque(maxlen=round(LAG_WINDOW_S / LAG_INTERVAL_S))
         while True:
