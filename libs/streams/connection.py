@@ -27,6 +27,8 @@ UNREAD_BYTES = 1024 * 1024
 """Answers to pings and settings that the other side lets lie, at most; then it is not talked to any more."""
 RESETS = 10_000
 """Calls that the other side takes back, in KEEPALIVE_S, at most: opening and taking back costs it next to nothing."""
+FLUSH_BYTES = 65_536
+"""Of frames that wait for the end of the loop's turn; more goes out at once, so that the socket can say stop."""
 _CONNECTION_WINDOW = 2**30
 
 
@@ -41,6 +43,8 @@ class Connection(asyncio.Protocol, ABC):
         self.writable = False
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Stream] = {}
+        self._out: list[bytes] = []
+        self._out_bytes = 0
         self._rest = b""
         self._window = frames.DEFAULT_WINDOW
         self._initial_window = frames.DEFAULT_WINDOW
@@ -130,8 +134,18 @@ class Connection(asyncio.Protocol, ABC):
     # The streams' side.
 
     def send(self, data: bytes) -> None:
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        # Each write of the transport is a system call, and costs as much as making ten frames.
+        if not self._out:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._out.append(data)
+        self._out_bytes += len(data)
+        if self._out_bytes > FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        out, self._out, self._out_bytes = self._out, [], 0
+        if out and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(out))
 
     def carry(self, wanted: int) -> int:
         size = min(wanted, self._window)
@@ -164,6 +178,7 @@ class Connection(asyncio.Protocol, ABC):
         """Ends the connection and all streams on it, with what has been written."""
         if self._transport is not None and not self._transport.is_closing():
             self.send(frames.goaway(max(self._streams, default=0), code, said))
+            self._flush()
             self._transport.close()
         self._break(said or "closed on this side")
 
@@ -273,7 +288,7 @@ class Connection(asyncio.Protocol, ABC):
 
     def _reply(self, data: bytes) -> None:
         assert self._transport is not None
-        if self._transport.get_write_buffer_size() > UNREAD_BYTES:
+        if self._transport.get_write_buffer_size() + self._out_bytes > UNREAD_BYTES:
             raise Fault(frames.ENHANCE_YOUR_CALM, "asks, and does not read the answers")
         self.send(data)
 
