@@ -15,7 +15,8 @@ from libs.lane.work import Outcome
 from libs.rpc.paging import page
 from libs.rpc.server import Service
 from libs.streams.server import Handler
-from libs.streams.stream import Ended, Stream
+from libs.streams.call import Ended
+from libs.streams.stream import Stream
 
 log = structlog.get_logger()
 

@@ -1,18 +1,13 @@
-"""gRPC channels between the mesh's processes: one constant for both ends, one channel per endpoint."""
+"""gRPC channels to other processes of the mesh, for single calls: one per endpoint."""
 
 from pathlib import Path
 
 import grpc
 from grpc import aio
 
-MESSAGE_BYTES = 4 * 1024 * 1024
-"""The largest message, gRPC's own default: whoever has more to say says it in several messages."""
+from libs.streams.call import KEEPALIVE_S, MESSAGE_BYTES
 
-KEEPALIVE_S = 5
-"""Both ends ping after this much silence and give a connection up after as much again: so a frozen or
-cut-off neighbour is noticed in 10 s at most."""
-
-_COMMON = [
+CLIENT_OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
@@ -22,10 +17,6 @@ _COMMON = [
     # Without these two a writer runs a hundred thousand small messages ahead of a reader that stopped.
     ("grpc.http2.bdp_probe", 0),
     ("grpc.http2.lookahead_bytes", 65535),
-]
-
-CLIENT_OPTIONS = [
-    *_COMMON,
     # A neighbour that restarts is back within a second; the defaults would look again after 1 to 120 s.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -33,15 +24,6 @@ CLIENT_OPTIONS = [
     ("grpc.min_reconnect_backoff_ms", 3000),
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_retries", 0),
-]
-
-SERVER_OPTIONS = [
-    *_COMMON,
-    # Two servers on one port would share it silently.
-    ("grpc.so_reuseport", 0),
-    # Clients that ping every second are welcome: ours ping every KEEPALIVE_S, Go's defaults every 10 s.
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
 ]
 
 
@@ -72,15 +54,6 @@ class Channels:
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             await channel.close()
-
-
-def server_credentials(tls_dir: Path) -> grpc.ServerCredentials:
-    """Credentials of a server that takes only clients of its own CA."""
-    return grpc.ssl_server_credentials(
-        [((tls_dir / "tls.key").read_bytes(), (tls_dir / "tls.crt").read_bytes())],
-        root_certificates=(tls_dir / "ca.crt").read_bytes(),
-        require_client_auth=True,
-    )
 
 
 def _client_credentials(tls_dir: Path) -> grpc.ChannelCredentials:

@@ -9,7 +9,8 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from libs.errors import RequestInvalid
-from libs.streams.stream import OK, Ended, Headers, Metadata, Stream
+from libs.streams.call import OK, Ended, Headers, Metadata
+from libs.streams.stream import Stream
 
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 

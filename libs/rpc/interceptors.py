@@ -13,7 +13,8 @@ from libs.clock import Clock
 from libs.errors import Cancelled, HeadraceError, InternalError
 from libs.rpc.call import CALL, Call
 from libs.rpc.context import Context, Undecodable, undecodable
-from libs.rpc.status import CODES, to_status
+from libs.rpc.status import DETAILS, to_status
+from libs.streams.call import CODES
 from libs.telemetry import names
 from libs.telemetry.span import Kind
 from libs.telemetry.tracing import Tracing
@@ -22,8 +23,6 @@ log = structlog.get_logger()
 
 Handler = Callable[[Any, Context], Awaitable[Any]]
 Layer = Callable[[Handler], Handler]
-
-_STATUS_DETAILS = "grpc-status-details-bin"
 
 
 def layered(method: str, behavior: Handler, layers: Sequence[Layer]) -> Handler:
@@ -103,7 +102,7 @@ def errors(inner: Handler) -> Handler:
         status = to_status(failure)
         if (span := CALL.get().span) is not None:
             span.error(failure.message, failure.reason)
-        trailer = ((_STATUS_DETAILS, status.SerializeToString()),)
+        trailer = ((DETAILS, status.SerializeToString()),)
         return await context.abort(CODES[status.code], status.message, trailing_metadata=trailer)
 
     return handle

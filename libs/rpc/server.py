@@ -11,7 +11,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from libs.rpc.interceptors import Layer, layered
-from libs.rpc.serving import Methods
+from libs.rpc.serving import Methods, telling
 from libs.streams.server import Handler, StreamServer
 
 
@@ -64,7 +64,8 @@ class RpcServer:
         ]
         reflector = reflection.aio.ReflectionServicer(listed, pool=descriptor_pool.Default())
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, foreign)
-        self._server = StreamServer({**foreign.handlers, **own.handlers, **(streams or {})}, tls_dir)
+        standing = {path: telling(handler) for path, handler in (streams or {}).items()}
+        self._server = StreamServer({**foreign.handlers, **own.handlers, **standing}, tls_dir)
 
     @property
     def port(self) -> int:

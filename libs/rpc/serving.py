@@ -15,9 +15,12 @@ import grpc
 import structlog
 from grpc import aio
 
+from libs.errors import HeadraceError
 from libs.rpc.context import Context
+from libs.rpc.status import DETAILS, to_status
+from libs.streams.call import CODES, Ended
 from libs.streams.server import Handler
-from libs.streams.stream import Ended, Stream
+from libs.streams.stream import Stream
 
 log = structlog.get_logger()
 
@@ -46,6 +49,19 @@ class Methods:
         for name, method in methods.items():
             path = f"/{service}/{name}"
             self.handlers[path] = _handler(path, method, self._wrap)
+
+
+def telling(handler: Handler) -> Handler:
+    """A handler of a stream of bytes whose errors are the call's status."""
+
+    async def serve(stream: Stream) -> None:
+        try:
+            await handler(stream)
+        except HeadraceError as error:
+            status = to_status(error)
+            stream.end(Ended(CODES[status.code], status.message, ((DETAILS, status.SerializeToString()),)))
+
+    return serve
 
 
 def _handler(path: str, method: Any, wrap: Wrap) -> Handler:

@@ -9,7 +9,6 @@ quote what the caller wrote, are cut, and of very many violations the first ones
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-import grpc
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -23,8 +22,8 @@ TEXT_BYTES = 256
 """Of one violation's text and of one value in the metadata."""
 VIOLATIONS_BYTES = 1536
 """Of all violations together, the last one excepted."""
-CODES = {code.value[0]: code for code in grpc.StatusCode}
-"""gRPC's codes by their numbers."""
+DETAILS = "grpc-status-details-bin"
+"""Under which name a google.rpc.Status travels in a call's trailers."""
 _REASON_PREFIX = "ERROR_REASON_"
 
 M = TypeVar("M", bound=message.Message)

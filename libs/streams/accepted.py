@@ -5,10 +5,11 @@ from collections.abc import Callable
 import grpc
 
 from libs.streams import frames
+from libs.streams.call import Ended, Headers, Metadata
 from libs.streams.connection import MAX_STREAMS, Connection
 from libs.streams.frames import Fault
 from libs.streams.headers import HEADER_BYTES, REFUSED, TAKEN, fields_of, trailers, written
-from libs.streams.stream import Ended, Headers, Metadata, Stream
+from libs.streams.stream import Stream
 
 
 class Accepted(Connection):

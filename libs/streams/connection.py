@@ -13,11 +13,12 @@ from typing import cast
 import grpc
 from hpack import HPACKError
 
-from libs.rpc.channels import KEEPALIVE_S
 from libs.streams import frames
+from libs.streams.call import KEEPALIVE_S, Ended, Headers, Metadata
 from libs.streams.frames import Fault
 from libs.streams.headers import BLOCK_BYTES, HEADER_BYTES, HeaderReader
-from libs.streams.stream import WINDOW, Ended, Headers, Metadata, Stream
+from libs.streams.stream import WINDOW, Stream
+from libs.streams.writes import Writes
 
 MAX_STREAMS = 4096
 """Streams of one connection, at most."""
@@ -27,8 +28,6 @@ UNREAD_BYTES = 1024 * 1024
 """Answers to pings and settings that the other side lets lie, at most; then it is not talked to any more."""
 RESETS = 10_000
 """Calls that the other side takes back, in KEEPALIVE_S, at most: opening and taking back costs it next to nothing."""
-FLUSH_BYTES = 65_536
-"""Of frames that wait for the end of the loop's turn; more goes out at once, so that the socket can say stop."""
 _CONNECTION_WINDOW = 2**30
 
 
@@ -43,14 +42,10 @@ class Connection(asyncio.Protocol, ABC):
         self.writable = False
         self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Stream] = {}
-        self._out: list[bytes] = []
-        self._out_bytes = 0
+        self._writes = Writes()
         self._rest = b""
-        self._window = frames.DEFAULT_WINDOW
-        self._initial_window = frames.DEFAULT_WINDOW
-        self._received = 0
-        self._held = 0
-        self._resets = 0
+        self._window = self._initial_window = frames.DEFAULT_WINDOW
+        self._received = self._held = self._resets = 0
         self._headers = HeaderReader()
         self._block: tuple[int, int, bytearray] | None = None
         """The header block that is not complete: its stream, its flags, its bytes."""
@@ -76,12 +71,11 @@ class Connection(asyncio.Protocol, ABC):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self.writable = cast("asyncio.Transport", transport), True
+        self._writes.to(self._transport)
         wanted = [
-            (frames.ENABLE_PUSH, 0),
-            (frames.INITIAL_WINDOW_SIZE, WINDOW),
-            (frames.MAX_HEADER_LIST_SIZE, HEADER_BYTES),
-            (frames.MAX_CONCURRENT_STREAMS, MAX_STREAMS),
-        ]
+            (frames.ENABLE_PUSH, 0), (frames.INITIAL_WINDOW_SIZE, WINDOW),
+            (frames.MAX_HEADER_LIST_SIZE, HEADER_BYTES), (frames.MAX_CONCURRENT_STREAMS, MAX_STREAMS),
+        ]  # fmt: skip
         # What streams may send is bounded by their own windows: the connection's never stands in the way.
         more = frames.window_update(0, _CONNECTION_WINDOW - frames.DEFAULT_WINDOW)
         self.send(self.greeting + frames.settings(wanted) + more)
@@ -128,24 +122,12 @@ class Connection(asyncio.Protocol, ABC):
 
     def resume_writing(self) -> None:
         self.writable = True
-        for stream in list(self._streams.values()):
-            stream.has_room()
+        self._room_for_all()
 
     # The streams' side.
 
     def send(self, data: bytes) -> None:
-        # Each write of the transport is a system call, and costs as much as making ten frames.
-        if not self._out:
-            asyncio.get_running_loop().call_soon(self._flush)
-        self._out.append(data)
-        self._out_bytes += len(data)
-        if self._out_bytes > FLUSH_BYTES:
-            self._flush()
-
-    def _flush(self) -> None:
-        out, self._out, self._out_bytes = self._out, [], 0
-        if out and self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(out))
+        self._writes.add(data)
 
     def carry(self, wanted: int) -> int:
         size = min(wanted, self._window)
@@ -178,7 +160,7 @@ class Connection(asyncio.Protocol, ABC):
         """Ends the connection and all streams on it, with what has been written."""
         if self._transport is not None and not self._transport.is_closing():
             self.send(frames.goaway(max(self._streams, default=0), code, said))
-            self._flush()
+            self._writes.flush()
             self._transport.close()
         self._break(said or "closed on this side")
 
@@ -252,8 +234,8 @@ class Connection(asyncio.Protocol, ABC):
             stream.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{HELD_BYTES} bytes of this connection are unread")
             return
         if flags & frames.PADDED:
-            whole, payload = len(payload), frames.unpadded(frames.DATA, flags, payload)
-            self.consumed(stream, whole - len(payload))
+            payload = frames.unpadded(frames.DATA, flags, payload)
+            self.consumed(stream, size - len(payload))
         stream.take_in(payload)
         if flags & frames.END_STREAM:
             stream.closed_by_other()
@@ -271,24 +253,25 @@ class Connection(asyncio.Protocol, ABC):
                 for stream in self._streams.values():
                     stream.window += more
         self._reply(frames.head(0, frames.SETTINGS, frames.ACK, 0))
-        for stream in list(self._streams.values()):
-            stream.has_room()
+        self._room_for_all()
 
     def _more_window(self, number: int, more: int) -> None:
         if number == 0:
             self._window += more
-            for stream in list(self._streams.values()):
-                stream.has_room()
+            self._room_for_all()
         elif (one := self._streams.get(number)) is not None:
             one.window += more
             one.has_room()
+
+    def _room_for_all(self) -> None:
+        for stream in list(self._streams.values()):
+            stream.has_room()
 
     def _going(self, said: str) -> None:
         """The other side will take no new streams, and soon none at all."""
 
     def _reply(self, data: bytes) -> None:
-        assert self._transport is not None
-        if self._transport.get_write_buffer_size() + self._out_bytes > UNREAD_BYTES:
+        if self._writes.waiting > UNREAD_BYTES:
             raise Fault(frames.ENHANCE_YOUR_CALM, "asks, and does not read the answers")
         self.send(data)
 

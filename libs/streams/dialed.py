@@ -5,11 +5,11 @@ from urllib.parse import unquote
 
 import grpc
 
-from libs.rpc.status import CODES
 from libs.streams import frames
+from libs.streams.call import CODES, Ended, Headers
 from libs.streams.connection import Connection
 from libs.streams.headers import written
-from libs.streams.stream import Ended, Headers, Stream
+from libs.streams.stream import Stream
 
 
 class Dialed(Connection):

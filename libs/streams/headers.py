@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from hpack import Decoder
 
-from libs.streams.stream import Ended, Headers, Metadata
+from libs.streams.call import Ended, Headers, Metadata
 
 HEADER_BYTES = 16_384
 """Of one call's header block, at most; a call that has more is refused."""

@@ -7,12 +7,11 @@ from pathlib import Path
 import grpc
 import structlog
 
-from libs.errors import HeadraceError, InternalError
-from libs.rpc.status import CODES, to_status
 from libs.streams.accepted import Accepted
+from libs.streams.call import OK, Ended
 from libs.streams.frames import ENHANCE_YOUR_CALM
 from libs.streams.headers import MESSAGE_CHARACTERS
-from libs.streams.stream import OK, Ended, Stream
+from libs.streams.stream import Stream
 from libs.streams.tls import server_context
 from libs.tasks import Tasks
 
@@ -20,7 +19,7 @@ log = structlog.get_logger()
 
 Handler = Callable[[Stream], Awaitable[None]]
 """Takes the call with `begin`, or with its first message. Lasts as long as the call does from this side. What it raises
-is the call's status."""
+is a bug."""
 MAX_CONNECTIONS = 10_000
 """Of one server; one more is closed at once."""
 
@@ -81,18 +80,11 @@ class StreamServer:
 async def _serve(handler: Handler, stream: Stream) -> None:
     try:
         await handler(stream)
-    except HeadraceError as error:
-        stream.end(_ended(error))
     except asyncio.CancelledError:
         stream.cancel("the process ends")
         raise
     except Exception:
         log.exception("stream failed")
-        stream.end(_ended(InternalError("internal error; the mesh's logs have the cause")))
+        stream.end(Ended(grpc.StatusCode.INTERNAL, "internal error; the process's logs have the cause"))
     else:
         stream.end(OK)
-
-
-def _ended(error: HeadraceError) -> Ended:
-    status = to_status(error)
-    return Ended(CODES[status.code], status.message, (("grpc-status-details-bin", status.SerializeToString()),))

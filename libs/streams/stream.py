@@ -2,43 +2,19 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import grpc
 
-from libs.rpc.channels import MESSAGE_BYTES
+from libs.streams.call import MESSAGE_BYTES, NO_HEADERS, OK, Ended, Headers, Metadata
 from libs.streams.compression import Incompressible, inflate
 from libs.streams.frames import DATA, FRAME_BYTES, head
-
-Headers = Mapping[str, str]
-"""What came in front of a call's messages; a name that came again has a comma between its values."""
-Metadata = Sequence[tuple[str, str | bytes]]
-"""Names in lower case; those that end in "-bin" have bytes."""
-NO_HEADERS: Headers = MappingProxyType({})
 
 PREFIX = 5
 """Bytes in front of each message: whether it is compressed, and its length."""
 WINDOW = MESSAGE_BYTES + 65_536
 """Bytes that the other side may send ahead of what has been read here: the longest message fits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a call ended."""
-
-    code: grpc.StatusCode
-    details: str = ""
-    metadata: Metadata = ()
-    """What a server says behind its answer, a google.rpc.Status among it."""
-
-    def __str__(self) -> str:
-        return f"{self.code.name}: {self.details}" if self.details else self.code.name
-
-
-OK = Ended(grpc.StatusCode.OK)
 
 
 class Carrier(Protocol):

@@ -13,10 +13,10 @@ from hpack import Decoder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.rpc.channels import MESSAGE_BYTES
 from libs.rpc.context import Context, timeout_s
 from libs.rpc.server import RpcServer, Service
 from libs.streams import connection, frames
+from libs.streams.call import MESSAGE_BYTES
 from libs.streams.compression import Incompressible, inflate
 from libs.streams.headers import HEADER_BYTES, written
 from tests.rpc.wire import frames_of, raw, take_frame

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from libs.errors import Overloaded
-from libs.rpc.channels import MESSAGE_BYTES
+from libs.rpc.serving import telling
 from libs.streams import connection, frames
+from libs.streams.call import MESSAGE_BYTES
 from libs.streams.client import Dialer, StreamRefused
 from libs.streams.server import StreamServer
 from libs.streams.stream import WINDOW, Stream
@@ -43,7 +44,7 @@ async def serving(handler: Callable[[Stream], Awaitable[None]] = echo) -> AsyncI
         stream.begin()
         await handler(stream)
 
-    server = StreamServer({PATH: take})
+    server = StreamServer({PATH: telling(take)})
     await server.start("127.0.0.1:0")
     try:
         yield f"127.0.0.1:{server.port}"

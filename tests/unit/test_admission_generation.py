@@ -17,7 +17,7 @@ from libs.lane.forwarder import Forwarder
 from libs.lane.work import FinishReason, Frame, Note, Outcome
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
-from libs.rpc.channels import MESSAGE_BYTES
+from libs.streams.call import MESSAGE_BYTES
 from libs.tasks import Tasks
 from libs.telemetry.tracing import Span, untraced
 from libs.tokens.detokenize import Detokenizer

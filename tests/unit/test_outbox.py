@@ -10,7 +10,7 @@ from libs.errors import RequestInvalid, Violation
 from libs.lane.outbox import FRAME_TOKENS, NOTE_TOKENS, OUTCOME_TOKENS, Outbox
 from libs.lane.wire import frame_from_proto, note_from_proto, outcome_from_proto
 from libs.lane.work import FinishReason, Frame, Note, Outcome
-from libs.rpc.channels import MESSAGE_BYTES
+from libs.streams.call import MESSAGE_BYTES
 from tests.unit.lanes import Answers
 
 DONE = Outcome(FinishReason.LENGTH)

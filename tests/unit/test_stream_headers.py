@@ -5,8 +5,8 @@ from hpack import Decoder, Encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from libs.streams.call import Ended
 from libs.streams.headers import HeaderReader, trailers, written
-from libs.streams.stream import Ended
 
 TEXT = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=12)
 FIELDS = st.lists(st.tuples(TEXT.map(str.lower), TEXT), max_size=6)
