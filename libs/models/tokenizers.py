@@ -1,8 +1,12 @@
 """The tokenizers of the catalogue's models, loaded in the background as the catalogue changes."""
 
 import asyncio
+import ctypes
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from threading import Lock
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -11,7 +15,7 @@ from libs.errors import StageUnavailable
 from libs.models.tokenizer_files import tokenizer_files
 from libs.tasks import Tasks
 from libs.tokens.detokenize import Detokenizer
-from libs.tokens.tokenizer import Tokenizer
+from libs.tokens.tokenizer import FILES, Tokenizer
 
 log = structlog.get_logger()
 
@@ -78,10 +82,38 @@ class Tokenizers:
         self._settled.set()
 
 
+_LOADED: WeakValueDictionary[str, Tokenizer] = WeakValueDictionary()
+"""By what their files hold: different sources often have the same one, and it takes 20 MB."""
+_LOADING = Lock()
+
+
 def load_tokenizer(source: str, cache_dir: Path) -> Tokenizer:
-    """The tokenizer of a model's source; blocks. Used once here: its first use takes 90 ms."""
-    tokenizer = Tokenizer.load(tokenizer_files(source, cache_dir))
-    Detokenizer(tokenizer).push(tokenizer.encode("warm"))
-    if tokenizer.has_chat_template:
-        tokenizer.render_chat([("user", "warm")])
-    return tokenizer
+    """The tokenizer of a model's source, the same for the same files; blocks. Used once here: its first use takes
+    90 ms."""
+    folder = tokenizer_files(source, cache_dir)
+    with _LOADING:
+        content = _digest(folder)
+        tokenizer = _LOADED.get(content)
+        if tokenizer is None:
+            tokenizer = _LOADED[content] = Tokenizer.load(folder)
+            Detokenizer(tokenizer).push(tokenizer.encode("warm"))
+            if tokenizer.has_chat_template:
+                tokenizer.render_chat([("user", "warm")])
+            _give_back()
+        return tokenizer
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in FILES:
+        data = file.read_bytes() if (file := folder / name).is_file() else b""
+        digest.update(len(data).to_bytes(8) + data)
+    return digest.hexdigest()
+
+
+def _give_back() -> None:
+    """Gives memory that is free back to the system: a vocabulary is read through twice of what it comes to, and the C
+    library would keep that."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+    if trim is not None:
+        trim(0)

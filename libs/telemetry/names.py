@@ -400,6 +400,7 @@ PROCESS_LOOP_LAG = _gauge(
     "headrace_process_loop_lag_seconds",
     "The latest that the event loop woke a sleeper in the last ten seconds.",
 )
+PROCESS_TASKS = _gauge("headrace_process_tasks", "Tasks of asyncio that have not ended.")
 PROCESS_SPANS = _counter("headrace_process_spans_total", "Spans that ended, by fate: exported or dropped.", "fate")
 PROCESS_ETCD = _gauge("headrace_process_etcd_connected", "1 while the process keeps its announcement in etcd alive.")
 

@@ -8,12 +8,14 @@ blake2b cut to 64 bits, over little-endian bytes: the same in every process and 
 import sys
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
 
 HASH_BYTES = 8
 TOKEN_BYTES = 4
 
 
+@lru_cache(maxsize=1024)
 def salt(model: str, adapter: str = "", tenant: str = "") -> bytes:
     """What keeps prefixes apart: the same tokens under another model or adapter are other keys and values.
 
@@ -35,13 +37,19 @@ def chain(tokens: Sequence[int], block_tokens: int, salt: bytes) -> list[int]:
     if block_tokens <= 0:
         raise ValueError(f"a block holds at least one token, not {block_tokens}")
     data = _packed(tokens)
-    parent = blake2b(salt, digest_size=HASH_BYTES).digest()
+    parent = _root(salt)
     hashes = []
     step = block_tokens * TOKEN_BYTES
     for start in range(0, len(data) - step + 1, step):
         parent = blake2b(parent + data[start : start + step], digest_size=HASH_BYTES).digest()
         hashes.append(int.from_bytes(parent, "little"))
     return hashes
+
+
+@lru_cache(maxsize=1024)
+def _root(salt: bytes) -> bytes:
+    """The parent of a prompt's first block."""
+    return blake2b(salt, digest_size=HASH_BYTES).digest()
 
 
 def link(parent: int, tokens: Sequence[int]) -> int:

@@ -6,10 +6,10 @@ of its time for eight), but with bytes that are not UTF-8 it holds back all that
 for each token (200 µs per token after 2,000), and what it holds cannot be had at the end.
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from tokenizers import Tokenizer as Encoder
+from tokenizers.decoders import ByteLevel
 
 
 def _alphabet() -> dict[int, int]:
@@ -29,34 +29,60 @@ LETTERS = "".join(map(chr, BYTES))
 
 
 class ByteTable:
-    """The bytes of each token id; none for special tokens and ids that do not exist."""
+    """The bytes of each token id; none for special tokens and ids that do not exist.
 
-    __slots__ = ("_table",)
+    Nearly every token is whole characters, and is kept as text: then most answers need no decoder.
+    """
 
-    def __init__(self, table: Sequence[bytes]) -> None:
-        self._table = tuple(table)
+    __slots__ = ("_rest", "_texts")
+
+    def __init__(self, table: Iterable[bytes]) -> None:
+        self._texts: list[str | None] = []
+        self._rest: dict[int, bytes] = {}
+        """The tokens that are not."""
+        for token, data in enumerate(table):
+            try:
+                self._texts.append(data.decode())
+            except UnicodeDecodeError:
+                self._texts.append(None)
+                self._rest[token] = data
+
+    def texts(self, ids: Sequence[int]) -> list[str | None]:
+        """The text of each token, None for those that are not whole characters and for ids that do not exist."""
+        try:
+            return list(map(self._texts.__getitem__, ids))
+        except IndexError:
+            return [self._texts[token] if token < len(self._texts) else None for token in ids]
+
+    def text(self, ids: Sequence[int]) -> str | None:
+        """The text of several tokens, None where one of them is not whole characters."""
+        texts = self._texts
+        try:
+            return "".join([texts[token] for token in ids])  # type: ignore[misc]  # the TypeError is looked for
+        except TypeError:
+            return None
+        except IndexError:
+            return self.text([token for token in ids if token < len(texts)])
 
     def join(self, ids: Sequence[int]) -> bytes:
         """The bytes of several tokens."""
-        table = self._table
-        try:
-            return b"".join([table[token] for token in ids])
-        except IndexError:
-            return b"".join([table[token] for token in ids if token < len(table)])
+        if (text := self.text(ids)) is not None:
+            return text.encode()
+        texts, rest = self._texts, self._rest
+        known = (token for token in ids if token < len(texts))
+        return b"".join([rest[token] if (text := texts[token]) is None else text.encode() for token in known])
 
 
-def byte_table(encoder: Encoder) -> ByteTable | None:
+def byte_table(encoder: Encoder, special_ids: Collection[int]) -> ByteTable | None:
     """The table of a tokenizer, or None when its vocabulary is not byte-level."""
-    decoder = json.loads(encoder.to_str())["decoder"]
-    if decoder is None or decoder["type"] != "ByteLevel":
+    if not isinstance(encoder.decoder, ByteLevel):
         return None
     vocabulary = encoder.get_vocab(with_added_tokens=True)
     table = [b""] * (max(vocabulary.values(), default=-1) + 1)
     for text, token in vocabulary.items():
         table[token] = _bytes(text)
-    for token, added in encoder.get_added_tokens_decoder().items():
-        if added.special:
-            table[token] = b""
+    for token in special_ids:
+        table[token] = b""
     return ByteTable(table)
 
 

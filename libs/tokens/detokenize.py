@@ -20,32 +20,46 @@ class Detokenizer:
     Holds the bytes of one character at most, or CHARACTER_TOKENS tokens.
     """
 
-    __slots__ = ("flush", "push")
+    __slots__ = ("_way", "flush", "push")
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         table = tokenizer.byte_table
-        way = _ByBytes(table) if table is not None else _ByText(tokenizer)
+        way = self._way = _ByBytes(table) if table is not None else _ByText(tokenizer)
         # Bound once: this runs per token of every stream.
         self.push = way.push
         """Takes in tokens; returns the text that they complete, "" if none."""
         self.flush = way.flush
         """The text of what is left at the end: U+FFFD for a broken character."""
 
+    @property
+    def table(self) -> ByteTable | None:
+        """What spells the next tokens, as long as they are whole characters, without this; None for vocabularies that
+        are not byte-level, and within a character."""
+        return self._way.table if isinstance(self._way, _ByBytes) and not self._way.within else None
+
 
 class _ByBytes:
-    """For byte-level vocabularies."""
+    """For byte-level vocabularies: only where a token ends within a character, its bytes go through a decoder."""
 
-    __slots__ = ("_decode", "_join")
+    __slots__ = ("_decoder", "table", "within")
 
     def __init__(self, table: ByteTable) -> None:
-        self._join = table.join
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self.table = table
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self.within = False
+        """Whether the last token ended within a character."""
 
     def push(self, ids: Sequence[int]) -> str:
-        return self._decode(self._join(ids))
+        if not self.within and (text := self.table.text(ids)) is not None:
+            return text
+        if self._decoder is None:
+            self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        text = self._decoder.decode(self.table.join(ids))
+        self.within = bool(self._decoder.getstate()[0])
+        return text
 
     def flush(self) -> str:
-        return self._decode(b"", True)
+        return self._decoder.decode(b"", True) if self.within and self._decoder is not None else ""
 
 
 class _ByText:

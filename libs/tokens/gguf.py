@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from libs.tokens.gguf_metadata import read_metadata
+from libs.tokens.words import LLAMA_3, QWEN_2
 
 CONTROL, USER_DEFINED = 3, 4
 """Token types of GGUF that a tokenizer.json lists as added tokens."""
-
-LLAMA_3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-QWEN_2 = LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
 @dataclass(frozen=True, slots=True)

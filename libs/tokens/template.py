@@ -12,11 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from jinja2 import TemplateError
+from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 ROLES = frozenset({"system", "user", "assistant"})
 MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 """Noncharacters: Unicode keeps them for use inside of a program."""
+
+LOOP_ATTRIBUTES = frozenset({"first", "last", "index", "index0", "revindex", "revindex0", "length"})
+"""That templates ask `loop` for: a truth or a number each."""
 
 NEVER = r"(?!)"
 """A pattern that matches nothing."""
@@ -41,13 +45,15 @@ class ControlTokens:
 
         def pattern(text: str) -> str:
             left, right = space.get(text, (False, False))
-            return left * r"\s*" + f"({re.escape(text)})" + right * r"\s*"
+            # Only where it must be is there a group: literals alone let `re` skip to where one can begin.
+            return left * r"\s*" + f"({re.escape(text)})" + right * r"\s*" if left or right else re.escape(text)
 
         # The longest first: "<s>>" is not "<s>" and ">".
         texts = sorted(ids, key=len, reverse=True)
         self._whole = re.compile("|".join(map(pattern, texts)) or NEVER)
         begins, ends = (re.escape("".join({text[edge] for text in texts})) for edge in (0, -1))
         self._edges = re.compile(f"(?<=[{begins}])|(?=[{ends}])" if texts else NEVER)
+        self._edge_characters = {text[edge] for text in texts for edge in (0, -1)}
 
     def found(self, text: str) -> list[str]:
         """The control tokens in `text`, in order."""
@@ -58,6 +64,8 @@ class ControlTokens:
 
         No control token can then lie in it, nor begin or end in it.
         """
+        if not any(character in content for character in self._edge_characters):
+            return content
         return self._edges.sub(mark, content)
 
     def cut(self, text: str) -> Iterable[str]:
@@ -79,6 +87,15 @@ class ControlTokens:
         yield text[position:]
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """jinja's own, which asks of each attribute of each object whether it is safe; that is known of `loop.first`."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if type(obj) is LoopContext and attribute in LOOP_ATTRIBUTES:
+            return getattr(obj, attribute)
+        return super().getattr(obj, attribute)
+
+
 class ChatTemplate:
     """A compiled template. Rendering it has no effects."""
 
@@ -87,9 +104,7 @@ class ChatTemplate:
 
         Raises ValueError when the template is not valid.
         """
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
+        environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         # Not given, though some runtimes do: `strftime_now`. A date would make equal prompts differ, and
@@ -98,7 +113,8 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except TemplateError as error:
             raise ValueError(f"the chat template is not valid: {error}") from error
-        self._variables = dict(variables)
+        # A context by `Template.render` copies jinja's whole chain of globals, which takes longer than the rendering.
+        self._names = {**self._template.globals, **variables, "add_generation_prompt": True}
 
     def render(self, messages: Sequence[tuple[str, str]], controls: ControlTokens) -> tuple[str, str]:
         """Renders (role, content) turns and the opening of the answer.
@@ -116,7 +132,8 @@ class ChatTemplate:
             raise ValueError("the chat uses every noncharacter of Unicode's block U+FDD0")
         turns = [{"role": role, "content": controls.mark(content, mark)} for role, content in messages]
         try:
-            text = self._template.render(messages=turns, add_generation_prompt=True, **self._variables)
+            context = self._template.new_context({**self._names, "messages": turns}, shared=True)
+            text = "".join(self._template.root_render_func(context))
         except TemplateError as error:
             raise TemplateRefusedError(str(error)) from error
         return text, mark

@@ -7,19 +7,27 @@ equal to the first but for one thing: it takes the text of a control token for t
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tokenizers import Tokenizer as Encoder
 
 from libs.tokens.byte_table import ByteTable, byte_table
+from libs.tokens.parts import Parts
+from libs.tokens.seams import separable
 from libs.tokens.template import ChatTemplate, ControlTokens
+from libs.tokens.words import NotByWords, Words, word_pattern
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
+"""That make a tokenizer, of a folder."""
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
-    """A model's vocabulary and chat template. Immutable; may be used from several threads."""
+    """A model's vocabulary and chat template. Immutable but for what it remembers (`words`, `parts`), which no answer
+    depends on; may be used from several threads."""
 
     def __init__(self, tokenizer_json: str, config: Mapping[str, Any]) -> None:
         """Args:
@@ -29,32 +37,27 @@ class Tokenizer:
 
         Raises ValueError when one of them is not valid.
         """
-        document = json.loads(tokenizer_json)
-        try:
-            self._full = Encoder.from_str(tokenizer_json)
-        except Exception as error:  # the package raises plain Exception
-            raise ValueError(f"not a tokenizer.json: {error}") from error
+        document = _rules(tokenizer_json)
         special = {name: text for name in SPECIAL_TOKENS if (text := _content(config.get(name)))}
         template = _default(config.get("chat_template"))
         controls = _controls(document, template or "")
-        # Marked special rather than taken out: taking them out would give other added tokens new ids.
-        for token in document["added_tokens"]:
-            token["special"] = token["content"] in controls.ids
-        self._plain = Encoder.from_str(json.dumps(document))
-        self._plain.encode_special_tokens = True
-        for encoder in (self._full, self._plain):
-            encoder.no_truncation()
-            encoder.no_padding()
         self._controls = controls
         self._control_ids = frozenset(controls.ids.values())
         self._template = ChatTemplate(template, special) if template else None
-        self._before, self._behind = _frame(self._full)
-        vocabulary = self._full.get_vocab(with_added_tokens=True)
+        self._plain = _encoder(_with_special(tokenizer_json, document, controls))
+        self._plain.encode_special_tokens = True
+        # A vocabulary takes 15 MB: where the first tokenizer would never be asked, there is none.
+        self._full = None if separable(document, controls) else _encoder(tokenizer_json)
+        flagged = {token["content"] for token in document["added_tokens"] if token["special"]}
+        added = self._plain.get_added_tokens_decoder().items()
+        self.special_ids = frozenset(token for token, entry in added if entry.content in flagged)
+        """Ids that leave no text."""
+        self._words = self._words_of(document)
+        self._parts = Parts(self._encode_part)
+        self._before, self._behind = _frame(self._plain)
+        vocabulary = self._plain.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         """One more than the greatest id."""
-        added = self._full.get_added_tokens_decoder().items()
-        self.special_ids = frozenset(token for token, entry in added if entry.special)
-        """Ids that leave no text."""
         eos = vocabulary.get(special.get("eos_token", ""))
         self.eos_ids = frozenset(config.get("eos_token_ids") or ()) | ({eos} if eos is not None else frozenset())
         """Ids that end an answer."""
@@ -89,7 +92,7 @@ class Tokenizer:
             add_special: Also add what the model wants around a whole prompt (often a begin-of-text token).
         """
         ids = self._encode_plain(text)
-        return [*self._before, *ids, *self._behind] if add_special else ids
+        return [*self._before, *ids, *self._behind] if add_special else list(ids)
 
     def render_chat(self, messages: Sequence[tuple[str, str]]) -> list[int]:
         """The tokens of a prompt: (role, content) turns in the model's template, then the answer's opening.
@@ -100,10 +103,12 @@ class Tokenizer:
         if self._template is None:
             raise ValueError("the model has no chat template")
         marked, mark = self._template.render(messages, self._controls)
-        text = marked.replace(mark, "")
-        if self._controls.found(marked) == self._controls.found(text):
-            # Nobody wrote a control token: exactly what the model was trained on.
-            return self._full.encode(text, add_special_tokens=False).ids
+        if self._full is not None:
+            text = marked.replace(mark, "")
+            if text == marked or self._controls.found(marked) == self._controls.found(text):
+                # Nobody wrote a control token: exactly what the model was trained on.
+                return self._full.encode(text, add_special_tokens=False).ids
+        # Where parts are tokenized alike alone and together, this is the same.
         ids: list[int] = []
         for part in self._controls.split(marked):
             if isinstance(part, int):
@@ -120,22 +125,83 @@ class Tokenizer:
 
     def decode_slowly(self, ids: Sequence[int]) -> str:
         """The same by the `tokenizers` package, which knows every kind of vocabulary."""
-        return self._full.decode(ids, skip_special_tokens=True)
+        special = self.special_ids
+        return self._plain.decode([token for token in ids if token not in special], skip_special_tokens=False)
 
     @cached_property
     def byte_table(self) -> ByteTable | None:
         """The bytes of each token, for byte-level vocabularies. Made when it is first used, in 0.1 s."""
-        return byte_table(self._full)
+        return byte_table(self._plain, self.special_ids)
 
-    def _encode_plain(self, text: str) -> list[int]:
+    def _words_of(self, document: Mapping[str, Any]) -> Words | None:
+        """None for vocabularies whose words cannot be told here."""
+        pattern = word_pattern(document.get("pre_tokenizer"))
+        if self._full is not None or pattern is None:
+            return None
+        others = [token for token in document["added_tokens"] if token["content"] not in self._controls.ids]
+        if document.get("normalizer") is not None and any(token["normalized"] for token in others):
+            return None
+        tokenize, encode = self._plain.model.tokenize, self._plain.encode
+        return Words(
+            pattern,
+            lambda word: [token.id for token in tokenize(word)],
+            lambda piece: encode(piece, add_special_tokens=False).ids,
+            self._control_ids,
+            [token["content"] for token in others],
+        )
+
+    def _encode_plain(self, text: str) -> Sequence[int]:
+        return self._parts.encode(text)
+
+    def _encode_part(self, text: str) -> list[int]:
+        if self._words is not None:
+            try:
+                return self._words.encode(text)
+            except NotByWords:
+                pass
         ids = self._plain.encode(text, add_special_tokens=False).ids
         if self._control_ids.isdisjoint(ids):
             return ids
         # Some models (Unigram with "</s>" in its vocabulary) know control tokens as words. Cut the word.
-        ids = []
-        for part in self._controls.cut(text):
-            ids += self._plain.encode(part, add_special_tokens=False).ids
-        return [token for token in ids if token not in self._control_ids]
+        cut = (self._plain.encode(part, add_special_tokens=False).ids for part in self._controls.cut(text))
+        return [token for token in chain.from_iterable(cut) if token not in self._control_ids]
+
+
+def _rules(tokenizer_json: str) -> dict[str, Any]:
+    """A tokenizer.json without its vocabulary, which takes 20 MB as Python's values. Raises ValueError."""
+    try:
+        parts = msgspec.json.decode(tokenizer_json, type=dict[str, msgspec.Raw])
+        rules = {name: msgspec.json.decode(raw) for name, raw in parts.items() if name != "model"}
+        model = msgspec.json.decode(parts["model"], type=_Model)
+    except (msgspec.DecodeError, KeyError) as error:
+        raise ValueError(f"not a tokenizer.json: {error}") from error
+    return {"added_tokens": [], **rules, "model": {"type": model.type, "dropout": model.dropout}}
+
+
+class _Model(msgspec.Struct):
+    """What is looked at of a model in a tokenizer.json."""
+
+    type: str = ""
+    dropout: float | None = None
+
+
+def _with_special(tokenizer_json: str, document: Mapping[str, Any], controls: ControlTokens) -> str:
+    """The tokenizer.json with exactly the control tokens marked special. They are not taken out: that would give other
+    added tokens new ids."""
+    parts = msgspec.json.decode(tokenizer_json, type=dict[str, msgspec.Raw])
+    added = [{**token, "special": token["content"] in controls.ids} for token in document["added_tokens"]]
+    parts["added_tokens"] = msgspec.Raw(msgspec.json.encode(added))
+    return msgspec.json.encode(parts).decode()
+
+
+def _encoder(tokenizer_json: str) -> Encoder:
+    try:
+        encoder = Encoder.from_str(tokenizer_json)
+    except Exception as error:  # the package raises plain Exception
+        raise ValueError(f"not a tokenizer.json: {error}") from error
+    encoder.no_truncation()
+    encoder.no_padding()
+    return encoder
 
 
 def _controls(document: Mapping[str, Any], template: str) -> ControlTokens:

@@ -5,22 +5,24 @@ prompt's tokens. When the router chose a model with another tokenizer, `recheck`
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+import msgspec
+from msgspec.structs import replace
 
 from libs import errors
 from libs.catalogue import ModelSpec, model_of, salted, unpin
 from libs.errors import Violation
 from libs.lane.work import Asked, Sampling, Tier, Work
 from libs.tokens.blocks import chain, salt
+from services.admission.access import access, strictest, switched_off
 from services.admission.deadline import deadline_of
 from services.admission.needs import (
-    candidates,
     capabilities,
     check_capabilities,
     check_features,
     last_said,
-    routable,
+    uses,
     wants_tools,
 )
 from services.admission.policy import Alias, ModelLimit, Policy, Tenant, TierPolicy, may_use
@@ -31,8 +33,7 @@ if TYPE_CHECKING:
     from services.admission.ladder import Effects
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+class Checked(msgspec.Struct, frozen=True):
     """A request that may go on to tokenizing."""
 
     request: Request
@@ -54,8 +55,7 @@ class Checked:
     """What the tenant may send to any of them: the router may choose each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(msgspec.Struct, frozen=True):
     """What goes to the router, and why it may."""
 
     work: Work
@@ -78,15 +78,10 @@ def check(request: Request, tenant: Tenant, policy: Policy, now: float) -> Check
     faults = list(violations(request))
     if faults:
         raise errors.RequestInvalid.of(faults)
-    spec = policy.model(request.model)
-    if spec is None:
-        raise errors.ModelUnknown(f"no model or alias is called {request.model!r}", metadata={"model": request.model})
-    if not may_use(tenant, request.model, spec.name):
-        raise errors.NotAllowed(f"tenant {tenant.name} may not use {request.model}")
-    check_features(request, tenant, policy)
-    alias = policy.aliases.get(request.model)
-    models = candidates(spec, alias, tenant, request.model, policy)
-    on = [each for each in models if _off(each, policy) is None]
+    allowed = access(tenant, request.model, policy)
+    used = uses(request)
+    check_features(request, used, tenant, policy)
+    spec, models, on = allowed.spec, allowed.models, allowed.on
     if not on:
         _refuse_off(spec, policy)
     chosen = ""
@@ -100,25 +95,26 @@ def check(request: Request, tenant: Tenant, policy: Policy, now: float) -> Check
     if chosen:
         models = on = [spec]
         _refuse_off(spec, policy)
-    needed = capabilities(request)
+    needed = capabilities(request, used)
     check_capabilities(needed, on)
-    if wants_tools(request, policy, on):
+    if request.contract and wants_tools(request, policy, on):
         needed = [*needed, "tools"]
     tier = request.tier or tenant.default_tier
     deadline = deadline_of(request, policy.tiers.get(tier, TierPolicy()), now)
     if deadline <= now:
         raise errors.DeadlinePassed("the deadline was past on arrival", metadata={"stage": "admission"})
+    whole = on is allowed.on
     return Checked(
         request,
         tenant,
         spec,
         tier,
         deadline,
-        alias=alias if alias is not None and routable(alias, tenant, request.model) else None,
+        alias=allowed.alias,
         chosen=chosen,
         needs=needed,
-        context_tokens=max(each.context_tokens for each in on),
-        limit=_limit(tenant, on),
+        context_tokens=allowed.context_tokens if whole else spec.context_tokens,
+        limit=allowed.limit if whole else strictest(tenant, on),
     )
 
 
@@ -134,7 +130,7 @@ def recheck(checked: Checked, model: str, policy: Policy) -> Checked:
         raise errors.NotAllowed(f"tenant {checked.tenant.name} may not use {model}")
     _refuse_off(spec, policy)
     check_capabilities([each for each in checked.needs if each != "tools"], [spec])
-    limit = _limit(checked.tenant, [spec])
+    limit = strictest(checked.tenant, [spec])
     return replace(checked, spec=spec, chosen=model, context_tokens=spec.context_tokens, limit=limit)
 
 
@@ -226,15 +222,6 @@ def _max_tokens(checked: Checked, prompt: int) -> tuple[int, list[Violation]]:
     return most if asked is None else asked, faults
 
 
-def _limit(tenant: Tenant, models: Sequence[ModelSpec]) -> ModelLimit:
-    """The strictest of a tenant's limits for these models."""
-    own = [tenant.model_limits[spec.name] for spec in models if spec.name in tenant.model_limits]
-    return ModelLimit(
-        min((each.max_prompt_tokens for each in own if each.max_prompt_tokens), default=0),
-        min((each.max_output_tokens for each in own if each.max_output_tokens), default=0),
-    )
-
-
 def _least(most: int, *limits: int) -> int:
     """The strictest; a limit of 0 is none."""
     return min([most, *(limit for limit in limits if limit)])
@@ -259,13 +246,8 @@ def _asked(checked: Checked, effects: "Effects | None", chosen: str, tried: Sequ
     )
 
 
-def _off(spec: ModelSpec, policy: Policy) -> tuple[str, str] | None:
-    """The switch that covers a model, and its reason."""
-    return next(((name, policy.models_off[name]) for name in (spec.name, spec.base) if name in policy.models_off), None)
-
-
 def _refuse_off(spec: ModelSpec, policy: Policy) -> None:
-    if (off := _off(spec, policy)) is not None:
+    if (off := switched_off(spec, policy)) is not None:
         name, reason = off
         raise errors.SwitchedOff(f"{name} is switched off: {reason}", violations=[Violation(f"model/{name}", reason)])
 

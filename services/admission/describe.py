@@ -47,6 +47,8 @@ def describe(span: Span, checked: Checked, admitted: Admitted, effects: Effects,
 
 def describe_finish(span: Span, finish: Finish) -> None:
     """Sets what a request's end was."""
+    if not span.recording:
+        return
     span.set(names.GEN_AI_OUTPUT_TOKENS, finish.output_tokens)
     span.set(names.GEN_AI_CACHED_TOKENS, finish.cached_tokens)
     span.set(names.GEN_AI_FINISH_REASONS, [finish.reason.name.lower()])

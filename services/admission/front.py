@@ -5,16 +5,18 @@ servicer. A request that cites a contract is a conversation of several of these.
 """
 
 import asyncio
-import uuid
+import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import structlog
+from msgspec.structs import replace
 
 from libs.clock import Clock
 from libs.errors import HeadraceError, Rerouted, StageUnavailable
 from libs.lane.forwarder import DRAINING, Forwarder
-from libs.lane.work import Decision, Frame, Note, Outcome
+from libs.lane.frame import Frame
+from libs.lane.work import Decision, Note, Outcome
 from libs.tasks import Tasks
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
@@ -32,6 +34,7 @@ from services.admission.limits.limits import Limits, Ticket
 from services.admission.policy import Policy, Storage, Tenant
 from services.admission.prompts import detokenizer, tokenize
 from services.admission.request import Request
+from services.admission.steady import Outlet, Steady
 from services.admission.usage import UsageLedger
 from services.admission.validate import grammar_violations
 
@@ -74,6 +77,7 @@ class Front:
         self._tasks = tasks
         self._flights: dict[int, _Flight] = {}
         self._numbers: dict[Generation, int] = {}
+        self._steady = Steady()
         self._sequence = 0
         self._lane = forwarder.open(self)
 
@@ -102,7 +106,7 @@ class Front:
         """
         desks = self._desks
         if not request.request_id:
-            request = replace(request, request_id=uuid.uuid4().hex)
+            request = replace(request, request_id=secrets.token_hex(16))
         if request.call_deadline is not None:
             request = replace(request, call_deadline=heard(request.call_deadline, self._clock.now()))
         span.set(names.REQUEST_ID, request.request_id)
@@ -149,6 +153,11 @@ class Front:
         self._submit(number, generation)
         return generation
 
+    def steady(self, generation: Generation, member: int, outlet: Outlet) -> None:
+        """From now on its tokens may go there at once, under this number."""
+        if not generation.steady and (number := self._numbers.get(generation)) is not None:
+            self._steady.enter(number, member, generation, outlet)
+
     def cancel(self, answer: Answer) -> None:
         """Stops an answer whose client has gone; nothing happens when it has ended."""
         if isinstance(answer, Generation):
@@ -194,13 +203,14 @@ class Front:
 
     def on_frame(self, frame: Frame) -> None:
         """Hands each entry to its generation."""
-        now, end = self._clock.monotonic(), 0
-        tokens, log_probs = frame.token_ids, frame.log_probs
-        for number, count in zip(frame.work_ids, frame.counts, strict=True):
-            start, end = end, end + count
-            if (flight := self._flights.get(number)) is not None:
-                flight.generation.push(tokens[start:end], log_probs[start:end], now)
-                if flight.generation.stop:
+        now, flights = self._clock.monotonic(), self._flights
+        for number, _, tokens, log_probs in self._steady.pass_on(frame).entries():
+            if (flight := flights.get(number)) is not None:
+                generation = flight.generation
+                if generation.steady:
+                    self._steady.leave(number, goes_on=True)
+                generation.push(tokens, log_probs, now)
+                if generation.stop:
                     self._lane.cancel(number)
 
     def on_note(self, work_id: int, note: Note) -> None:
@@ -209,6 +219,7 @@ class Front:
             return
         generation = flight.generation
         if note.restart:
+            self._steady.leave(work_id, goes_on=True)
             generation.restart(self._detokenizer_of(generation))
         generation.note(note.pool, note.waiting, note.tried)
 
@@ -261,6 +272,7 @@ class Front:
     def _end(self, number: int, flight: _Flight, outcome: Outcome) -> None:
         generation, desks, now = flight.generation, self._desks, self._clock.monotonic()
         del self._flights[number], self._numbers[generation]
+        self._steady.leave(number, goes_on=False)
         generation.end(outcome, now)
         work = generation.work
         made = generation.made

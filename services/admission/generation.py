@@ -1,12 +1,16 @@
 """One answer on its way out: tokens in, text and token ids out. Pure."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Literal, Protocol
+
+import msgspec
+from msgspec.structs import replace
 
 from libs.catalogue import model_of, unpin
 from libs.errors import HeadraceError
 from libs.lane.work import FinishReason, Outcome
+from libs.tokens.byte_table import ByteTable
 from libs.tokens.detokenize import Detokenizer
 from libs.tokens.stop import StopStrings
 from services.admission.admit import Admitted, Checked
@@ -23,6 +27,8 @@ class Degradation:
 
 
 UNDEGRADED = Degradation()
+MANY = 16
+"""Tokens to come, from which it is worth it to make an answer steady."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +43,7 @@ class ToolStep:
     approval_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True):
     """How an answer ended well."""
 
     reason: FinishReason
@@ -56,8 +61,7 @@ class Finish:
     """Models that were tried in front of `model`."""
 
 
-@dataclass(slots=True)
-class Chunk:
+class Chunk(msgspec.Struct):
     """What accumulated since the last chunk."""
 
     text: str = ""
@@ -65,13 +69,13 @@ class Chunk:
     """The version of the model that answers; with the first tokens."""
     waiting: str = ""
     """Why it cannot run yet; empty when that is no news."""
-    token_ids: list[int] = field(default_factory=list)
+    token_ids: list[int] = []
     count: int = 0
     """New tokens, whether or not their ids are here."""
-    log_probs: list[float] = field(default_factory=list)
+    log_probs: list[float] = []
     restart: bool = False
     """What came before this chunk is void."""
-    tool_steps: list[ToolStep] = field(default_factory=list)
+    tool_steps: list[ToolStep] = []
     """Behind the text of this chunk."""
     finish: Finish | None = None
     error: HeadraceError | None = None
@@ -130,8 +134,7 @@ class Generation:
         """Why it was admitted, and how."""
         self.keeps_text = False
         """Whether the answer's text is wanted when it has ended."""
-        self.kept = ""
-        """The answer's text, where that is so."""
+        self._kept: list[str] = []
         self.started = started
         self.degradation = degradation
         self.first_token: float | None = None
@@ -141,18 +144,45 @@ class Generation:
         """The stop string that has appeared; then the answer is complete, its work is to be cancelled, and only
         its outcome is awaited. It may lie in what the caller resumed from."""
         self.ended = False
+        self.steady = False
+        """Whether its tokens pass elsewhere for now; services.admission.steady."""
         self.resumed_text = ""
         """What the caller has of the answer, where that is known."""
         self._version = ""
         self._tried: Sequence[str] = ()
         self._changed = changed
-        self._detokenizer = detokenizer
-        self._stops = StopStrings(checked.request.sampling.stop)
+        self._spell(detokenizer)
         self._pending = Chunk()
         if detokenizer is not None and self.work.resumed:
             # The caller has this text. What is held back, a half character or stop string, goes on from here.
-            self.resumed_text, stopped = self._stops.push(detokenizer.push(self.work.resumed))
-            self.stop = stopped or ""
+            self.resumed_text = self._shown(detokenizer.push(self.work.resumed))
+
+    def _spell(self, detokenizer: Detokenizer | None) -> None:
+        """The text begins anew. What is wanted is looked up once here, and not with each token."""
+        request = self.checked.request
+        self._detokenizer = detokenizer
+        self._stops = StopStrings(request.sampling.stop) if request.sampling.stop else None
+        self._text, self._token_ids, self._log_probs = request.text, request.token_ids, request.log_probs
+
+    def _shown(self, text: str) -> str:
+        """What of a piece of text may be shown now; sets `stop`."""
+        if self._stops is None:
+            return text
+        text, stopped = self._stops.push(text)
+        self.stop = stopped or ""
+        return text
+
+    @property
+    def table(self) -> ByteTable | None:
+        """What spells its next tokens, where nothing but their text is wanted of them and many may come; else None."""
+        wants_more = self._token_ids or self._log_probs or not self._text or self._stops is not None
+        few = self.work.sampling.max_tokens - self.tokens < MANY
+        return None if wants_more or few or self._detokenizer is None else self._detokenizer.table
+
+    @property
+    def kept(self) -> str:
+        """The answer's text, where it is wanted."""
+        return "".join(self._kept)
 
     @property
     def request_id(self) -> str:
@@ -167,31 +197,37 @@ class Generation:
     def become(self, checked: Checked, admitted: Admitted, detokenizer: Detokenizer | None) -> None:
         """The same request for another model, before it has a token."""
         self.checked, self.work, self.reason = checked, admitted.work, admitted.reason
-        self._detokenizer = detokenizer
-        self._stops = StopStrings(checked.request.sampling.stop)
+        self._spell(detokenizer)
 
     def push(self, tokens: Sequence[int], log_probs: Sequence[float], now: float) -> None:
         """Takes new tokens in. When `stop` is set after it, the work is to be cancelled."""
         if self.ended or self.stop:
             return
-        pending, request = self._pending, self.checked.request
+        pending, count = self._pending, len(tokens)
         if self.first_token is None:
             self.first_token = now
             pending.version, pending.waiting = self._version, ""
-        self.tokens += len(tokens)
-        pending.count += len(tokens)
-        if request.token_ids:
+        self.tokens += count
+        pending.count += count
+        if self._token_ids:
             pending.token_ids += tokens
-        if request.log_probs:
+        if self._log_probs:
             pending.log_probs += log_probs
         if self._detokenizer is not None:
-            text, stopped = self._stops.push(self._detokenizer.push(tokens))
-            self.stop = stopped or ""
-            if request.text:
+            text = self._detokenizer.push(tokens)
+            if self._stops is not None:
+                text = self._shown(text)
+            if self._text:
                 pending.text += text
             if self.keeps_text:
-                self.kept += text
+                self._kept.append(text)
         self._changed(self)
+
+    def passed(self, tokens: int, text: str) -> None:
+        """Tokens that have passed elsewhere, and their text."""
+        self.tokens += tokens
+        if self.keeps_text:
+            self._kept.append(text)
 
     def note(self, version: str, waiting: str, tried: Sequence[str] = ()) -> None:
         """Something about its way; each is empty when it is no news."""
@@ -212,11 +248,10 @@ class Generation:
         """
         if self.ended or self.stop:
             return
-        self._detokenizer = detokenizer
-        self._stops = StopStrings(self.checked.request.sampling.stop)
+        self._spell(detokenizer)
         self.first_token = None
         self._pending = Chunk(restart=True)
-        self.kept = ""
+        self._kept = []
         self._changed(self)
 
     def end(self, outcome: Outcome, now: float) -> None:
@@ -232,9 +267,11 @@ class Generation:
         if finish is None:
             self._pending.error = outcome.error
         else:
-            if self._detokenizer is not None and not self.stop and self.checked.request.text:
-                rest, _ = self._stops.push(self._detokenizer.flush())
-                self._pending.text += rest + self._stops.flush()
+            if self._detokenizer is not None and not self.stop and self._text:
+                rest = self._detokenizer.flush()
+                if self._stops is not None:
+                    rest = self._stops.push(rest)[0] + self._stops.flush()
+                self._pending.text += rest
             first = self.first_token if self.first_token is not None else now
             self._pending.finish = Finish(
                 reason=finish,

@@ -110,7 +110,7 @@ async def run(settings: Settings) -> None:
         await contracts.open()
         async with services, placements, unplaced, demand:
             await tokenizers.loaded()
-            mesh.every(TICK_S, forwarder.expire, "expire")
+            mesh.while_busy(TICK_S, forwarder.expire, lambda: bool(forwarder.in_flight), "expire")
             mesh.every(EVERY_S, exchange.tick, "limits")
             mesh.every(LOOK_S, saturation.tick, "ladders")
             mesh.every(1.0, lambda: observer.degraded(ladders.states()), "tell levels")

@@ -13,12 +13,17 @@ LONGEST_TEXT = 2000
 """Characters that a router is told of what was said."""
 
 
-def check_features(request: Request, tenant: Tenant, policy: Policy) -> None:
+def check_features(request: Request, used: Sequence[str], tenant: Tenant, policy: Policy) -> None:
     """Raises SwitchedOff or NotAllowed for a feature that the request uses and may not.
+
+    Args:
+        used: `uses` of the request.
 
     Tools are a matter of the contract: without them its requests run, and the model is offered none.
     """
-    for feature in features(request):
+    if not policy.features_off and not tenant.features:
+        return
+    for feature in [*used, "session"] if request.in_session else used:
         if (reason := policy.features_off.get(feature)) is not None:
             raise errors.SwitchedOff(
                 f"{feature} is switched off: {reason}", violations=[Violation(f"feature/{feature}", reason)]
@@ -27,17 +32,13 @@ def check_features(request: Request, tenant: Tenant, policy: Policy) -> None:
             raise errors.NotAllowed(f"tenant {tenant.name} may not use {feature}", metadata={"feature": feature})
 
 
-def features(request: Request) -> Sequence[str]:
-    """What a request itself uses, of what can be allowed and switched off."""
-    return [*_uses(request), *(["session"] if request.in_session else [])]
+def capabilities(request: Request, used: Sequence[str]) -> Sequence[str]:
+    """What the model must have, for a request with these `uses`."""
+    return list(dict.fromkeys([*used, *request.requires])) if request.requires else used
 
 
-def capabilities(request: Request) -> Sequence[str]:
-    """What the model must have."""
-    return list(dict.fromkeys([*_uses(request), *request.requires]))
-
-
-def _uses(request: Request) -> Sequence[str]:
+def uses(request: Request) -> Sequence[str]:
+    """What a request itself uses, of what can be allowed and switched off; that it came by a session is one more."""
     used = (
         ("chat", request.chat is not None),
         ("grammar", request.grammar is not None),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 from libs.catalogue import ModelSpec
 from libs.lane.work import Tier
@@ -163,6 +164,8 @@ class Policy:
     """Tenants that a kill switch covers, with the reason."""
     models_off: Mapping[str, str] = field(default_factory=dict)
     """Models that a kill switch covers, with the reason."""
+    known_access: dict[tuple[str, str], Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `access` has worked out of all this, by tenant and by what was asked for. It goes with the policy."""
 
     def model(self, name: str) -> ModelSpec | None:
         """The model behind a name or an alias."""

@@ -1,13 +1,16 @@
-"""A request as its caller wrote it, as plain values; the message is headrace.inference.v1.GenerateRequest."""
+"""A request as its caller wrote it, as plain values; the message is headrace.inference.v1.GenerateRequest.
+
+Structs rather than frozen dataclasses: one with twenty fields is made in 0.2 µs instead of 2, and a request has five.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from libs.lane.work import Grammar, Tier
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(msgspec.Struct, frozen=True):
     """One turn of a chat."""
 
     role: str
@@ -15,8 +18,7 @@ class Turn:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingRequest:
+class SamplingRequest(msgspec.Struct, frozen=True):
     """How to choose tokens; None means that the caller left it open."""
 
     max_tokens: int | None = None
@@ -31,20 +33,19 @@ class SamplingRequest:
     stop: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """A request before anything is decided."""
 
     model: str
     chat: Sequence[Turn] | None = None
     """Either this or `prompt`; both None when the caller gave neither."""
     prompt: str | None = None
-    sampling: SamplingRequest = field(default_factory=SamplingRequest)
+    sampling: SamplingRequest = SamplingRequest()
     grammar: Grammar | None = None
     log_probs: bool = False
     tier: Tier | None = None
     request_id: str = ""
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = {}
     text: bool = True
     """Whether responses carry text."""
     token_ids: bool = False

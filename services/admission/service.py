@@ -73,11 +73,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             self._generates -= 1
 
     async def _generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
-        call, wake = CALL.get(), asyncio.Event()
+        call, wake = CALL.get(), _Wake()
         span = call.span or Span()
         parsed = request_from_proto(request, traceparent=span.traceparent, call_deadline=call.deadline)
         try:
-            answer = await self._front.start(parsed, call.identity, span, lambda _: wake.set())
+            answer = await self._front.start(parsed, call.identity, span, wake.set)
         except HeadraceError as error:
             await _hand_back(context, error)
             raise
@@ -85,7 +85,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         try:
             while True:
                 await wake.wait()
-                wake.clear()
                 chunk = answer.take()
                 if (chunk.count or chunk.text) and not begun:
                     begun = True
@@ -160,6 +159,32 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise ApprovalUnknown("nothing waits for an approval here")
         await self._approvals.decide(request.approval_id, request.approved, request.reason, CALL.get().identity)
         return inference_pb2.ApproveResponse()
+
+
+class _Wake:
+    """An asyncio.Event for one who waits, and who resets it by waiting: a seventh of what a token cost at this door was
+    in what an Event can do besides."""
+
+    __slots__ = ("_loop", "_set", "_waiter")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._set = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def set(self, _: object) -> None:
+        """Wakes who waits, or lets who comes pass."""
+        self._set = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait(self) -> None:
+        """Returns when it has been set since the last time."""
+        if not self._set:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+            self._waiter = None
+        self._set = False
 
 
 async def _hand_back(context: Context, error: HeadraceError) -> None:

@@ -13,7 +13,8 @@ from libs.telemetry.tracing import Span, Tracing
 from services.admission.convert import finish_to_proto, notes, request_from_proto
 from services.admission.describe import describe_finish
 from services.admission.front import Front
-from services.admission.generation import Answer, Chunk, parts
+from services.admission.generation import Answer, Chunk, Generation, parts
+from services.admission.steady import Outlet
 
 MAX_GENERATIONS = 4096
 """In flight on one stream; one more is answered Overloaded."""
@@ -35,8 +36,9 @@ class Session:
         self._tracing = tracing
         self._call = call
         self._members: dict[int, _Member] = {}
-        self._by_answer: dict[Answer, _Member] = {}
         self._dirty: dict[_Member, None] = {}
+        self._outlets: dict[int, Outlet] = {}
+        """By the identity of their tables."""
         self._failed: list[inference_pb2.SessionEnd] = []
         self._wake = asyncio.Event()
         self._taken = asyncio.Event()
@@ -49,7 +51,7 @@ class Session:
         while len(self._failed) >= MAX_GENERATIONS:
             self._taken.clear()
             await self._taken.wait()
-        member = _Member(message.id, message.request)
+        member = _Member(message.id, message.request, self._dirty, self._wake)
         if message.id in self._members:
             fault = Violation("generates.id", f"{message.id} is in use by a running generation")
             # Only the stream itself can carry this: an end for the id would end the other generation.
@@ -70,13 +72,11 @@ class Session:
         try:
             if len(self._members) > MAX_GENERATIONS:
                 raise Overloaded(f"{MAX_GENERATIONS} generations are in flight on this session", retry_after_s=1.0)
-            answer = await self._front.start(request, self._call.who(), member.span, self._changed)
+            member.answer = await self._front.start(request, self._call.who(), member.span, member.changed)
         except HeadraceError as error:
             self._fail(member, error)
             return
-        member.answer = answer
-        self._by_answer[answer] = member
-        self._changed(answer)
+        member.changed(member.answer)
 
     def cancel(self, member_id: int) -> None:
         """Stops one generation; unknown ids are ignored."""
@@ -105,7 +105,7 @@ class Session:
 
     async def wait(self) -> bool:
         """Waits until there is something to write; False when there is not and never will be."""
-        while not (self._dirty or self._failed):
+        while not (self._dirty or self._failed or any(self._outlets.values())):
             if (self._closed or self.leaving) and not self._members:
                 return False
             self._wake.clear()
@@ -114,38 +114,45 @@ class Session:
 
     def take(self) -> inference_pb2.SessionResponse:
         """One message with what has accumulated."""
-        ids, counts, texts, has_text = [], [], [], False
+        ids, counts, texts, apart = self._step()
+        if apart:
+            return inference_pb2.SessionResponse(ids=ids, counts=counts, texts=texts if any(texts) else None)
         token_ids: list[int] = []
         log_probs: list[float] = []
         told: list[inference_pb2.SessionNote] = []
         ends, self._failed = self._failed[:RESPONSE_ENDS], self._failed[RESPONSE_ENDS:]
         self._taken.set()
-        size = 0
-        for member in list(self._dirty):
+        size, dirty = 40 * len(ids), self._dirty
+        for member in list(dirty):
             if size >= RESPONSE_BYTES or len(ends) >= RESPONSE_ENDS:
                 break
-            del self._dirty[member]
+            del dirty[member]
             chunk = member.next()
-            if member.parts:
-                self._dirty[member] = None  # for the next message
-            for note in notes(chunk, member.id):
-                told.append(note)
-                size += note.ByteSize()
-            if chunk.count or chunk.text:
+            if member.parts or member.news:
+                dirty[member] = None  # for the next message
+            if chunk.version or chunk.waiting or chunk.restart or chunk.tool_steps:
+                for note in notes(chunk, member.id):
+                    told.append(note)
+                    size += note.ByteSize()
+            count, text = chunk.count, chunk.text
+            if count or text:
                 ids.append(member.id)
-                counts.append(chunk.count)
-                texts.append(chunk.text)
-                has_text = has_text or bool(chunk.text)
-                token_ids += chunk.token_ids
-                log_probs += chunk.log_probs
-                size += 20 + 4 * len(chunk.text) + 5 * len(chunk.token_ids) + 4 * len(chunk.log_probs)
+                counts.append(count)
+                texts.append(text)
+                size += 20 + 4 * len(text)
+                if chunk.token_ids:
+                    token_ids += chunk.token_ids
+                    size += 5 * len(chunk.token_ids)
+                if chunk.log_probs:
+                    log_probs += chunk.log_probs
+                    size += 4 * len(chunk.log_probs)
+                if chunk.finish is None and chunk.error is None:
+                    self._steady(member)
             if chunk.finish is not None:
                 describe_finish(member.span, chunk.finish)
-                ends.append(
-                    inference_pb2.SessionEnd(
-                        id=member.id, request_id=member.request_id, finish=finish_to_proto(chunk.finish)
-                    )
-                )
+                end = inference_pb2.SessionEnd(id=member.id, request_id=member.request_id)
+                finish_to_proto(chunk.finish, end.finish)
+                ends.append(end)
                 self._forget(member)
             elif chunk.error is not None:
                 ends.append(
@@ -156,15 +163,33 @@ class Session:
                 member.span.error(chunk.error.message, chunk.error.reason)
                 self._forget(member)
         return inference_pb2.SessionResponse(
-            ids=ids, counts=counts, texts=texts if has_text else None, token_ids=token_ids, log_probs=log_probs,
+            ids=ids, counts=counts, texts=texts if any(texts) else None, token_ids=token_ids, log_probs=log_probs,
             ends=ends, notes=told,
         )  # fmt: skip
 
-    def _changed(self, answer: Answer) -> None:
-        member = self._by_answer.get(answer)
-        if member is not None:
-            self._dirty[member] = None
-            self._wake.set()
+    def _step(self) -> tuple[list[int], list[int], list[str], bool]:
+        """What steady answers have to say, and whether that is to be a message of its own."""
+        ids: list[int] = []
+        counts: list[int] = []
+        texts: list[str] = []
+        apart = False
+        for outlet in self._outlets.values():
+            (its_ids, its_counts, its_texts), its_apart = outlet.take(RESPONSE_BYTES)
+            ids += its_ids
+            counts += its_counts
+            texts += its_texts
+            if apart := its_apart:
+                break
+        return ids, counts, texts, apart
+
+    def _steady(self, member: "_Member") -> None:
+        """What it says next may come at once with the others', if text is all that there is to it."""
+        answer = member.answer
+        if isinstance(answer, Generation) and not answer.ended and (table := answer.table) is not None:
+            outlet = self._outlets.get(id(table))
+            if outlet is None:
+                outlet = self._outlets[id(table)] = Outlet(table, self._wake.set)
+            self._front.steady(answer, member.id, outlet)
 
     def _fail(self, member: "_Member", error: HeadraceError) -> None:
         member.span.error(error.message, error.reason)
@@ -175,23 +200,41 @@ class Session:
 
     def _forget(self, member: "_Member") -> None:
         member.span.end()
+        member.told = True
         self._members.pop(member.id, None)
-        if member.answer is not None:
-            del self._by_answer[member.answer]
 
 
 class _Member:
     """One generation of the stream, by the client's number."""
 
-    __slots__ = ("_asked_id", "answer", "id", "parts", "span")
+    __slots__ = ("_asked_id", "_dirty", "_wake", "answer", "id", "news", "parts", "span", "told")
 
-    def __init__(self, member_id: int, request: inference_pb2.GenerateRequest) -> None:
+    def __init__(
+        self,
+        member_id: int,
+        request: inference_pb2.GenerateRequest,
+        dirty: "dict[_Member, None]",
+        wake: asyncio.Event,
+    ) -> None:
         self.id = member_id
         self._asked_id = request.request_id
+        self._dirty = dirty
+        self._wake = wake
         self.answer: Answer | None = None
         self.span = Span()
         self.parts: deque[Chunk] = deque()
         """Of a chunk that does not fit into one message, what is left."""
+        self.news = False
+        """Whether the answer has changed since it was taken from last."""
+        self.told = False
+        """Whether its end has been told."""
+
+    def changed(self, _: Answer) -> None:
+        """There is something to take; not yet while it is being started, and not behind its end."""
+        if self.answer is not None and not self.told:
+            self.news = True
+            self._dirty[self] = None
+            self._wake.set()
 
     @property
     def request_id(self) -> str:
@@ -202,5 +245,9 @@ class _Member:
         """What goes into the next message."""
         if not self.parts:
             assert self.answer is not None
-            self.parts.extend(parts(self.answer.take()))
+            self.news = False
+            chunk = self.answer.take()
+            if not chunk.restart and not chunk.tool_steps:
+                return chunk
+            self.parts.extend(parts(chunk))
         return self.parts.popleft()

@@ -17,8 +17,9 @@ from headrace.inference.v1 import inference_pb2_grpc
 from libs.client import Completion, HeadraceClient, RetryPolicy
 from libs.clock import SystemClock
 from libs.lane.forwarder import DRAINING, Forwarder
+from libs.lane.frame import Draft
 from libs.lane.stage import Sink
-from libs.lane.work import FinishReason, Frame, Outcome, Work
+from libs.lane.work import FinishReason, Outcome, Work
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.interceptors import deadline, errors, identity
 from libs.rpc.server import RpcServer, Service
@@ -47,10 +48,10 @@ class LetterLane(HandLane):
         self.sent.append(work)
 
     def say(self, work_id: int, text: str) -> None:
-        frame = Frame()
+        frame = Draft()
         frame.add(work_id, self.made[work_id], tokens(text))
         self.made[work_id] += len(text)
-        self.sink.on_frame(frame)
+        self.sink.on_frame(frame.frame())
 
 
 class Letters(HandStage):

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from libs.catalogue import Remote
 from libs.errors import (
@@ -82,7 +83,7 @@ def test_a_switch_on_a_model_covers_its_aliases() -> None:
 )
 def test_what_the_model_cannot_do(request_: Request) -> None:
     refused(NotSupported, request_)
-    assert check(replace(request_, model="letters"), TENANT, POLICY, NOW)
+    assert check(structs.replace(request_, model="letters"), TENANT, POLICY, NOW)
 
 
 FEATURES = [
@@ -247,8 +248,8 @@ def test_a_switch_on_a_base_covers_its_adapters() -> None:
 def test_a_resumed_answer_goes_on_where_it_began(model: str, version: str) -> None:
     request = Request(model, prompt="x", resumed=[1], resumed_version=version)
     assert admitted(request, policy=ADAPTERS).work.pool == version
-    assert admitted(replace(request, resumed=[]), policy=ADAPTERS).work.pool == "", "nothing has begun"
-    assert admitted(replace(request, resumed_version=""), policy=ADAPTERS).work.pool == ""
+    assert admitted(structs.replace(request, resumed=[]), policy=ADAPTERS).work.pool == "", "nothing has begun"
+    assert admitted(structs.replace(request, resumed_version=""), policy=ADAPTERS).work.pool == ""
 
 
 @pytest.mark.parametrize(
@@ -377,7 +378,7 @@ def test_an_answer_goes_on_with_the_model_that_began_it() -> None:
     assert work.asked is not None
     assert (work.asked.chosen, work.asked.tokens_of, work.pool) == ("wide", "wide", "wide@1")
     with pytest.raises(RequestInvalid):
-        check(replace(request, resumed_version="bare@1"), TENANT, ROUTED, NOW)
+        check(structs.replace(request, resumed_version="bare@1"), TENANT, ROUTED, NOW)
     with pytest.raises(SwitchedOff):
         check(request, TENANT, replace(ROUTED, models_off={"wide": "it dreams"}), NOW)
 
@@ -397,9 +398,9 @@ def test_the_same_request_for_the_model_that_the_router_chose() -> None:
     with pytest.raises(SwitchedOff):
         recheck(checked, "wide", replace(ROUTED, models_off={"wide": "it dreams"}))
     with pytest.raises(NotSupported):
-        recheck(replace(checked, needs=["vision"]), "wide", ROUTED)
+        recheck(structs.replace(checked, needs=["vision"]), "wide", ROUTED)
     with pytest.raises(NotAllowed):
-        recheck(replace(checked, tenant=Tenant("t", models=frozenset({"letters"}))), "wide", ROUTED)
+        recheck(structs.replace(checked, tenant=Tenant("t", models=frozenset({"letters"}))), "wide", ROUTED)
 
 
 # --- limits of single models, and the ladder -----------------------------------------------------

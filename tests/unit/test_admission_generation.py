@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from headrace.inference.v1 import inference_pb2
 from libs.clock import ManualClock
 from libs.errors import Cancelled, DeadlinePassed, RequestInvalid
 from libs.lane.forwarder import Forwarder
-from libs.lane.work import FinishReason, Frame, Note, Outcome
+from libs.lane.frame import Draft
+from libs.lane.work import FinishReason, Note, Outcome
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
 from libs.streams.call import MESSAGE_BYTES
@@ -157,7 +159,7 @@ def test_a_character_across_the_seam_of_a_resume() -> None:
     out.generation.work = replace(out.generation.work, resumed=list(b"a" + data[:1]))
     resumed = Generation(
         out.generation.checked,
-        replace(admit(out.generation.checked, [1, 2], 256, "r"), work=out.generation.work),
+        structs.replace(admit(out.generation.checked, [1, 2], 256, "r"), work=out.generation.work),
         Detokenizer(tokenizer()), lambda _: None, 0.0,
     )  # fmt: skip
     resumed.push(list(data[1:]), [], 0.0)
@@ -195,7 +197,8 @@ def test_however_it_is_cut_and_resumed_the_text_is_the_same(text: str, cuts: lis
     first.take()
     second = Out("END")
     checked = second.generation.checked
-    admitted = admit(replace(checked, request=replace(checked.request, resumed=list(before))), [1, 2], 256, "r")
+    request = structs.replace(checked.request, resumed=list(before))
+    admitted = admit(structs.replace(checked, request=request), [1, 2], 256, "r")
     second.generation = Generation(checked, admitted, Detokenizer(tokenizer()), lambda _: None, 0.0)
     second.push(rest)
     second.end()
@@ -258,7 +261,9 @@ def test_messages_say_the_same() -> None:
     message = chunk_to_proto(out.chunks[0], "r")
     assert (message.request_id, message.text, list(message.token_ids)) == ("r", "Hi", tokens("Hi"))
     assert list(message.log_probs) == [-1.0, -1.0]
-    assert message.finish == finish_to_proto(finish)
+    expected = inference_pb2.Finish()
+    finish_to_proto(finish, expected)
+    assert message.finish == expected
     assert message.finish.reason == inference_pb2.FINISH_REASON_STOP
     assert message.finish.usage == inference_pb2.Usage(prompt_tokens=2, cached_tokens=1, output_tokens=2)
     assert message.finish.timings.queued.ToMicroseconds() == 250_000
@@ -288,11 +293,11 @@ class Streams:
 
     def answer(self, text: str, *, end: Outcome | None = None) -> None:
         """The same answer for every work that runs."""
-        lane, frame = self.router.lane, Frame()
+        lane, frame = self.router.lane, Draft()
         for work_id in lane.works:
             frame.add(work_id, lane.made[work_id], tokens(text), [-1.0] * len(tokens(text)))
             lane.made[work_id] += len(tokens(text))
-        lane.sink.on_frame(frame)
+        lane.sink.on_frame(frame.frame())
         if end is not None:
             for work_id in list(lane.works):
                 lane.end(work_id, end)

@@ -155,3 +155,12 @@ async def test_what_waits_is_deleted_with_the_rest(tmp_path: Path) -> None:
     audit.start()
     await audit.close()
     assert [each.tenant for each in await audit.find(Search(), 10)] == ["other"]
+
+
+async def test_what_waits_is_found(tmp_path: Path) -> None:
+    audit = Audit(tmp_path, "admission-1", lambda _: 30, lambda _: None, SystemClock())
+    audit.record(entry(time=SystemClock().now()))
+    assert len(await audit.find(Search(), 10)) == 1
+    audit.start()
+    await audit.close()
+    assert len(await audit.find(Search(), 10)) == 1

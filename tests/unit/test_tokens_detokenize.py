@@ -45,7 +45,7 @@ def byte_fallback() -> Tokenizer:
 def bytes_as_tokens(data: bytes) -> list[int]:
     """One byte-level token per byte."""
     letters = {byte: chr(letter) for letter, byte in BYTES.items()}
-    found = [byte_level()._full.token_to_id(letters[byte]) for byte in data]
+    found = [byte_level()._plain.token_to_id(letters[byte]) for byte in data]
     return [token for token in found if token is not None]
 
 
@@ -100,7 +100,7 @@ def test_byte_fallback_vocabularies_give_the_text_too(pieces: list[str], size: i
     assert tokenizer.byte_table is None
     ids: list[int] = []
     for piece in pieces:
-        token = tokenizer._full.token_to_id(piece)
+        token = tokenizer._plain.token_to_id(piece)
         ids += [token] if token is not None else [7 + byte for byte in piece.encode()]
     assert in_pieces(tokenizer, ids, size) == tokenizer.decode(ids)
     assert in_pieces(tokenizer, ids, 1) == in_pieces(tokenizer, ids, size)

@@ -7,9 +7,9 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import structlog
@@ -26,12 +26,13 @@ MOST_WAITING = 10_000
 MOST_WAITING_TEXT = 32 * 1024 * 1024
 """Characters of prompts and answers that wait to be written."""
 BATCH = 256
+GATHER_S = 0.1
+"""For which the writer lets entries gather: waking it for each costs requests more than the writing."""
 EXPIRE_S = 3600.0
 """Between two looks for files that are too old."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Waiting:
+class _Waiting(NamedTuple):
     entry: Entry
     storage: Storage
 
@@ -60,7 +61,7 @@ class Audit:
         self._disk = threading.Lock()
         """Held while files are written or removed."""
         self._wake = threading.Event()
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 
     def start(self) -> None:
@@ -69,7 +70,7 @@ class Audit:
 
     async def close(self) -> None:
         """Writes what waits, and ends."""
-        self._closing = True
+        self._closing.set()
         self._wake.set()
         if self._thread.is_alive():
             await asyncio.to_thread(self._thread.join)
@@ -86,12 +87,17 @@ class Audit:
                 self._text += size
         if full:
             self._lost(1, "the disk is slower than requests come")
-        else:
+        elif not self._wake.is_set():
             self._wake.set()
 
     async def find(self, search: Search, most: int) -> list[Entry]:
-        """The newest entries that match, at most so many. Raises OSError."""
-        return await asyncio.to_thread(lambda: list(islice(self._store.find(search), most)))
+        """The newest entries that match, at most so many; those that waited are written first. Raises OSError."""
+        return await asyncio.to_thread(self._find, search, most)
+
+    def _find(self, search: Search, most: int) -> list[Entry]:
+        while batch := self._take():
+            self._write(batch)
+        return list(islice(self._store.find(search), most))
 
     async def delete(self, tenant: str) -> int:
         """Removes all entries of a tenant, those that wait too; how many that were. Raises OSError."""
@@ -109,7 +115,7 @@ class Audit:
     def _run(self) -> None:
         expired = float("-inf")
         while True:
-            closing = self._closing  # before the queue is looked at: what came by then is written
+            closing = self._closing.is_set()  # before the queue is looked at: what came by then is written
             batch = self._take()
             if batch:
                 self._write(batch)
@@ -117,6 +123,7 @@ class Audit:
                 return
             else:
                 self._wake.wait(EXPIRE_S)
+                self._closing.wait(GATHER_S)
                 self._wake.clear()
             if self._clock.monotonic() - expired > EXPIRE_S:
                 expired = self._clock.monotonic()

@@ -1,6 +1,8 @@
 """What an answer under a contract may still use. Pure."""
 
-from dataclasses import replace
+import dataclasses
+
+from msgspec.structs import replace
 
 from libs.errors import ContractBroken, Violation
 from services.admission.generation import Finish
@@ -49,7 +51,7 @@ class Budget:
         """The tenant, with what is left to this answer as its limits: they are checked where those are."""
         prompt = [limit for limit in (self._contract.max_prompt_tokens, self._tenant.max_prompt_tokens) if limit]
         left = self._left()
-        return replace(
+        return dataclasses.replace(
             self._tenant,
             max_prompt_tokens=min(prompt, default=0),
             max_output_tokens=self._tenant.max_output_tokens if left is None else left,

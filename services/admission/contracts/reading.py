@@ -1,6 +1,6 @@
 """One step of a conversation as it is read: what the model says, and what of it is shown when. Pure."""
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from services.admission.contracts.calls import Call, CallReader, Malformed
 from services.admission.generation import Chunk

@@ -1,9 +1,10 @@
 """Starts answers under contracts, and owns what they need."""
 
-import uuid
+import secrets
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from libs.clock import Clock
 from libs.errors import Overloaded
@@ -73,7 +74,7 @@ class Contracts:
             raise Overloaded(f"{MAX_CONVERSATIONS} answers under contracts are in flight", retry_after_s=1.0)
         agreement = agree(request, tenant, self._means.policy())
         span.set(names.CONTRACT, agreement.contract.name)
-        request = replace(request, request_id=request.request_id or uuid.uuid4().hex)
+        request = replace(request, request_id=request.request_id or secrets.token_hex(16))
         conversation = Conversation(self._means, steps, agreement, request, tenant, span, changed)
         await conversation.begin()
         self._means.observer.started()

@@ -1,0 +1,223 @@
+"""What many answers say at once is what each would have said by itself."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from headrace.inference.v1 import inference_pb2 as pb
+from libs.clock import ManualClock
+from libs.lane.forwarder import Forwarder
+from libs.lane.frame import Draft
+from libs.lane.work import FinishReason, Note, Outcome
+from libs.models.tokenizers import Tokenizers
+from libs.rpc.call import Call
+from libs.tasks import Tasks
+from libs.telemetry.tracing import untraced
+from libs.tokens.byte_table import BYTES, ByteTable
+from libs.tokens.tokenizer import Tokenizer
+from services.admission import steady
+from services.admission.session import Session
+from services.admission.steady import MOST_STEPS, Outlet
+from tests.unit.fronts import front
+from tests.unit.lanes import HandStage
+from tests.unit.letters import POLICY, SPEC, TENANT
+
+MEMBERS = 12
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    """Byte-level: token n is the byte n."""
+    cut = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    letters = {byte: chr(letter) for letter, byte in BYTES.items()}
+    model = {"type": "BPE", "vocab": {letters[byte]: byte for byte in range(256)}, "merges": []}
+    document: dict[str, object] = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": cut, "post_processor": None, "decoder": cut, "model": model,
+    }  # fmt: skip
+    return Tokenizer(json.dumps(document), {})
+
+
+class Many:
+    """Answers on one session, before a router that does what the test says, and what their client has read."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = {number: text.encode() for number, text in enumerate(texts, 1)}
+        self.router, clock, tasks = HandStage(), ManualClock(), Tasks()
+        forwarder = Forwarder("admission", lambda work, ready: ready[0], clock)
+        forwarder.set_neighbours({"router-0": self.router})
+        self.tokenizers = Tokenizers(lambda source, cache: tokenizer(), None, tasks)  # type: ignore[arg-type]
+        self.tokenizers.want({"letters": SPEC})
+        self.front = front(forwarder, lambda: POLICY, self.tokenizers, clock, tasks, Path("nowhere"))
+        self.session = Session(self.front, untraced(), Call("/x", identity=TENANT))
+        self.works: dict[int, int] = {}
+        self.read: dict[int, str] = {}
+        self.counted: dict[int, int] = {}
+        self.log_probs: list[float] = []
+        """Of the first."""
+        self.ends: dict[int, pb.SessionEnd] = {}
+
+    async def begin(self) -> None:
+        await self.tokenizers.loaded()
+        for number in self.texts:
+            request = pb.GenerateRequest(
+                model="letters", prompt="hello", request_id=f"r{number}", log_probs=number == 1
+            )
+            await self.session.begin(pb.SessionGenerate(id=number, request=request))
+            (self.works[number],) = self.router.lane.works.keys() - self.works.values()
+            self.read[number], self.counted[number] = "", 0
+        self.take()
+
+    def step(self, counts: Sequence[int]) -> None:
+        """So many tokens for each."""
+        lane, draft = self.router.lane, Draft()
+        for (number, text), count in zip(self.texts.items(), counts, strict=True):
+            work = self.works[number]
+            if work in lane.works and (made := list(text[lane.made[work] :][:count])):
+                draft.add(work, lane.made[work], made, [float(-token) for token in made] if number == 1 else ())
+                lane.made[work] += len(made)
+        lane.sink.on_frame(draft.frame())
+
+    def restart(self, number: int) -> None:
+        lane, work = self.router.lane, self.works[number]
+        if work in lane.works:
+            lane.sink.on_note(work, Note(restart=True))
+            lane.made[work] = 0
+
+    def end(self, number: int) -> None:
+        if self.works[number] in self.router.lane.works:
+            self.router.lane.end(self.works[number], Outcome(FinishReason.STOP))
+
+    def take(self) -> None:
+        """One message."""
+        message = self.session.take()
+        assert len(set(message.ids)) == len(message.ids)
+        begun_anew = {note.id for note in message.notes if note.restart}
+        assert begun_anew.isdisjoint(message.ids)
+        for number in begun_anew:
+            self.read[number], self.counted[number] = "", 0
+        for number, count, text in zip(message.ids, message.counts, message.texts or [""] * 99, strict=False):
+            assert number not in self.ends
+            self.read[number] += text
+            self.counted[number] += count
+        self.log_probs = [] if 1 in begun_anew else [*self.log_probs, *message.log_probs]
+        self.ends |= {end.id: end for end in message.ends}
+
+    def take_all(self) -> None:
+        while self.session._dirty or any(self.session._outlets.values()):
+            self.take()
+
+
+counts = st.lists(st.sampled_from([1, 1, 1, 1, 1, 1, 2, 3, 0]), min_size=MEMBERS, max_size=MEMBERS)
+numbers = st.integers(1, MEMBERS)
+happenings = st.lists(
+    st.one_of(
+        st.tuples(st.just("step"), st.just([1] * MEMBERS)),
+        st.tuples(st.just("step"), counts),
+        st.tuples(st.just("take"), st.none()),
+        st.tuples(st.just("take all"), st.none()),
+        st.tuples(st.just("restart"), numbers),
+        st.tuples(st.just("end"), numbers),
+    ),
+    max_size=30,
+)
+texts = st.text(st.sampled_from("abcdefgh ijklmnop é世"), min_size=30, max_size=30)
+
+
+@pytest.mark.parametrize("width", [steady.WIDTH, 4])
+@settings(deadline=None, max_examples=60)
+@given(said=st.lists(texts, min_size=MEMBERS, max_size=MEMBERS), happens=happenings)
+def test_each_client_reads_its_whole_answer_once(
+    width: int, said: list[str], happens: list[tuple[str, object]]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steady, "WIDTH", width)
+        asyncio.run(all_read(said, happens))
+
+
+async def all_read(said: list[str], happens: list[tuple[str, object]]) -> None:
+    many = Many(said)
+    await many.begin()
+    made = dict.fromkeys(many.works, 0)
+    for what, which in happens:
+        match what:
+            case "step":
+                many.step(which)  # type: ignore[arg-type]
+            case "take":
+                many.take()
+            case "take all":
+                many.take_all()
+            case "restart":
+                assert isinstance(which, int)
+                made[which] += many.router.lane.made[many.works[which]]
+                many.restart(which)
+                made[which] -= many.router.lane.made[many.works[which]]
+            case "end":
+                assert isinstance(which, int)
+                many.end(which)
+    last = {number: many.router.lane.made[work] for number, work in many.works.items()}
+    for number in many.works:
+        many.end(number)
+    many.take_all()
+    expected = {number: text[: last[number]].decode(errors="replace") for number, text in many.texts.items()}
+    assert many.read == expected
+    assert many.counted == last
+    assert many.log_probs == [float(-token) for token in many.texts[1][: last[1]]]
+    usage = {number: end.finish.usage.output_tokens for number, end in many.ends.items()}
+    assert usage == {number: last[number] + made[number] for number in many.works}
+    assert many.front.usage.tenants["t"].output_tokens == sum(usage.values())
+    kept = {each.entry.request_id: each.entry.answer for each in many.front._desks.audit._waiting}
+    assert kept == {f"r{n}": many.texts[n][: last[n]].decode(errors="ignore") for n in many.works}
+    assert not many.front._steady._works
+
+
+async def test_steady_answers_do_not_pass_their_generations() -> None:
+    many = Many(["a plain answer of some length"] * MEMBERS)
+    await many.begin()
+    many.step([1] * MEMBERS)
+    many.take_all()
+    generations = [flight.generation for flight in many.front._flights.values()]
+    assert [generation.steady for generation in generations] == [False] + [True] * (MEMBERS - 1)
+    many.step([1] * MEMBERS)
+    many.step([2] * MEMBERS)
+    assert [generation.tokens for generation in generations] == [4] + [1] * (MEMBERS - 1)
+    assert [member.id for member in many.session._dirty] == [1]
+    many.take()
+    assert set(many.read.values()) == {"a pl"}
+    for number in many.works:
+        many.end(number)
+    many.take_all()
+    assert [generation.tokens for generation in generations] == [4] * MEMBERS
+
+
+def test_an_outlet_joins_what_waits_and_tells_it_in_parts() -> None:
+    filled: list[bool] = []
+    outlet = Outlet(ByteTable([b"a"]), lambda: filled.append(True))
+    for _ in range(MOST_STEPS + 2):
+        outlet.put(([7, 3], [1, 2], ["a", "bb"]))
+    assert len(filled) == MOST_STEPS + 2
+    assert len(outlet._steps) <= MOST_STEPS
+    most = MOST_STEPS + 2
+    step, apart = outlet.take(20)
+    assert (step, apart) == (([7], [most], ["a" * most]), True)
+    assert outlet
+    step, apart = outlet.take(10_000)
+    assert (step, apart) == (([3], [2 * most], ["bb" * most]), False)
+    assert not outlet
+
+
+async def test_what_comes_while_parts_of_an_answer_are_told_is_told() -> None:
+    many = Many(["abc"])
+    await many.begin()
+    many.restart(1)
+    many.step([1])
+    many.take()  # that it begins anew, and nothing else
+    many.end(1)
+    many.take_all()
+    assert (many.read, many.ends[1].finish.usage.output_tokens) == ({1: "a"}, 1)
