@@ -14,10 +14,12 @@ import structlog
 from libs.clock import Clock
 from libs.errors import Cancelled, DeadlinePassed, HeadraceError, StageUnavailable
 from libs.lane.deadlines import Deadlines
+from libs.lane.frame import Frame
+from libs.lane.passages import Passages
 from libs.lane.passing import pass_on
 from libs.lane.progress import Progress
 from libs.lane.stage import Lane, Sink, Stage
-from libs.lane.work import Decision, FinishReason, Frame, Note, Outcome, QueueState, Work
+from libs.lane.work import Decision, FinishReason, Note, Outcome, QueueState, Work
 
 log = structlog.get_logger()
 
@@ -41,15 +43,13 @@ class Flight:
 
     __slots__ = ("attempts", "cancelled", "down_id", "lane", "neighbour", "progress", "sent_tokens", "up_id")
 
-    streaming = True
-    """Until it has its outcome, and then nobody knows it any more."""
-
     def __init__(self, lane: "ForwarderLane", down_id: int, work: Work) -> None:
         self.lane = lane
         self.down_id = down_id
         self.progress = Progress(work)
         self.neighbour: _Neighbour | None = None
         self.up_id = 0
+        """Its number among the passages, and behind: another one each time that it is sent."""
         self.sent_tokens = len(work.resumed)
         self.attempts = 0
         self.cancelled = False
@@ -82,6 +82,7 @@ class Forwarder:
         self._neighbours: dict[str, _Neighbour] = {}
         self._parked: dict[Flight, None] = {}
         self._deadlines: Deadlines[Flight] = Deadlines()
+        self._passages: Passages[Flight] = Passages()
         self._sequence = 0
         self._last_ready = clock.monotonic()
 
@@ -155,16 +156,19 @@ class Forwarder:
     # --- flights -----------------------------------------------------------------------------------
 
     def _take(self, flight: Flight) -> None:
+        flight.up_id = self._passages.next()
+        self._passages.enter(flight.up_id, flight)
         self._deadlines.add(flight.progress.work.deadline, flight)
-        if not self.ready_neighbours() and self._clock.monotonic() - self._last_ready > PATIENCE_S:
+        ready = self.ready_neighbours()
+        if not ready and self._clock.monotonic() - self._last_ready > PATIENCE_S:
             error = StageUnavailable(
                 f"nothing behind {self.name} is ready", metadata={NOBODY: "true"}, retry_after_s=1.0
             )
             self._end(flight, _failed(error, flight))
             return
-        self._send(flight)
+        self._send(flight, ready)
 
-    def _send(self, flight: Flight) -> None:
+    def _send(self, flight: Flight, ready: Sequence[str]) -> None:
         """Sends a flight to a neighbour, or parks it until there is one."""
         flight.neighbour = None
         if not flight.live:
@@ -172,14 +176,14 @@ class Forwarder:
         if flight.cancelled:
             self._end(flight, _failed(Cancelled("cancelled by the caller"), flight))
             return
-        ready = self.ready_neighbours()
         if not ready:
             self._parked[flight] = None
             return
         neighbour = self._neighbours[self._choose(flight.progress.work, ready)]
         assert neighbour.lane is not None
-        flight.neighbour, flight.up_id = neighbour, self._next()
+        flight.neighbour = neighbour
         neighbour.flights[flight.up_id] = flight
+        self._passages.stream(flight.up_id, neighbour)
         neighbour.lane.submit(flight.up_id, flight.progress.resume())
 
     def _resend(self, flight: Flight, *, counts: bool = True) -> None:
@@ -190,7 +194,8 @@ class Forwarder:
         """
         if not flight.live:  # ended by whoever was told of the one before it
             return
-        tokens = len(flight.progress.tokens)
+        flight.up_id = self._passages.renumber(flight.up_id)  # the old one is in use behind until its outcome comes
+        tokens = flight.progress.count
         if counts:
             flight.attempts = flight.attempts + 1 if tokens == flight.sent_tokens else 0
         flight.sent_tokens = tokens
@@ -205,17 +210,23 @@ class Forwarder:
             self._end(flight, _failed(error, flight))
         else:
             self._resent(flight.progress.work)
-            self._send(flight)
+            self._send(flight, self.ready_neighbours())
 
     def _abandon(self, flight: Flight) -> None:
         """Takes a flight from wherever it is, and stops it there."""
         self._parked.pop(flight, None)
+        self._passages.stream(flight.up_id, None)
         neighbour = flight.neighbour
         if neighbour is not None and neighbour.flights.pop(flight.up_id, None) is not None:
             assert neighbour.lane is not None
             neighbour.lane.cancel(flight.up_id)
             if neighbour.retired:
                 self._bury()
+
+    def _forget(self, flight: Flight) -> None:
+        """Abandons a flight of which nobody wants to hear any more."""
+        self._abandon(flight)
+        self._passages.leave(flight.up_id)
 
     def _cancel(self, flight: Flight) -> None:
         """Parked works end here; the others where they run, so that what they used is known."""
@@ -228,16 +239,17 @@ class Forwarder:
 
     def _end(self, flight: Flight, outcome: Outcome) -> None:
         if flight.lane.flights.pop(flight.down_id, None) is not None:
-            if outcome.error is not None and outcome.output_tokens != len(flight.progress.tokens):
+            self._passages.leave(flight.up_id)
+            if outcome.error is not None and outcome.output_tokens != flight.progress.count:
                 # Whether an answer has begun is decided by what has passed here, not by what somebody has made.
-                outcome = replace(outcome, output_tokens=len(flight.progress.tokens))
+                outcome = replace(outcome, output_tokens=flight.progress.count)
             flight.lane.sink.on_outcome(flight.down_id, outcome)
 
     def _neighbour_ready(self) -> None:
         self._last_ready = self._clock.monotonic()
         parked, self._parked = list(self._parked), {}
         for flight in parked:
-            self._send(flight)
+            self._send(flight, self.ready_neighbours())
 
     def _bury(self) -> None:
         """Closes lanes of retired neighbours that have nothing left to say."""
@@ -275,16 +287,16 @@ class ForwarderLane:
         Within a frame that is being passed on, tokens of it may still come.
         """
         if (flight := self.flights.pop(work_id, None)) is not None:
-            self._forwarder._abandon(flight)
+            self._forwarder._forget(flight)
 
     def passed(self, work_id: int) -> int:
         """Tokens of a running work's answer that have passed, those that it came with included."""
-        return len(self.flights[work_id].progress.tokens)
+        return self.flights[work_id].progress.count
 
     def close(self) -> None:
         flights, self.flights = list(self.flights.values()), {}
         for flight in flights:
-            self._forwarder._abandon(flight)
+            self._forwarder._forget(flight)
 
 
 class _Neighbour:
@@ -303,7 +315,7 @@ class _Neighbour:
             self._forwarder._neighbour_ready()
 
     def on_frame(self, frame: Frame) -> None:
-        for flight, gap in pass_on(frame, self.flights).items():
+        for flight, gap in pass_on(frame, self._forwarder._passages, self).items():
             log.error("gap on a lane", neighbour=self._name, gap=str(gap))
             self._forwarder._abandon(flight)
             self._forwarder._resend(flight)
@@ -340,4 +352,4 @@ class _Neighbour:
 
 
 def _failed(error: HeadraceError, flight: Flight) -> Outcome:
-    return Outcome(error=error, output_tokens=len(flight.progress.tokens))
+    return Outcome(error=error, output_tokens=flight.progress.count)

@@ -9,14 +9,16 @@ from collections import deque
 from collections.abc import Callable
 
 from headrace.lane.v1 import lane_pb2
+from libs.lane.frame import Frame
+from libs.lane.joined import joined
 from libs.lane.wire import frame_to_proto, note_to_proto, outcome_to_proto
-from libs.lane.work import NAN, Frame, Note, Outcome
+from libs.lane.work import Note, Outcome
 
-FRAME_TOKENS = 200_000
-"""Tokens in one message, at most: below 2 MB however large the token ids are."""
-OUTCOME_TOKENS = 300
+FRAME_TOKENS = 80_000
+"""Tokens in one message, at most: below 2 MB, even if each is an entry of its own with a log-probability."""
+OUTCOME_TOKENS = 150
 """What an outcome counts as: an error with many details has 3 kB."""
-NOTE_TOKENS = 30
+NOTE_TOKENS = 15
 """What a note counts as."""
 
 
@@ -40,23 +42,28 @@ class Outbox:
         """Nothing to tell the other side: the stream stands."""
 
     def on_frame(self, frame: Frame) -> None:
-        if frame.work_ids:
-            message = self._room(len(frame.token_ids))
-            append_frame(message.frame, frame)
-            message.frames += 1
+        if frame:
+            size = len(frame.token_ids)
+            message = self._room(size)
+            message.frames.append(frame)
+            message.size += size
             self._wake()
 
     def on_note(self, work_id: int, note: Note) -> None:
-        if note.restart and self._messages and self._messages[-1].frame.work_ids:
+        if note.restart and self._messages and self._messages[-1].frames:
             # Notes come first in their message: in this one it would make the new answer of the old one's tokens.
             self._messages.append(_Message())
-        self._room(NOTE_TOKENS).notes.append((work_id, note))
+        message = self._room(NOTE_TOKENS)
+        message.notes.append((work_id, note))
+        message.size += NOTE_TOKENS
         if note.waiting or note.restart:
             self._wake()
         # else it goes with what comes next: a pool matters once there are tokens, and each work has such a note.
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:
-        self._room(OUTCOME_TOKENS).outcomes.append((work_id, outcome))
+        message = self._room(OUTCOME_TOKENS)
+        message.outcomes.append((work_id, outcome))
+        message.size += OUTCOME_TOKENS
         self._wake()
 
     def on_broken(self, reason: str) -> None:
@@ -72,9 +79,8 @@ class Outbox:
         if not self._messages:
             return None
         message = self._messages.popleft()
-        frame = message.frame if message.frames < 2 else joined(message.frame)
         return lane_pb2.ExchangeResponse(
-            frame=frame_to_proto(frame) if frame.work_ids else None,
+            frame=frame_to_proto(joined(message.frames)) if message.frames else None,
             outcomes=[outcome_to_proto(work_id, outcome) for work_id, outcome in message.outcomes],
             notes=[note_to_proto(work_id, note) for work_id, note in message.notes],
         )
@@ -91,54 +97,12 @@ class Outbox:
 class _Message:
     """What will be one message."""
 
-    __slots__ = ("frame", "frames", "notes", "outcomes")
+    __slots__ = ("frames", "notes", "outcomes", "size")
 
     def __init__(self) -> None:
-        self.frame = Frame()
-        self.frames = 0
-        """Frames that accumulated in `frame`."""
+        self.frames: list[Frame] = []
+        """That accumulated: nobody changes them."""
         self.outcomes: list[tuple[int, Outcome]] = []
         self.notes: list[tuple[int, Note]] = []
-
-    @property
-    def size(self) -> int:
+        self.size = 0
         """In tokens."""
-        return len(self.frame.token_ids) + OUTCOME_TOKENS * len(self.outcomes) + NOTE_TOKENS * len(self.notes)
-
-
-def append_frame(target: Frame, frame: Frame) -> None:
-    """Appends all entries of one frame to another."""
-    if frame.log_probs or target.log_probs:
-        if not target.log_probs:
-            target.log_probs += [NAN] * len(target.token_ids)
-        target.log_probs += frame.log_probs or [NAN] * len(frame.token_ids)
-    target.work_ids += frame.work_ids
-    target.offsets += frame.offsets
-    target.counts += frame.counts
-    target.token_ids += frame.token_ids
-
-
-def joined(frame: Frame) -> Frame:
-    """The same tokens with one entry per work.
-
-    Every stage behind pays per entry, so several steps of one work are joined here, once, before they leave.
-    """
-    tokens, log_probs = frame.token_ids, frame.log_probs
-    merged: dict[int, tuple[int, list[int], list[float]]] = {}
-    rest = Frame()
-    end = 0
-    for work_id, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
-        start, end = end, end + count
-        known = merged.get(work_id)
-        if known is None:
-            merged[work_id] = offset, tokens[start:end], log_probs[start:end]
-        elif known[0] + len(known[1]) == offset:
-            known[1].extend(tokens[start:end])
-            known[2].extend(log_probs[start:end])
-        else:  # a repeat or a gap: the receiver sees to it
-            rest.add(work_id, offset, tokens[start:end], log_probs[start:end])
-    result = Frame()
-    for work_id, (offset, its_tokens, its_log_probs) in merged.items():
-        result.add(work_id, offset, its_tokens, its_log_probs)
-    append_frame(result, rest)
-    return result

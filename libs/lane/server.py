@@ -14,8 +14,8 @@ from libs.lane.wire import decision_to_proto, queue_to_proto, work_from_proto
 from libs.lane.work import Outcome
 from libs.rpc.paging import page
 from libs.rpc.server import Service
-from libs.streams.server import Handler
 from libs.streams.call import Ended
+from libs.streams.server import Handler
 from libs.streams.stream import Stream
 
 log = structlog.get_logger()

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from libs.lane.work import Decision, Frame, Note, Outcome, QueueState, Work
+from libs.lane.frame import Frame
+from libs.lane.work import Decision, Note, Outcome, QueueState, Work
 
 
 class Sink(Protocol):
@@ -20,7 +21,7 @@ class Sink(Protocol):
         ...
 
     def on_frame(self, frame: Frame) -> None:
-        """New tokens. The frame is only lent."""
+        """New tokens."""
         ...
 
     def on_note(self, work_id: int, note: Note) -> None:

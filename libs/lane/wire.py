@@ -1,17 +1,19 @@
 """Works, frames and outcomes as messages of headrace.lane.v1, and back."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+import numpy as np
 from google.protobuf import timestamp_pb2
 
 from headrace.inference.v1 import inference_pb2
 from headrace.lane.v1 import lane_pb2
+from libs.lane.frame import COUNT, HASH, LOG_PROB, NUMBER, Frame
 from libs.lane.work import (
     Asked,
     Decision,
     FinishReason,
-    Frame,
     Grammar,
     Note,
     Outcome,
@@ -43,9 +45,9 @@ def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
         tier=cast("inference_pb2.Tier.ValueType", int(work.tier)),
         model=work.model,
         pool=work.pool,
-        prompt_token_ids=work.prompt,
-        resumed_token_ids=work.resumed,
-        block_hashes=work.block_hashes,
+        prompt_token_ids=array("I", work.prompt).tobytes(),
+        resumed_token_ids=array("I", work.resumed).tobytes(),
+        block_hashes=array("Q", work.block_hashes).tobytes(),
         block_tokens=work.block_tokens,
         sampling=sampling_to_proto(work.sampling),
         grammar=inference_pb2.Grammar(**{work.grammar.form: work.grammar.text}) if work.grammar else None,
@@ -61,17 +63,17 @@ def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
 
 
 def work_from_proto(message: lane_pb2.Work) -> Work:
-    """The work without its number."""
-    form = message.grammar.WhichOneof("form")
+    """The work without its number. Raises ValueError for what is no run of integers."""
+    form = message.grammar.WhichOneof("form") if message.HasField("grammar") else None
     return Work(
         request_id=message.request_id,
         tenant=message.tenant,
         tier=Tier(message.tier),
         model=message.model,
         pool=message.pool,
-        prompt=list(message.prompt_token_ids),
-        resumed=list(message.resumed_token_ids),
-        block_hashes=list(message.block_hashes),
+        prompt=np.frombuffer(message.prompt_token_ids, COUNT).tolist(),
+        resumed=np.frombuffer(message.resumed_token_ids, COUNT).tolist(),
+        block_hashes=np.frombuffer(message.block_hashes, HASH).tolist(),
         block_tokens=message.block_tokens,
         sampling=sampling_from_proto(message.sampling),
         grammar=Grammar(form, getattr(message.grammar, form)) if form else None,
@@ -80,7 +82,7 @@ def work_from_proto(message: lane_pb2.Work) -> Work:
         traceparent=message.traceparent,
         adapter=message.adapter,
         salt=message.salt,
-        chat=tuple((ROLES.get(turn.role, ""), turn.content) for turn in message.chat.messages),
+        chat=chat_from_proto(message.chat) if message.HasField("chat") else (),
         weight=message.weight or 1.0,
         asked=_asked_from_proto(message.asked) if message.HasField("asked") else None,
     )
@@ -124,6 +126,11 @@ def chat_to_proto(chat: Sequence[tuple[str, str]]) -> inference_pb2.Chat:
     )
 
 
+def chat_from_proto(message: inference_pb2.Chat) -> Sequence[tuple[str, str]]:
+    """Roles that are not known are empty."""
+    return tuple((ROLES.get(turn.role, ""), turn.content) for turn in message.messages)
+
+
 def note_to_proto(work_id: int, note: Note) -> lane_pb2.Note:
     """The note under the work's number on a lane."""
     return lane_pb2.Note(work_id=work_id, pool=note.pool, waiting=note.waiting, restart=note.restart, tried=note.tried)
@@ -146,30 +153,36 @@ def sampling_to_proto(sampling: Sampling) -> inference_pb2.Sampling:
 
 def sampling_from_proto(message: inference_pb2.Sampling) -> Sampling:
     """Stop strings stay behind: they are admission's."""
-    optional = {name: getattr(message, name) for name in _OPTIONAL_SAMPLING if message.HasField(name)}  # type: ignore[arg-type]
+    optional = {field.name: value for field, value in message.ListFields() if field.name in _OPTIONAL_SAMPLING}
     return Sampling(max_tokens=message.max_tokens, ignore_end=message.ignore_end, **optional)
 
 
 def frame_to_proto(frame: Frame) -> lane_pb2.Frame:
-    """Packed arrays; protobuf copies the lists in C."""
+    """The arrays as they lie in memory."""
     return lane_pb2.Frame(
-        work_ids=frame.work_ids,
-        offsets=frame.offsets,
-        counts=frame.counts,
-        token_ids=frame.token_ids,
-        log_probs=frame.log_probs,
+        work_ids=frame.work_ids.tobytes(),
+        offsets=frame.offsets.tobytes(),
+        counts=frame.counts.tobytes(),
+        token_ids=frame.token_ids.tobytes(),
+        log_probs=frame.log_probs.tobytes(),
     )
 
 
 def frame_from_proto(message: lane_pb2.Frame) -> Frame:
-    """Lists, copied in C: indexing a protobuf array costs ten times as much as indexing a list."""
-    return Frame(
-        list(message.work_ids),
-        list(message.offsets),
-        list(message.counts),
-        list(message.token_ids),
-        list(message.log_probs),
+    """The arrays, used as they lie. Raises ValueError when they do not agree."""
+    frame = Frame(
+        np.frombuffer(message.work_ids, NUMBER),
+        np.frombuffer(message.offsets, COUNT),
+        np.frombuffer(message.counts, COUNT),
+        np.frombuffer(message.token_ids, COUNT),
+        np.frombuffer(message.log_probs, LOG_PROB),
     )
+    entries, tokens, log_probs = len(frame), len(frame.token_ids), len(frame.log_probs)
+    if len(frame.offsets) != entries or len(frame.counts) != entries:
+        raise ValueError(f"a frame of {entries} works has {len(frame.offsets)} offsets and {len(frame.counts)} counts")
+    if (counted := int(frame.counts.sum())) != tokens or log_probs not in (0, tokens):
+        raise ValueError(f"a frame of {counted} tokens has {tokens} of them and {log_probs} log-probabilities")
+    return frame
 
 
 def outcome_to_proto(work_id: int, outcome: Outcome) -> lane_pb2.Outcome:

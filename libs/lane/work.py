@@ -127,42 +127,8 @@ class Outcome:
             raise ValueError("an outcome is either a finish reason or an error")
 
 
-@dataclass(slots=True)
-class Frame:
-    """Tokens of one engine step, or of several that accumulated, as parallel arrays.
-
-    `work_ids`, `offsets` and `counts` run in parallel; `token_ids` is the concatenation. `log_probs` is
-    empty or has one entry per token, NaN where the work did not ask. A frame belongs to its writer: a
-    receiver reads it during the call and keeps no reference.
-    """
-
-    work_ids: list[int] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-
-    def add(self, work_id: int, offset: int, tokens: Tokens, log_probs: Sequence[float] = ()) -> None:
-        """Appends an entry. `log_probs` is empty or as long as `tokens`."""
-        if log_probs:
-            missing = len(self.token_ids) - len(self.log_probs)
-            if missing:
-                self.log_probs.extend([NAN] * missing)
-            self.log_probs.extend(log_probs)
-        elif self.log_probs:
-            self.log_probs.extend([NAN] * len(tokens))
-        self.work_ids.append(work_id)
-        self.offsets.append(offset)
-        self.counts.append(len(tokens))
-        self.token_ids.extend(tokens)
-
-    def __bool__(self) -> bool:
-        return bool(self.work_ids)
-
-
 NAN = float("nan")
-
-
+"""The log-probability of a token whose work did not ask for any."""
 POOL_GONE = "pool_gone"
 """Set in the metadata of the NoExecutor with which a work comes back whose pool was withdrawn."""
 

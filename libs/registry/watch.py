@@ -41,8 +41,9 @@ async def watch(
 ) -> AsyncGenerator[Batch, None]:
     """Yields every change from `start_revision` on; an empty batch first, once the watch stands.
 
-    An empty batch comes every SILENCE_S in which nothing changes, too. Never ends by itself. Raises RegistryUnavailable when the member goes away, freezes, loses its leader or
-    ends the watch, and Compacted when `start_revision` is gone. After either, read again and watch anew.
+    An empty batch comes every SILENCE_S in which nothing changes, too. Never ends by itself. Raises
+    RegistryUnavailable when the member goes away, freezes, loses its leader or ends the watch, and Compacted when
+    `start_revision` is gone. After either, read again and watch anew.
     Close the iterator (contextlib.aclosing) to end the watch.
     """
     member, clock = client.member, asyncio.get_running_loop().time

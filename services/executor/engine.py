@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from libs.kvcache.values import BlockEvent, Exactness
-from libs.lane.work import Frame, Outcome, Work
+from libs.lane.frame import Draft
+from libs.lane.work import Outcome, Work
 
 if TYPE_CHECKING:
     from libs.catalogue import ModelSpec
@@ -91,7 +92,7 @@ class RunnerStats:
 class Step:
     """What one engine step brought."""
 
-    frame: Frame = field(default_factory=Frame)
+    frame: Draft = field(default_factory=Draft)
     """New tokens, offsets counted from the start of the answer, resumed tokens included."""
     started: list[tuple[int, int]] = field(default_factory=list)
     """Works that entered the batch, with the prompt tokens found in the cache."""

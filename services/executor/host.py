@@ -8,11 +8,14 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from libs.catalogue import model_of
 from libs.errors import Cancelled, HeadraceError, NoExecutor, StageUnavailable
 from libs.lane.forwarder import DRAINING
+from libs.lane.frame import NUMBER, Draft
 from libs.lane.stage import Sink
-from libs.lane.work import Decision, Frame, Outcome, QueueState, Tier, Work
+from libs.lane.work import Decision, Outcome, QueueState, Tier, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Span, Tracing
 from services.executor.engine import BlockEvent, Runner, RunnerStats, Step
@@ -70,26 +73,15 @@ class Copy:
         self._host = host
 
     def on_step(self, step: Step) -> None:
-        """Sorts a step by lane. Runs once per step; its loop once per work in it."""
+        """Passes a step on. Runs once per step."""
         self.stats = step.stats
         for run_id, cached_tokens in step.started:
             if (running := self.works.get(run_id)) is not None:
                 running.span.set(names.GEN_AI_CACHED_TOKENS, cached_tokens)
-        frame, works = step.frame, self.works
         if self.prefilling:
-            self._first_tokens(frame)
-        passed: dict[HostLane, Frame] = {}
-        end = 0
-        for run_id, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
-            start, end = end, end + count
-            running = works.get(run_id)
-            if running is None:
-                continue  # its lane has gone
-            if (out := passed.get(running.lane)) is None:
-                out = passed[running.lane] = Frame()
-            out.add(running.work_id, offset, frame.token_ids[start:end], frame.log_probs[start:end])
-        for lane, out in passed.items():
-            lane.sink.on_frame(out)
+            self._first_tokens(step.frame.work_ids)
+        if step.frame:
+            self._pass_on(step.frame)
         for run_id, outcome in step.outcomes:
             self._end(run_id, outcome)
         self._host.observe(self.pool, step)
@@ -144,8 +136,23 @@ class Copy:
             self.adapters.release(running.work.adapter)
         return running
 
-    def _first_tokens(self, frame: Frame) -> None:
-        for run_id in self.prefilling.intersection(frame.work_ids):
+    def _pass_on(self, step: Draft) -> None:
+        """Gives tokens to the lanes of their works: as they are, where all came from one lane."""
+        found = [self.works.get(run_id) for run_id in step.work_ids]
+        running = [each for each in found if each is not None]
+        if len({each.lane for each in running}) == 1 and len(running) == len(found):
+            numbers = np.array([each.work_id for each in running], NUMBER)
+            running[0].lane.sink.on_frame(step.frame().under(numbers))
+            return
+        passed: dict[HostLane, Draft] = {}
+        for each, (_, offset, tokens, log_probs) in zip(found, step.frame().entries(), strict=True):
+            if each is not None:  # else its lane has gone
+                passed.setdefault(each.lane, Draft()).add(each.work_id, offset, tokens, log_probs)
+        for lane, out in passed.items():
+            lane.sink.on_frame(out.frame())
+
+    def _first_tokens(self, run_ids: Sequence[int]) -> None:
+        for run_id in self.prefilling.intersection(run_ids):
             self.prefilling.discard(run_id)
             if (running := self.works.get(run_id)) is not None:
                 running.span.end()

@@ -106,9 +106,10 @@ class Breaker:
                     self._times = 1
         elif self._position is Position.CLOSED and well is not None:
             self._count(now, failed=not well)
-            works, failed = self.counts(now)
-            if not well and works >= self.rule.min_works and failed >= self.rule.error_share * works:
-                self._open(now, 1)
+            if not well:
+                works, failed = self.counts(now)
+                if works >= self.rule.min_works and failed >= self.rule.error_share * works:
+                    self._open(now, 1)
 
     def came_back(self) -> None:
         """A copy of a pool that had none can answer: probes may pass at once."""

@@ -100,6 +100,8 @@ class Context:
     parked: dict[Parked, None] = field(default_factory=dict)
     """At most MOST_PARKED."""
     draining: bool = False
+    stirred: Callable[[], None] = lambda: None
+    """Called when there is something to look after soon: an alarm, or a parked work."""
 
     def hedging(self, alias: str) -> Hedging:
         """Of a route."""
@@ -111,4 +113,5 @@ class Context:
         """Calls `ring` at `when`, in monotonic seconds, unless it is not wanted any more by then."""
         alarm = Alarm(ring)
         self.alarms.add(when, alarm)
+        self.stirred()
         return alarm

@@ -17,7 +17,8 @@ from dataclasses import replace
 from libs.catalogue import model_of
 from libs.errors import Cancelled, DeadlinePassed, HeadraceError, NoExecutor, Rerouted, StageUnavailable
 from libs.lane.forwarder import DRAINING
-from libs.lane.work import POOL_GONE, Frame, Note, Outcome, Tokens, Work
+from libs.lane.frame import Draft
+from libs.lane.work import POOL_GONE, Note, Outcome, Tokens, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
 from services.router.attempt import Attempt, Kind, Way
@@ -202,10 +203,11 @@ class Journey:
         note = Note(route.pin, route.waiting, tried=self._search.tried)
         attempt = Attempt(self, kind, step, going, candidate.breaker, note, self._context.clock.monotonic())
         self._live.append(attempt)
-        self._span.set(names.POOL, going.pool)
-        self._span.set(names.REASON, f"{plan.reason}; {route.reason}" if plan.reason else route.reason)
-        if going.adapter:
-            self._span.set(names.ADAPTER, model_of(going.adapter))
+        if self._span.recording:
+            self._span.set(names.POOL, going.pool)
+            self._span.set(names.REASON, f"{plan.reason}; {route.reason}" if plan.reason else route.reason)
+            if going.adapter:
+                self._span.set(names.ADAPTER, model_of(going.adapter))
         may_be_void = kind == "copy" or step.judged is not None or self._kept is not None or self._passed
         if not may_be_void:
             attempt.note = None
@@ -288,9 +290,9 @@ class Journey:
         if attempt.note is not None:
             self._tell(attempt)
             if attempt.answer:
-                frame = Frame()
-                frame.add(self._number, 0, attempt.answer, attempt.log_probs if self._work.log_probs else ())
-                self._way.sink.on_frame(frame)
+                draft = Draft()
+                draft.add(self._number, 0, attempt.answer, attempt.log_probs if self._work.log_probs else ())
+                self._way.sink.on_frame(draft.frame())
         self._finish(outcome)
 
     def _fail(self, error: HeadraceError) -> None:
@@ -355,6 +357,7 @@ class Journey:
             self._wait_until = 0.0
             return False
         parked[self] = None
+        self._context.stirred()
         models = ", ".join(self._search.tried) or "no model of the route"
         self._way.sink.on_note(self._number, Note(waiting=f"{models} cannot answer now; one of them is waited for"))
         return True

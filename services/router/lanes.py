@@ -8,8 +8,9 @@ from itertools import count
 
 from libs.errors import Cancelled, HeadraceError, StageUnavailable
 from libs.lane.forwarder import DRAINING, ForwarderLane
+from libs.lane.frame import Frame
 from libs.lane.stage import Sink
-from libs.lane.work import Frame, Note, Outcome, Work
+from libs.lane.work import Note, Outcome, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
 from services.router.attempt import Attempt
@@ -38,11 +39,10 @@ class RouterLane:
     # --- from in front -----------------------------------------------------------------------------
 
     def submit(self, work_id: int, work: Work) -> None:
-        span = self._context.tracing.start(
-            names.ROUTE,
-            work.traceparent,
-            attributes={names.GEN_AI_REQUEST_MODEL: work.model, names.RESUMED_TOKENS: len(work.resumed)},
-        )
+        span = self._context.tracing.start(names.ROUTE, work.traceparent)
+        if span.recording:
+            span.set(names.GEN_AI_REQUEST_MODEL, work.model)
+            span.set(names.RESUMED_TOKENS, len(work.resumed))
         self._plan(work_id, work, span, None)
 
     def cancel(self, work_id: int) -> None:
@@ -139,7 +139,7 @@ class RouterLane:
 
     def on_frame(self, frame: Frame) -> None:
         """Frames pass as they are, unless somebody in them is watched."""
-        if self._watched and not self._watched.keys().isdisjoint(frame.work_ids):
+        if self._watched and not self._watched.keys().isdisjoint(frame.work_ids.tolist()):
             frame = self._looked_at(frame)
             if not frame:
                 return
@@ -161,15 +161,16 @@ class RouterLane:
 
     def _looked_at(self, frame: Frame) -> Frame:
         """What of a frame passes, under the numbers that it has in front."""
-        passing, tokens, log_probs, end = Frame(), frame.token_ids, frame.log_probs, 0
-        for number, offset, length in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
-            start, end = end, end + length
+        places: list[int] = []
+        numbers: list[int] = []
+        for place, (number, _, tokens, log_probs) in enumerate(frame.entries()):
             attempt = self._attempts.get(number)
             if attempt is None:
                 continue  # dropped for one that stands in front of it in this very frame
             passed: int | None = number
             if number in self._watched:
-                passed = attempt.owner.tokens(attempt, tokens[start:end], log_probs[start:end])
+                passed = attempt.owner.tokens(attempt, tokens, log_probs)
             if passed is not None:
-                passing.add(passed, offset, tokens[start:end], log_probs[start:end])
-        return passing
+                places.append(place)
+                numbers.append(passed)
+        return frame.chosen(places, numbers)

@@ -5,7 +5,7 @@ from libs.lane.forwarder import Forwarder
 from libs.lane.neighbours import Neighbours
 from libs.lane.server import lane_streams, stage_service
 from libs.models.tokenizers import Tokenizers, load_tokenizer
-from libs.process import MeshProcess
+from libs.process import TICK_S, MeshProcess
 from services.router.answer_texts import AnswerTexts
 from services.router.catalogue_source import CatalogueSource
 from services.router.config import Settings
@@ -57,7 +57,8 @@ async def run(settings: Settings) -> None:
             forwarder.expire()
             router.tick()
 
-        stirred = mesh.while_busy(HEDGE_TICK_S, tick, lambda: bool(forwarder.in_flight or router.parked), "tick")
+        stirred = mesh.while_busy(TICK_S, tick, lambda: bool(forwarder.in_flight or router.parked), "tick")
+        router.when_stirred(mesh.while_busy(HEDGE_TICK_S, router.tick, lambda: router.hurries, "hedges"))
         mesh.every(1.0, router.observe, "show breakers")
         mesh.every(1.0, intents.look, "look for intents")
         mesh.every(1.0, lambda: observer.lanes(len(forwarder.ready_neighbours())), "count lanes")

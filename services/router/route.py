@@ -120,6 +120,8 @@ def batcher_for(work: Work, batchers: Sequence[str]) -> str:
     One pool has one queue that way, and when its batcher goes, only its pools move.
     Source: Thaler and Ravishankar, "Using name-based mappings to increase hit rates", 1998 (rendezvous hashing).
     """
+    if len(batchers) == 1:
+        return batchers[0]
     return max(batchers, key=lambda name: hashlib.blake2b(f"{work.pool}/{name}".encode(), digest_size=8).digest())
 
 
@@ -175,6 +177,8 @@ def _new(work: Work, spec: ModelSpec, catalogue: Catalogue, named: str, now: flo
 
 def _share(request_id: str, ready: Mapping[str, int]) -> str:
     """One of the pools, each as likely as it has copies, the same for the same request."""
+    if len(ready) == 1:
+        return next(iter(ready))
     point = int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest()) % sum(ready.values())
     for pool, copies in ready.items():
         point -= copies

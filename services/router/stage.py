@@ -66,6 +66,15 @@ class Router:
         self._context.draining = draining
 
     @property
+    def hurries(self) -> bool:
+        """Whether `tick` is to come a hundred times a second, rather than a few times."""
+        return bool(len(self._context.alarms) or self._context.parked)
+
+    def when_stirred(self, stirred: Callable[[], None]) -> None:
+        """Has `stirred` called when there is something new to hurry for."""
+        self._context.stirred = stirred
+
+    @property
     def parked(self) -> int:
         """Works that wait for a model to come back, and that the forwarder does not know."""
         return len(self._context.parked)
@@ -75,7 +84,8 @@ class Router:
         return RouterLane(self._context, sink)
 
     def tick(self) -> None:
-        """Sends copies that are due, and looks after works that wait. To be called a hundred times a second."""
+        """Sends copies that are due, and looks after works that wait. To be called several times a second, and a
+        hundred times while it `hurries`."""
         context = self._context
         now = context.clock.monotonic()
         self._learn(now)

@@ -54,7 +54,7 @@ class Executor:
         if self._sink is None:
             return
         if told.frame:
-            self._sink.on_frame(told.frame)
+            self._sink.on_frame(told.frame.frame())
         for work_id, outcome in told.outcomes:
             self._sink.on_outcome(work_id, outcome)
 

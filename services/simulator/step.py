@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from libs.lane.work import Frame, Outcome
+from libs.lane.frame import Draft
+from libs.lane.work import Outcome
 from services.executor.engine import BlockEvent
 
 
@@ -10,7 +11,7 @@ from services.executor.engine import BlockEvent
 class Told:
     """What there is to say at the end of a step."""
 
-    frame: Frame = field(default_factory=Frame)
+    frame: Draft = field(default_factory=Draft)
     outcomes: list[tuple[int, Outcome]] = field(default_factory=list)
     events: list[BlockEvent] = field(default_factory=list)
 

@@ -13,7 +13,8 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from libs.lane.work import Frame, Note, Outcome, Sampling, Work
+from libs.lane.frame import Frame
+from libs.lane.work import Note, Outcome, Sampling, Work
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import untraced
 from services.batcher.executors import ExecutorInfo

@@ -7,7 +7,8 @@ import structlog
 
 from libs.catalogue import ModelSpec
 from libs.errors import BY_REASON, HeadraceError, Overloaded, RequestInvalid, Violation
-from libs.lane.work import FinishReason, Frame, Outcome, Work
+from libs.lane.frame import Draft
+from libs.lane.work import FinishReason, Outcome, Work
 from services.executor.child.process import ChildProcess
 from services.executor.child.wire import (
     AdapterDone,
@@ -202,7 +203,7 @@ class ChildRunner:
         for ended in message.ended:
             self._works.pop(ended.work_id, None)
         return Step(
-            frame=Frame(message.work_ids, message.offsets, message.counts, message.token_ids, message.log_probs),
+            frame=Draft(message.work_ids, message.offsets, message.counts, message.token_ids, message.log_probs),
             started=message.started,
             outcomes=[(ended.work_id, _outcome(ended)) for ended in message.ended],
             events=[

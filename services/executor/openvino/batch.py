@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from libs.lane.work import Frame
+from libs.lane.frame import Draft
 from libs.tokens.blocks import chain, link, salt
 from services.executor.blocks import PagedBlocks
 from services.executor.child.wire import Ended, Stepped
@@ -62,7 +62,7 @@ class Batch:
         self._slots = slots
         self._closing = False  # a turn ends: nobody enters any more
         self._careful = 0
-        self._frame = Frame()
+        self._frame = Draft()
         self._out = Stepped()
         self._told = self._out.stats
 
@@ -222,7 +222,7 @@ class Batch:
             return None
         out.work_ids, out.offsets, out.counts = frame.work_ids, frame.offsets, frame.counts
         out.token_ids, out.log_probs = frame.token_ids, frame.log_probs
-        self._told, self._out, self._frame = out.stats, Stepped(), Frame()
+        self._told, self._out, self._frame = out.stats, Stepped(), Draft()
         return out
 
     def _page(self, run: Run) -> None:

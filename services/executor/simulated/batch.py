@@ -7,7 +7,8 @@ needs looking at: a calendar says at which step it outgrows its blocks or makes 
 from collections.abc import Iterator
 from itertools import repeat
 
-from libs.lane.work import NAN, FinishReason, Frame, Work
+from libs.lane.frame import Draft
+from libs.lane.work import NAN, FinishReason, Work
 from services.executor.simulated import answers
 
 
@@ -119,7 +120,7 @@ class DecodeBatch:
         """The sequences that need looking at in this step; each is to leave or to be scheduled again."""
         return list(self._calendar.pop(step, {}).values())
 
-    def emit(self, step: int, frame: Frame) -> None:
+    def emit(self, step: int, frame: Draft) -> None:
         """Makes one token per sequence. `frame` must be empty."""
         frame.work_ids = self._work_ids.copy()
         frame.offsets = [delta + step for delta in self._deltas]

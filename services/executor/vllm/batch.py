@@ -7,7 +7,8 @@ cancelled without the engine knowing.
 import heapq
 
 from libs.kvcache.values import BlockEvent
-from libs.lane.work import Frame, Work
+from libs.lane.frame import Draft
+from libs.lane.work import Work
 from services.executor.child.wire import Ended, Stepped
 
 
@@ -35,7 +36,7 @@ class Batch:
         self._waiting: dict[int, Run] = {}
         self._queue: list[tuple[int, int, int]] = []  # tier, arrival, work id; ended works stay until they come up
         self._arrivals = 0
-        self._frame = Frame()
+        self._frame = Draft()
         self._out = Stepped()
         self._told = self._out.stats
 
@@ -99,5 +100,5 @@ class Batch:
             return None
         out.work_ids, out.offsets, out.counts = frame.work_ids, frame.offsets, frame.counts
         out.token_ids, out.log_probs = frame.token_ids, frame.log_probs
-        self._told, self._out, self._frame = out.stats, Stepped(), Frame()
+        self._told, self._out, self._frame = out.stats, Stepped(), Draft()
         return out

@@ -117,7 +117,7 @@ Global___ExchangeResponse: _TypeAlias = ExchangeResponse  # noqa: Y015
 
 @_typing.final
 class Work(_message.Message):
-    """One generation on its way through the mesh."""
+    """One generation on its way through the mesh. Runs of integers are as in Frame."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -142,7 +142,7 @@ class Work(_message.Message):
     WEIGHT_FIELD_NUMBER: _builtins.int
     ASKED_FIELD_NUMBER: _builtins.int
     work_id: _builtins.int
-    """Numbers the work on this lane only; chosen by the stage in front."""
+    """Numbers the work on this lane only; chosen by the stage in front, below 2^63."""
     request_id: _builtins.str
     """The public id of the request, the same at every stage."""
     tenant: _builtins.str
@@ -155,6 +155,14 @@ class Work(_message.Message):
     """The pool that serves the model, "name@version" of the base; set by the router. A work that comes with
     resumed tokens and a pool goes to that one and no other: versions never mix in an answer.
     """
+    prompt_token_ids: _builtins.bytes
+    """The prompt: unsigned 32-bit integers."""
+    resumed_token_ids: _builtins.bytes
+    """Tokens of the answer that have passed on already. The engine treats prompt and these as its prompt;
+    max_tokens, penalties and grammar count them; offsets in frames go on behind them. Unsigned 32-bit integers.
+    """
+    block_hashes: _builtins.bytes
+    """Chained hashes of the prompt's full blocks of `block_tokens` tokens: unsigned 64-bit integers."""
     block_tokens: _builtins.int
     """Tokens per block in `block_hashes`."""
     log_probs: _builtins.bool
@@ -167,20 +175,6 @@ class Work(_message.Message):
     """Keeps this work's keys and values apart from those of other salts; part of `block_hashes`."""
     weight: _builtins.float
     """The tenant's share of what is scarce, against those of other tenants; 0 counts as 1."""
-    @_builtins.property
-    def prompt_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The prompt."""
-
-    @_builtins.property
-    def resumed_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens of the answer that have passed on already. The engine treats prompt and these as its prompt;
-        max_tokens, penalties and grammar count them; offsets in frames go on behind them.
-        """
-
-    @_builtins.property
-    def block_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Chained hashes of the prompt's full blocks of `block_tokens` tokens."""
-
     @_builtins.property
     def sampling(self) -> _inference_pb2.Sampling:
         """How to choose tokens. max_tokens is always set here."""
@@ -210,9 +204,9 @@ class Work(_message.Message):
         tier: _inference_pb2.Tier.ValueType = ...,
         model: _builtins.str = ...,
         pool: _builtins.str = ...,
-        prompt_token_ids: _abc.Iterable[_builtins.int] | None = ...,
-        resumed_token_ids: _abc.Iterable[_builtins.int] | None = ...,
-        block_hashes: _abc.Iterable[_builtins.int] | None = ...,
+        prompt_token_ids: _builtins.bytes = ...,
+        resumed_token_ids: _builtins.bytes = ...,
+        block_hashes: _builtins.bytes = ...,
         block_tokens: _builtins.int = ...,
         sampling: _inference_pb2.Sampling | None = ...,
         grammar: _inference_pb2.Grammar | None = ...,
@@ -357,8 +351,11 @@ Global___Note: _TypeAlias = Note  # noqa: Y015
 
 @_typing.final
 class Frame(_message.Message):
-    """Tokens of one engine step, or of several that accumulated, as packed arrays. `work_ids`, `offsets` and
-    `counts` run in parallel; `token_ids` is the concatenation. One work may appear more than once.
+    """Tokens of one engine step, or of several that accumulated, as arrays. `work_ids`, `offsets` and `counts` run
+    in parallel; `token_ids` is the concatenation. One work may appear more than once.
+
+    Each array is a run of little-endian values of one size, which a receiver uses as it lies: reading a packed
+    field would cost something for each value. A frame whose arrays do not agree breaks the lane.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -368,34 +365,26 @@ class Frame(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     LOG_PROBS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def work_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Which works."""
-
-    @_builtins.property
-    def offsets(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Position, in the answer, of each entry's first token: a receiver drops what it has, and sees gaps."""
-
-    @_builtins.property
-    def counts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Tokens per entry."""
-
-    @_builtins.property
-    def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The tokens."""
-
-    @_builtins.property
-    def log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Empty, or one natural log-probability per token: NaN where the work did not ask."""
-
+    work_ids: _builtins.bytes
+    """Which works: signed 64-bit integers."""
+    offsets: _builtins.bytes
+    """Position, in the answer, of each entry's first token: a receiver drops what it has, and sees gaps. Unsigned
+    32-bit integers.
+    """
+    counts: _builtins.bytes
+    """Tokens per entry: unsigned 32-bit integers."""
+    token_ids: _builtins.bytes
+    """The tokens: unsigned 32-bit integers."""
+    log_probs: _builtins.bytes
+    """Empty, or one natural log-probability per token, NaN where the work did not ask: 32-bit floats."""
     def __init__(
         self,
         *,
-        work_ids: _abc.Iterable[_builtins.int] | None = ...,
-        offsets: _abc.Iterable[_builtins.int] | None = ...,
-        counts: _abc.Iterable[_builtins.int] | None = ...,
-        token_ids: _abc.Iterable[_builtins.int] | None = ...,
-        log_probs: _abc.Iterable[_builtins.float] | None = ...,
+        work_ids: _builtins.bytes = ...,
+        offsets: _builtins.bytes = ...,
+        counts: _builtins.bytes = ...,
+        token_ids: _builtins.bytes = ...,
+        log_probs: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
