@@ -18,8 +18,14 @@ MAX_PENDING = 4096
 """Questions without an answer, and releases not sent, at most."""
 MESSAGE_HASHES = 200_000
 """Block hashes in one message: below 2 MB."""
+LAZY_S = 0.02
+"""The end of what holds no blocks is said with the next message, or after this long: nobody waits for it. An end that
+frees blocks is said at once."""
 
 Done = Callable[[Answer | None], None]
+
+
+def _nothing(*_: object) -> None: ...
 
 
 class _Asked:
@@ -41,17 +47,32 @@ class Consultation:
     Args:
         batcher: This batcher's instance id.
         budget_s: Seconds until a question is answered None.
+        recalled: Told an executor and a pool where others lack blocks that this batcher may hold in advance.
+        lost: Told that the stream broke, when open questions have been answered None.
     """
 
-    def __init__(self, batcher: str, dialer: Dialer, endpoint: Endpoint, budget_s: float = BUDGET_S) -> None:
+    def __init__(
+        self,
+        batcher: str,
+        dialer: Dialer,
+        endpoint: Endpoint,
+        budget_s: float = BUDGET_S,
+        *,
+        recalled: Callable[[str, str], None] = _nothing,
+        lost: Callable[[], None] = _nothing,
+    ) -> None:
         self._batcher = batcher
+        self._recalled = recalled
+        self._lost = lost
         self._budget_s = budget_s
         self._loop = asyncio.get_running_loop()
         self._up = False
         self._greeted = False
         self._asked: dict[int, _Asked] = {}
         self._unsent: dict[int, Question] = {}
+        self._shrunk: list[Question] = []
         self._releases: list[tuple[int, int | None]] = []
+        self._lazy: asyncio.TimerHandle | None = None
         self._held: dict[int, Reservation] = {}
         # Answers on their way that nobody waits for, by question: they come before those asked for later.
         self._ignored: Counter[int] = Counter()
@@ -82,6 +103,22 @@ class Consultation:
         self._unsent[question.id] = question
         self._stream.wake()
 
+    def shrink(self, question_id: int, blocks: int) -> None:
+        """Makes a reservation smaller, which is never refused: from now on it has no more than so many blocks. To be
+        called while no question of this number is open. Without a stream, that is what the next one claims."""
+        held = self._held.get(question_id)
+        if held is None or blocks >= held.blocks:
+            return
+        if not blocks:
+            self.release(question_id)
+            return
+        smaller = Question(held.id, held.pool, (), held.executor, blocks)
+        self._hold(smaller)
+        self._unsent.pop(question_id, None)  # what was to undo a late answer: this does, too
+        if self._up:
+            self._shrunk.append(smaller)
+            self._stream.wake()
+
     async def answer(self, question: Question) -> Answer | None:
         """`ask` for coroutines. Cancelled, it releases the number, with whatever was reserved under it."""
         future: asyncio.Future[Answer | None] = self._loop.create_future()
@@ -102,30 +139,42 @@ class Consultation:
         asked = self._asked.pop(question_id, None)
         if asked is not None:
             asked.timer.cancel()
-        reserved = self._held.pop(question_id, None) is not None
+        held = self._held.pop(question_id, None)
+        reserved = held is not None
+        if held is not None and self._shrunk:  # releases are read before questions
+            self._shrunk = [smaller for smaller in self._shrunk if smaller.id != question_id]
         unsent = self._unsent.pop(question_id, None) is not None
         if asked is not None and not unsent:
             self._ignored[question_id] += 1
             reserved = reserved or bool(asked.question.executor)
         if reserved:
-            self._end(question_id, found_blocks)
+            self._end(question_id, found_blocks, hurry=asked is not None or (held is not None and held.blocks > 0))
 
     async def close(self) -> None:
         """Ends the conversation: the manager keeps the reservations for its grace period. Open questions are
         answered None."""
         await self._tasks.close()
+        if self._lazy is not None:
+            self._lazy.cancel()
 
     def on_up(self) -> None:
         self._up, self._greeted = True, False
 
     def take(self) -> bytes | None:
-        if self._greeted and not self._unsent and not self._releases:
+        if self._lazy is not None:
+            self._lazy.cancel()
+            self._lazy = None
+        if self._greeted and not self._unsent and not self._releases and not self._shrunk:
             return None
         request = pb.ConsultRequest()
         if not self._greeted:
             self._greeted = True
             request.batcher = self._batcher
             request.claims.extend(map(reservation_to_proto, self._held.values()))
+        for smaller in self._shrunk:  # before what may make it larger again
+            request.questions.append(question_to_proto(smaller))
+            self._ignored[smaller.id] += 1
+        self._shrunk.clear()
         hashes = 0
         while self._unsent:
             question = self._unsent[next(iter(self._unsent))]
@@ -141,7 +190,10 @@ class Consultation:
         return request.SerializeToString()
 
     def on_message(self, data: bytes) -> None:
-        for answer in pb.ConsultResponse.FromString(data).answers:
+        response = pb.ConsultResponse.FromString(data)
+        for recall in response.recalls:
+            self._recalled(recall.executor, recall.pool)
+        for answer in response.answers:
             if ignored := self._ignored.pop(answer.id, 0):
                 if ignored > 1:
                     self._ignored[answer.id] = ignored - 1
@@ -157,12 +209,14 @@ class Consultation:
     def on_down(self, reason: str) -> None:
         self._up = False
         self._unsent.clear()
+        self._shrunk.clear()
         self._releases.clear()
         self._ignored.clear()
         asked, self._asked = list(self._asked.values()), {}
         for one in asked:
             one.timer.cancel()
             one.done(None)
+        self._lost()
 
     def _late(self, question_id: int) -> None:
         asked = self._asked.pop(question_id)
@@ -177,7 +231,7 @@ class Consultation:
         if not question.executor:
             return
         if held is None:
-            self._end(question.id, None)
+            self._end(question.id, None, hurry=True)
         elif (question.executor, question.pool) == (held.executor, held.pool) and question.blocks <= held.blocks:
             self._hold(question)  # less is always granted, but its undoing might not be
         else:
@@ -187,7 +241,7 @@ class Consultation:
     def _hold(self, question: Question) -> None:
         self._held[question.id] = Reservation(question.id, question.executor, question.pool, question.blocks)
 
-    def _end(self, question_id: int, found_blocks: int | None) -> None:
+    def _end(self, question_id: int, found_blocks: int | None, *, hurry: bool) -> None:
         """Tells the manager that a reservation ended; without a stream there is nothing to tell."""
         if not self._up:
             return
@@ -195,4 +249,7 @@ class Consultation:
             self._stream.restart()
             return
         self._releases.append((question_id, found_blocks))
-        self._stream.wake()
+        if hurry:
+            self._stream.wake()
+        elif self._lazy is None:
+            self._lazy = self._loop.call_later(LAZY_S, self._stream.wake)

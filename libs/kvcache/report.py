@@ -1,5 +1,6 @@
 """The executor's side of the KV-cache manager: a snapshot, then numbered events, and again after each break."""
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,6 +18,10 @@ EVENT_HASHES = 16
 """What an event counts for beside its hashes, for its pool's name and the rest of it."""
 MAX_PENDING = 250_000
 """Hashes that wait; beyond it all of them are dropped, and a snapshot goes out instead."""
+
+EVERY_S = 0.01
+"""Between two messages of events: as long as a quick engine's step. An event that comes alone leaves at once; an engine
+of many short steps does not wake the manager for each."""
 
 _Change = tuple[str, BlockEvent]
 """A pool, and what changed there; never more hashes than a message takes."""
@@ -42,6 +47,9 @@ class Reporter:
         self._rest: deque[_Change] = deque()  # of the snapshot; bounded by it
         self._pending: deque[_Change] = deque()
         self._pending_size = 0
+        self._loop = asyncio.get_running_loop()
+        self._sent_at = -EVERY_S
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks = Tasks()
         self._stream = StandingStream("report", self, REPORT, dialer, endpoint, self._tasks)
 
@@ -61,8 +69,8 @@ class Reporter:
                 self._pending_size += _size(part)
         if self._pending_size > MAX_PENDING:
             self.refresh()
-        elif events:
-            self._stream.wake()
+        elif events and self._timer is None:
+            self._timer = self._loop.call_at(self._sent_at + EVERY_S, self._due)
 
     def refresh(self) -> None:
         """Sends a snapshot instead of what waits: pools came or went, or too much waits."""
@@ -73,6 +81,8 @@ class Reporter:
 
     async def close(self) -> None:
         """Ends the report."""
+        if self._timer is not None:
+            self._timer.cancel()
         await self._tasks.close()
 
     def on_up(self) -> None:
@@ -84,12 +94,13 @@ class Reporter:
         return None if request is None else request.SerializeToString()
 
     def _take(self) -> pb.ReportRequest | None:
-        if self._snapshot_due:
+        if self._snapshot_due and not self._pending and not self._rest:
             self._snapshot_due = False
             return self._take_snapshot()
         if self._rest:
             changes, _ = _take(self._rest)
         elif self._pending:
+            self._sent_at = self._loop.time()
             changes, size = _take(self._pending)
             self._pending_size -= size
         else:
@@ -99,12 +110,18 @@ class Reporter:
         return pb.ReportRequest(executor=self._executor, events=pb.BlockEvents(sequence=self._sequence, events=events))
 
     def on_message(self, data: bytes) -> None:
-        if pb.ReportResponse.FromString(data).snapshot_wanted:
-            self.refresh()
+        if pb.ReportResponse.FromString(data).snapshot_wanted and self._up:
+            # Behind the events that wait: the manager may compare the snapshot with what it knows by then.
+            self._snapshot_due = True
+            self._stream.wake()
 
     def on_down(self, reason: str) -> None:
         self._up = self._snapshot_due = False
         self._drop()
+
+    def _due(self) -> None:
+        self._timer = None
+        self._stream.wake()
 
     def _take_snapshot(self) -> pb.ReportRequest:
         """The snapshot, cut to one message; the rest becomes the first events behind it."""

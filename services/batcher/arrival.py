@@ -10,7 +10,8 @@ from services.batcher import promise
 from services.batcher.book import Book
 from services.batcher.held import Held
 from services.batcher.pool import Pool
-from services.batcher.queue import Entry
+from services.batcher.promise import Estimate
+from services.batcher.queue import Entry, Limits
 from services.batcher.refusals import late, too_large
 
 
@@ -20,9 +21,9 @@ class Arrival:
     def __init__(self, book: Book) -> None:
         self._book = book
 
-    def judge(self, pool: Pool, held: Held) -> tuple[HeadraceError | None, str]:
-        """Why a work is refused, or None; and what it can be promised, for an operator. Sets when its first token
-        is due; changes nothing else."""
+    def judge(self, pool: Pool, held: Held) -> tuple[HeadraceError | None, Estimate | None]:
+        """Why a work is refused, or None; and what it can be promised, as far as that is known. Sets when its first
+        token is due; changes nothing else."""
         book, work = self._book, held.work
         now = held.arrived
         speed = pool.speed(now)
@@ -31,28 +32,29 @@ class Arrival:
         left_s = work.deadline - book.clock.now()
         if left_s <= 0:
             said = f"the deadline was past on arrival in the queue, by {-left_s:.3f} s"
-            return DeadlinePassed(said, metadata={"stage": "arrival"}), ""
+            return DeadlinePassed(said, metadata={"stage": "arrival"}), None
         if pool.fits_nowhere(held.total_tokens):
-            return too_large(pool, held), ""
+            return too_large(pool, held), None
         if work.resumed:
-            return None, ""
+            return None, None
         drain = pool.drain_rate(now)
-        tokens, waiting = len(work.prompt), pool.queue.waiting_tokens(work.tier)
-        entry = Entry(held.key, work.tier, tokens, now, work.tenant, work.weight, held.due)
-        ahead = pool.queue.tokens_ahead(entry, coming=True) if len(pool.queue) else 0
-        own = pool.queue.own_ahead(entry)
+        tokens, waiting, ahead, own = len(work.prompt), pool.queue.waiting_tokens(work.tier), 0, 0
+        if len(pool.queue):
+            entry = Entry(held.key, work.tier, tokens, now, work.tenant, work.weight, held.due)
+            ahead, own = pool.queue.tokens_ahead(entry, coming=True), pool.queue.own_ahead(entry)
         limits = rules.limits
-        if 2 * ahead >= waiting:  # else its turn comes soon: it is not what makes the queue too long
-            limits = replace(limits, tokens=promise.token_limit(rules.target_s, drain, limits.tokens))
+        if waiting and 2 * ahead >= waiting:  # else its turn comes soon: it is not what makes the queue too long
+            most = promise.token_limit(rules.target_s, drain, limits.tokens)
+            limits = Limits(limits.works, most, limits.age_s)
         full = pool.queue.refusal(work.tier, tokens, limits)
         if full is not None:
             figures = {"stage": "arrival", "waiting_tokens": str(waiting), "limit_tokens": str(limits.tokens)}
             after = promise.retry_after(waiting + tokens, limits.tokens, drain)
-            return Overloaded(full, metadata=figures, retry_after_s=after), ""
+            return Overloaded(full, metadata=figures, retry_after_s=after), None
         likely = book.likely_tokens(pool, work)
         estimate = promise.estimate(ahead, tokens, 0, likely, drain, speed.seat_prefill, speed.token_s)
         if estimate is None:
-            return None, ""
+            return None, None
         if (rate := pool.standing.rate(work.tenant, work.tier, now)) is not None:
             estimate = promise.measured(estimate, own, rate, self._most(pool, work, own, drain))
             estimate = replace(estimate, standing=work.tier is Tier.INTERACTIVE)
@@ -60,11 +62,11 @@ class Arrival:
         if drain and (unkept := promise.unkept(estimate, due_s)) is not None:
             figures = late(estimate, "arrival") | {"due_s": f"{due_s:.3f}"}
             after = promise.bounded(estimate.first_token_s - due_s / 2)
-            return Overloaded(unkept, metadata=figures, retry_after_s=after), ""
+            return Overloaded(unkept, metadata=figures, retry_after_s=after), None
         why = promise.broken(estimate, left_s)
         if why is None:
-            return None, estimate.reason
-        return DeadlinePassed(f"the deadline cannot be met: {why}", metadata=late(estimate, "arrival")), estimate.reason
+            return None, estimate
+        return DeadlinePassed(f"the deadline cannot be met: {why}", metadata=late(estimate, "arrival")), estimate
 
     def _most(self, pool: Pool, work: Work, own: int, drain: float) -> float:
         """Seconds after which the turn of a work has come, however slowly those before it leave the queue now: async

@@ -7,12 +7,12 @@ fairness and the manager's reservations agree at any time.
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from libs.catalogue import model_of
 from libs.clock import Clock
 from libs.errors import Cancelled, HeadraceError
 from libs.lane.deadlines import Deadlines
+from libs.lane.passages import Passages
 from libs.lane.work import FinishReason, Outcome, Tier, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Tracing
@@ -46,16 +46,15 @@ class Book:
         self.clock = clock
         self.pools: dict[str, Pool] = {}
         self.executors: dict[str, Executor] = {}
-        self.held: dict[int, Held] = {}
+        self.passages: Passages[Held] = Passages()
+        self.held = self.passages.works
         self.deadlines: Deadlines[Held] = Deadlines()
         self.lengths = Lengths()
         self.demands = Demands()
-        self._sequence = 0
 
     def next(self) -> int:
         """A number that was never used."""
-        self._sequence += 1
-        return self._sequence
+        return self.passages.next()
 
     def pool(self, name: str) -> Pool:
         """The pool of a name, made when there is none."""
@@ -91,7 +90,7 @@ class Book:
 
     def enter(self, pool: Pool, held: Held) -> None:
         """A work came: it waits. What has begun elsewhere waits in front."""
-        self.held[held.key] = held
+        self.passages.enter(held.key, held)
         held.lane.held[held.down_id] = held
         self.deadlines.add(held.work.deadline, held)
         self._wait(pool, held, front=bool(held.work.resumed))
@@ -102,7 +101,7 @@ class Book:
 
     def enter_aside(self, held: Held) -> None:
         """A work of the batcher's own: it does not wait, and is no demand."""
-        self.held[held.key] = held
+        self.passages.enter(held.key, held)
         held.lane.held[held.down_id] = held
         self.deadlines.add(held.work.deadline, held)
 
@@ -123,32 +122,29 @@ class Book:
             held.queued_s += waited
             self.observer.dispatched(pool.name, held.work.tier, waited)
             self.demands.left_queue(pool.name, waited)
-        held.dispatch_span = span = self.tracing.start(
-            names.DISPATCH,
-            held.work.traceparent,
-            attributes={
-                names.EXECUTOR: executor.name,
-                names.REASON: reason,
-                names.ATTEMPT: held.attempts + 1,
-                names.BLOCKS_RESERVED: blocks,
-                names.RESUMED_TOKENS: len(held.progress.tokens),
-            },
-        )
-        if held.attempts:
-            span.event(names.RESUMED)
+        held.dispatch_span = span = self.tracing.start(names.DISPATCH, held.work.traceparent)
+        if span.recording:
+            span.set(names.EXECUTOR, executor.name)
+            span.set(names.REASON, reason)
+            span.set(names.ATTEMPT, held.attempts + 1)
+            span.set(names.BLOCKS_RESERVED, blocks)
+            span.set(names.RESUMED_TOKENS, held.progress.count)
+            if held.attempts:
+                span.event(names.RESUMED)
 
     def run(self, held: Held, executor: Executor) -> Work:
         """A work runs from now on; returns it as it is to be sent."""
         assert held.dispatch_span is not None
         held.place, held.ran = Place.RUNNING, True
-        tokens = len(held.progress.tokens)
+        tokens = held.progress.count
         held.attempts = held.attempts + 1 if tokens == held.sent_tokens else 1
         held.sent_tokens = tokens
         now = self.clock.monotonic()
         executor.sent(held, now)
+        self.passages.stream(held.key, executor)
         if not held.once:
             self.pools[held.work.pool].drain.left(held.prompt_tokens, now)
-        return replace(held.work, resumed=tuple(held.progress.tokens), traceparent=held.dispatch_span.traceparent)
+        return held.as_sent(held.dispatch_span.traceparent)
 
     def vacate(self, held: Held, executor: Executor, *, lost: bool = False, found_tokens: int | None = None) -> None:
         """The slot and the blocks of a work are free.
@@ -162,6 +158,8 @@ class Book:
         self.memory.release(held.reservation, None if found_tokens is None else found_tokens // block)
         if held.place is Place.ASKING:
             self._take_back(pool, held)
+        elif held.live:
+            self.passages.stream(held.key, None)
         executor.remove(held, self.clock.monotonic(), lost=lost)
         if pool.name not in executor.seats:  # its copy had gone, and that was the last work on it
             pool.follow_executors(self.executors)
@@ -174,7 +172,7 @@ class Book:
     def requeue(self, held: Held, executor: Executor, why: str, *, lost: bool = False) -> None:
         """Back to the front of the queue, with the tokens so far."""
         self.vacate(held, executor, lost=lost)
-        tokens = len(held.progress.tokens)
+        tokens = held.progress.count
         if held.dispatch_span is not None:
             held.dispatch_span.error(why)
             held.dispatch_span.end()
@@ -203,7 +201,7 @@ class Book:
         elif place is Place.ASKING:
             self.vacate(held, executor)
         self.end(held, Outcome(
-            error=error, output_tokens=len(held.progress.tokens), queued_s=held.queued_s, executor=name
+            error=error, output_tokens=held.progress.count, queued_s=held.queued_s, executor=name
         ))  # fmt: skip
         if place is Place.RUNNING and executor is not None and executor.lane is not None:
             executor.lane.cancel(held.key)  # the slot is free when the executor says so
@@ -211,9 +209,9 @@ class Book:
     def end(self, held: Held, outcome: Outcome) -> None:
         """Passes the outcome on; a work has exactly one."""
         held.place = Place.ENDED
-        del self.held[held.key]
+        self.passages.leave(held.key)
         pool, work = self.pools[held.work.pool], held.work
-        tokens = max(len(held.progress.tokens), outcome.output_tokens)
+        tokens = max(held.progress.count, outcome.output_tokens)
         if held.charged:
             pool.counters.settle(work.tenant, held.charged, tokens, work.weight)
             self.lengths.seen(work.tenant, pool.model, tokens, outcome.finish is not FinishReason.STOP)
@@ -239,6 +237,8 @@ class Book:
             assert held.key == key
             assert held.live
             assert (held.executor is None) == (held.place is Place.WAITING)
+            assert self.passages.streams(key, held.executor) == held.streaming
+        self.passages.check_integrity()
         for executor in self.executors.values():
             executor.check_integrity()
         placed = [held for executor in self.executors.values() for held in executor.works.values()]

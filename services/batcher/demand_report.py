@@ -17,7 +17,7 @@ EVERY_S = 1.0
 SOON_S = 0.25
 """Between two, when there is more to say: a model without a copy is wanted, or one is more saturated than it was."""
 LOOK_S = 0.1
-"""How often `tick` is to be called."""
+"""How often `tick` is to be called at least, while works come and go."""
 
 
 class DemandReport:

@@ -1,7 +1,7 @@
 """From the queue to an executor: who runs next, and where.
 
     head of the queue → its prefix is being computed by another, or its holder is busy: held back, bounded
-                      → a seat: the manager reserves and says what is remembered → the engine
+                      → a seat: its blocks are reserved → the engine; what is remembered there is heard before or then
                       → no seat: pressure may push async work out; else everybody waits
 
 Late binding: this runs whenever something has come free, not when a work arrives, so that one long request never
@@ -11,20 +11,18 @@ blocks a queue behind it. Policies that bind early are asked once, on arrival, a
 from collections.abc import Iterable, Sequence
 
 from libs.errors import DeadlinePassed
-from libs.kvcache.values import PrefixMatch
 from libs.lane.work import Tier
 from libs.telemetry import names
 from services.batcher import promise
 from services.batcher.book import Book
 from services.batcher.executors import Executor
-from services.batcher.flock import shared
 from services.batcher.held import Held, Place
 from services.batcher.memory import Ask, Reply
-from services.batcher.policies.policy import Asked, Choice, Match, Pick, Policy
+from services.batcher.policies.policy import Asked, Choice, Pick, Policy
 from services.batcher.pool import LEAD, Pool, lead
 from services.batcher.pressure import GROWTH, Pressure
+from services.batcher.recollection import Recollection
 from services.batcher.refusals import late, too_large
-from services.batcher.remembered import matches_of, more
 from services.batcher.scheduling import Reserve
 from services.batcher.seat import LEAST_MARGIN, Seat
 
@@ -32,6 +30,10 @@ SHUT_S = 0.05
 """An executor that refused a work of a pool is left alone this long, unless a work on it ends before."""
 LOOK_S = 0.1
 """A work waits at most this long for the manager to say who remembers its prefix."""
+FRESH_S = 0.05
+"""What the manager said longer ago is asked again when the work runs: others have computed meanwhile."""
+LEARN_S = 0.1
+"""Of works that run alone, unasked, one in such a time is asked about nevertheless, for what is usual to be known."""
 MOST_PASSED = 8
 """Tenants beyond their share that others pass at a time: each costs a look at all executors."""
 AWAY, AWAY_S = "away", 0.5
@@ -49,12 +51,13 @@ class Dispatch:
         self._book = book
         self._pressure = pressure
         self._pick = pick
+        self._recollection = Recollection(book)
 
     def arrived(self, pool: Pool, held: Held) -> None:
         """A work has entered the queue. Where several executors could remember its prefix, the manager is asked
-        first who does."""
+        first who does, unless the work can run now and that is worth more."""
         hashes = held.work.block_hashes
-        if not hashes or len(pool.executors) < 2:
+        if not hashes or len(pool.executors) < 2 or self._runs_unasked(pool, held):
             self.pump(pool)
             return
         on = _look(held)
@@ -62,9 +65,25 @@ class Dispatch:
         ask = Ask(self._book.next(), pool.name, hashes, "", 0, held.work.traceparent)
         self._book.memory.ask(ask, lambda reply: self._looked(pool, held, on, reply))
 
+    def _runs_unasked(self, pool: Pool, held: Held) -> bool:
+        """Whether a work that has come need not wait until it is known who remembers its prefix: it can run now,
+        nobody computes any of its prefix, and little is to be gained."""
+        return (
+            pool.policy.late
+            and len(pool.queue) == 1
+            and any(seat.open and seat.free_slots > 0 for seat in pool.seats)
+            and pool.flock.leader(held.work.block_hashes, 0) is None
+            and not pool.worth.asking(held.prompt_tokens, pool.speed(held.arrived).seat_prefill)
+        )
+
     def pump(self, pool: Pool) -> None:
         """Dispatches from the head of the queue as long as there is a place for the head. Called while it runs, by what
         it has caused, it begins anew when it is through: so no chain of answers that come at once is ever deep."""
+        if not pool.queue and not pool.pumped:  # nothing waits: the usual case where there is room
+            pool.freed.clear()
+            pool.due = False
+            pool.looked_through(False, self._book.clock.monotonic())
+            return
         pool.due = True
         if pool.pumped:
             return
@@ -135,9 +154,13 @@ class Dispatch:
                 continue
             self._place(pool, held, choice.seat, choice.reason)
 
-    def choose(self, pool: Pool, held: Held, now: float, policy: Policy) -> Choice:
+    def choose(self, pool: Pool, held: Held, now: float, policy: Policy, *, told: bool = False) -> Choice:
         """What would be done with a work now. Changes nothing but what the policy remembers, the pool's or another
-        one."""
+        one.
+
+        Args:
+            told: Whether the reason is read though the work is not traced.
+        """
         hold_s = self._may_hold(pool, held, now)
         if hold_s > 0:
             remembered = max((match.tokens for match in held.matches.values()), default=0)
@@ -149,12 +172,13 @@ class Dispatch:
             for name in held.matches:
                 if (executor := pool.executors.get(name)) is not None:
                     executor.seats[pool.name].awaited = pool.queue.awaited(name)
-        return policy.choose(self._asked(pool, held, now, hold_s), _able(pool, held, pool.seats), self._pick)
+        return policy.choose(self._asked(pool, held, now, hold_s, told), _able(pool, held, pool.seats), self._pick)
 
-    def _asked(self, pool: Pool, held: Held, now: float, hold_s: float) -> Asked:
+    def _asked(self, pool: Pool, held: Held, now: float, hold_s: float, told: bool = False) -> Asked:
         return Asked(
             held.prompt_tokens, self.reserve_tokens(pool, held), held.matches, now, held.work.adapter,
             held.due - now, hold_s, pool.spare(held.work.tenant), pool.speed(now).seat_prefill,
+            told or held.queue_span.recording,
         )  # fmt: skip
 
     def reserve_tokens(self, pool: Pool, held: Held) -> int:
@@ -177,7 +201,7 @@ class Dispatch:
             held = executor.prefilling[key]
             executor.started(held, now)
             pool = self._book.pools[held.work.pool]
-            self._remember(held, executor, pool.started(key, executor.name), len(held.work.block_hashes))
+            self._recollection.computed(held, executor, pool.started(key, executor.name), len(held.work.block_hashes))
             self.pump(pool)
 
     def shut(self, executor: Executor, pool: str) -> None:
@@ -186,8 +210,9 @@ class Dispatch:
 
     def _looked(self, pool: Pool, held: Held, on: str, reply: Reply | None) -> None:
         if held.place is Place.WAITING:
-            if reply is not None:
-                held.looked, held.matches = True, matches_of(reply.matches, held.work.block_tokens)
+            if reply is not None and reply.matches is not None:
+                held.looked, held.looked_at = True, self._book.clock.monotonic()
+                held.matches = self._recollection.heard(pool, held, reply.matches)
             pool.queue.unpark(on)
             self.pump(pool)
 
@@ -209,7 +234,7 @@ class Dispatch:
 
     def _too_late(self, pool: Pool, held: Held, seat: Seat) -> DeadlinePassed | None:
         """The error for a work that cannot meet its deadline any more, not even if it ran now."""
-        output = max(self._book.likely_tokens(pool, held.work) - len(held.progress.tokens), 1)
+        output = max(self._book.likely_tokens(pool, held.work) - held.progress.count, 1)
         match = held.matches.get(seat.executor)
         found = match.tokens if match is not None else 0
         estimate = promise.estimate(0, held.prompt_tokens, found, output, 0.0, seat.prefill_rate, seat.token_s)
@@ -247,34 +272,45 @@ class Dispatch:
                     self.shut(executor, pool.name)
                 self.pump(pool)
                 return
-            self._learn(pool, held, executor, reply.matches)
-            if self._move(pool, held, executor):
-                return
+            if reply.matches is not None:
+                self._recollection.learn(pool, held, executor, reply.matches)
+                if self._move(pool, held, executor):
+                    return
+            elif held.looked:
+                self._recollection.found(pool, held, executor)
         if executor.gone or executor.lane is None or not executor.lane.ready:
             executor.refresh(book.clock.monotonic())
             book.requeue(held, executor, "the executor went away")
             self.pump(pool)
             return
         executor.lane.submit(held.key, book.run(held, executor))
+        if reply is not None and reply.matches is None and held.work.block_hashes and not held.once:
+            self._look_behind(pool, held, executor)
         if pool.due:  # some were held back for what is there already
             self.pump(pool)
 
-    def _learn(self, pool: Pool, held: Held, executor: Executor, matches: Sequence[PrefixMatch]) -> None:
-        """Takes in what executors remember of a prompt."""
-        work = held.work
-        held.matches = more(matches_of(matches, work.block_tokens), held.told)
-        executor.correct(held, held.missing(executor.name))
-        if held.once:
+    def _look_behind(self, pool: Pool, held: Held, executor: Executor) -> None:
+        """Asks who remembers the prompt of a work that runs already: for what is ahead on its executor to be known, and
+        who need not wait for its prefix. Not if that was just said, and seldom of a work that is alone there."""
+        since = held.looked_at + FRESH_S if held.looked else pool.learned_at + LEARN_S
+        if held.sent_at < since and (held.looked or executor.seats[pool.name].prefilling == 1):
             return
-        pool.found(held.prompt_tokens, held.compute)
-        if work.block_tokens:
-            match = held.matches.get(executor.name)
-            blocks = match.tokens // work.block_tokens if match is not None else 0
-            if held.dispatch_span is not None:
-                held.dispatch_span.set(names.BLOCKS_MATCHED, blocks)
-            if not work.chat:
-                pool.hot.found(work, blocks)
-            self._remember(held, executor, pool.corrected(held.key, blocks), blocks)
+        pool.learned_at = held.sent_at
+        reservation = held.reservation
+
+        def looked(reply: Reply | None) -> None:
+            if reply is None or reply.matches is None:
+                return
+            here = held.executor is executor and held.reservation == reservation
+            if not here or held.key not in executor.prefilling:
+                self._recollection.heard(pool, held, reply.matches)
+                return
+            self._recollection.learn(pool, held, executor, reply.matches)
+            if pool.due:
+                self.pump(pool)
+
+        ask = Ask(self._book.next(), pool.name, held.work.block_hashes, "", 0)
+        self._book.memory.ask(ask, looked)
 
     def _move(self, pool: Pool, held: Held, executor: Executor) -> bool:
         """Places a work elsewhere if it was placed without knowing who remembers its prefix, and somebody does.
@@ -298,17 +334,6 @@ class Dispatch:
         held.queued_since = now
         self._place(pool, held, choice.seat, choice.reason)
         return True
-
-    def _remember(self, leader: Held, executor: Executor, followers: Iterable[int], blocks: int) -> None:
-        """So many leading blocks of a leader's prompt are there: those that were held back for it know where, before
-        the manager does."""
-        for key in followers:
-            held = self._book.held.get(key)
-            if held is not None and held.place is Place.WAITING:
-                common = shared(held.work.block_hashes, leader.work.block_hashes)
-                tokens = min(common, blocks) * held.work.block_tokens
-                held.told = {**held.told, executor.name: Match(tokens)}
-                held.matches = more(held.matches, held.told)
 
 
 def _able(pool: Pool, held: Held, seats: Sequence[Seat]) -> Sequence[Seat]:

@@ -92,6 +92,8 @@ class Executor:
 
     def correct(self, held: Held, compute: int) -> None:
         """What a work has to compute turns out to be another number of tokens."""
+        if compute == held.compute:
+            return
         seat = self.seats[held.work.pool]
         seconds = seat.foresee(held.prompt_tokens, compute)
         seat.correct(compute - held.compute, seconds - held.prefill_s)
@@ -119,7 +121,7 @@ class Executor:
         del self.works[held.key]
         self.prefilling.pop(held.key, None)
         seat.partial -= held.partial
-        made = len(held.progress.tokens) - held.sent_tokens
+        made = held.progress.count - held.sent_tokens
         rates.ended(held.key, now, 0 if lost else made)
         seat.token_s = rates.token_s
         work = held.work

@@ -1,6 +1,7 @@
 """A work that the batcher holds, from its arrival to its outcome."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,10 +50,10 @@ class Held:
     """A work, how far it has come, and where it stands. Times are monotonic seconds."""
 
     __slots__ = (
-        "aged", "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "charged", "compute", "context",
-        "dispatch_span", "down_id", "due", "executor", "given_tokens", "growing", "hold_until", "key", "lane",
-        "looked", "matches", "once", "place", "prefill_s", "progress", "pushes", "queue_span", "queued_s",
-        "queued_since", "ran", "reservation", "sent_at", "sent_tokens", "told",
+        "_own_tokens", "aged", "arrived", "attempts", "blocks", "cached_tokens", "cancelled", "charged", "compute",
+        "context", "dispatch_span", "down_id", "due", "executor", "given_tokens", "growing", "hold_until", "key",
+        "lane", "looked", "looked_at", "matches", "once", "place", "prefill_s", "progress", "pushes", "queue_span",
+        "queued_s", "queued_since", "ran", "reservation", "sent_at", "sent_tokens", "told", "total_tokens", "work",
     )  # fmt: skip
 
     def __init__(self, key: int, lane: Front, down_id: int, work: Work, now: float, span: Span) -> None:
@@ -60,6 +61,11 @@ class Held:
         """Its number here: in the queue and on the executor's lane."""
         self.lane = lane
         self.down_id = down_id
+        self.work = work
+        """As it came."""
+        self._own_tokens = len(work.prompt)
+        self.total_tokens = len(work.prompt) + work.sampling.max_tokens
+        """Tokens that prompt and answer can come to."""
         self.progress = Progress(work)
         self.place = Place.WAITING
         self.executor: Executor | None = None
@@ -74,6 +80,8 @@ class Held:
         """What executors will have found to remember of it when the manager hears of it: another work computed that."""
         self.looked = False
         """Whether the manager was asked for that."""
+        self.looked_at = now
+        """When it answered."""
         self.aged = False
         """It was dispatched as an interactive one, since it had waited so long."""
         self.due = now
@@ -131,7 +139,7 @@ class Held:
 
     def missing(self, executor: str) -> int:
         """Tokens that it would have to compute on an executor; the last one in any case."""
-        match = self.matches.get(executor)
+        match = self.matches.get(executor) if self.matches else None
         return max(self.prompt_tokens - match.tokens, 1) if match is not None else max(self.prompt_tokens, 1)
 
     @property
@@ -139,17 +147,13 @@ class Held:
         """Whether it has blocks for less than it can come to."""
         return self.blocks > 0 and self.given_tokens < self.total_tokens
 
-    @property
-    def work(self) -> Work:
-        """As it came."""
-        return self.progress.work
+    def as_sent(self, traceparent: str) -> Work:
+        """The work as it goes to an engine: behind the tokens that it has, below this span."""
+        if not self.progress.count and traceparent == self.work.traceparent:  # nearly always, where few are traced
+            return self.work
+        return replace(self.work, resumed=tuple(self.progress.tokens), traceparent=traceparent)
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens that an engine takes as its prompt now."""
-        return len(self.work.prompt) + len(self.progress.tokens)
-
-    @property
-    def total_tokens(self) -> int:
-        """Tokens that prompt and answer can come to."""
-        return len(self.work.prompt) + self.work.sampling.max_tokens
+        return self._own_tokens + (self.progress.count if self.ran else self.sent_tokens)

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING
 
+from libs.lane.frame import Frame
 from libs.lane.passing import pass_on
 from libs.lane.stage import Sink
-from libs.lane.work import Frame, Note, Outcome, Work
+from libs.lane.work import Note, Outcome, Work
 from services.batcher.executors import Executor
 from services.batcher.held import Held
 
@@ -46,10 +47,10 @@ class ExecutorSink:
 
     def on_frame(self, frame: Frame) -> None:
         executor = self._executor
-        for held, gap in pass_on(frame, executor.works).items():
+        for held, gap in pass_on(frame, self._batcher.passages, executor).items():
             self._batcher.broke_promise(held, executor, gap)
         if executor.prefilling:  # else every token is one of many, and nobody need know
-            self._batcher.came(executor, frame.work_ids)
+            self._batcher.came(executor, frame.work_ids.tolist())
 
     def on_note(self, work_id: int, note: Note) -> None:
         """Executors have none."""

@@ -3,10 +3,11 @@
 import random
 
 from libs import process
+from libs.kvcache.manager import ManagerChoice
 from libs.lane.server import lane_streams, stage_service
 from libs.process import TICK_S, MeshProcess
 from services.batcher.config import Settings
-from services.batcher.demand_report import LOOK_S, DemandReport
+from services.batcher.demand_report import DemandReport
 from services.batcher.executor_source import ExecutorSource
 from services.batcher.kvcache_memory import KvCacheMemory
 from services.batcher.observe import Observer
@@ -17,26 +18,32 @@ from services.batcher.stage import Batcher
 async def run(settings: Settings) -> None:
     """Wires a batcher and runs it until it is told to stop."""
     async with MeshProcess("batcher", settings.process, settings.etcd) as mesh:
-        memory = KvCacheMemory(mesh.registry, mesh.instance, mesh.dialer)
+        manager = ManagerChoice(mesh.registry)
+        mesh.owns(manager.close)
+        await manager.start()
+        memory = KvCacheMemory(mesh.instance, mesh.dialer, manager.endpoint)
+        mesh.owns(memory.close)
         source = ExecutorSource(mesh.registry, mesh.channels.connect, mesh.dialer, mesh.tasks)
         rules = RuleSource(mesh.registry)
         batcher = Batcher(
             mesh.instance, memory, rules, mesh.tracing, Observer(mesh.metrics), mesh.clock, random.randrange
         )
 
-        mesh.owns(memory.close)
-        await memory.start()
         mesh.owns(rules.close)
         await rules.start()
         mesh.owns(source.close)
         await source.start(batcher.set_executors, batcher.set_versions)
-        stirred = mesh.while_busy(TICK_S, batcher.tick, lambda: bool(batcher.in_flight), "tick")
 
         demand = DemandReport(mesh.registry, mesh.instance, batcher.demands, mesh.clock)
         mesh.owns(demand.close)
         await demand.start()
         batcher.starved = demand.starved
-        mesh.every(LOOK_S, demand.tick, "report demand")
+
+        def look_after() -> None:
+            batcher.tick()
+            demand.tick()
+
+        stirred = mesh.while_busy(TICK_S, look_after, lambda: bool(batcher.in_flight), "tick")
         await mesh.listen([stage_service(batcher)], streams=lane_streams(batcher, stirred))
         await mesh.announce_stage()
 

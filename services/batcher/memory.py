@@ -27,8 +27,8 @@ class Reply:
     """The manager's answer."""
 
     reserved: bool
-    matches: Sequence[PrefixMatch]
-    """Executors that remember some of the prefix, best first."""
+    matches: Sequence[PrefixMatch] | None
+    """Executors that remember some of the prefix, best first; None when blocks were reserved without a look."""
     free_blocks: int
 
 

@@ -10,6 +10,8 @@ from libs.telemetry import names
 from libs.telemetry.metrics import Metrics
 from services.batcher.pool import Pool
 
+_LABELS = {tier: tier.name.lower() for tier in Tier}
+
 
 class Observer:
     """Turns what happens into metrics.
@@ -29,6 +31,8 @@ class Observer:
         self._warm_ups = cache(metrics.counter(names.BATCHER_WARM_UPS).labels)
         self._expired = cache(metrics.counter(names.BATCHER_EXPIRED).labels)
         self._known: set[str] = set()
+        self._shown: dict[str, list[int]] = {}
+        """What the gauges say, by model: setting one costs as much as all that is looked at for it."""
 
     def pools(self, pools: Iterable[Pool]) -> None:
         """Sets the gauges; once per tick."""
@@ -37,15 +41,21 @@ class Observer:
             models.setdefault(model_of(pool.name), []).append(pool)
         self._known = set(models)
         for model, versions in models.items():
-            for tier in Tier:
-                label = tier.name.lower()
-                self._waiting(model, label).set(sum(pool.queue.waiting(tier) for pool in versions))
-                self._waiting_tokens(model, label).set(sum(pool.queue.waiting_tokens(tier) for pool in versions))
-            self._running(model).set(sum(pool.held - len(pool.queue) for pool in versions))
+            waiting = [sum([pool.queue.waiting(tier) for pool in versions]) for tier in Tier]
+            tokens = [sum([pool.queue.waiting_tokens(tier) for pool in versions]) for tier in Tier]
+            running = sum([pool.held - len(pool.queue) for pool in versions])
+            shown = [*waiting, *tokens, running]
+            if shown == self._shown.get(model):
+                continue
+            self._shown[model] = shown
+            for tier, works, prompts in zip(Tier, waiting, tokens, strict=True):
+                self._waiting(model, _LABELS[tier]).set(works)
+                self._waiting_tokens(model, _LABELS[tier]).set(prompts)
+            self._running(model).set(running)
 
     def dispatched(self, pool: str, tier: Tier, waited_s: float) -> None:
         """A work got a slot."""
-        self._wait(model_of(pool), tier.name.lower()).observe(waited_s)
+        self._wait(model_of(pool), _LABELS[tier]).observe(waited_s)
 
     def requeued(self, cause: str) -> None:
         """A work came back: "broken", "refused" or "pushed"."""
@@ -65,7 +75,7 @@ class Observer:
 
     def refused(self, pool: str, tier: Tier, error: HeadraceError) -> None:
         """A work was refused when it came."""
-        self._works(model_of(pool), tier.name.lower(), error.reason).inc()
+        self._works(model_of(pool), _LABELS[tier], error.reason).inc()
 
     def expired(self, pool: str) -> None:
         """A work was answered because of its deadline."""
@@ -74,4 +84,4 @@ class Observer:
     def ended(self, work: Work, outcome: Outcome) -> None:
         """A work has its outcome."""
         result = "OK" if outcome.error is None else outcome.error.reason
-        self._works(model_of(work.pool), work.tier.name.lower(), result).inc()
+        self._works(model_of(work.pool), _LABELS[work.tier], result).inc()

@@ -19,6 +19,7 @@ from services.batcher.saturation import Load
 from services.batcher.scheduling import SchedulingRules
 from services.batcher.seat import Seat
 from services.batcher.standing import Standing
+from services.batcher.worth import Worth
 
 SPEED_S = 0.1
 """How old a look at the speed of a pool may be, in seconds."""
@@ -68,6 +69,9 @@ class Pool:
         self.policy = make(rules)
         self.flock = Flock()
         self.hot = Hot()
+        self.worth = Worth()
+        self.learned_at = -inf
+        """When the manager was last asked about a work that ran already, in monotonic seconds."""
         self.drain = Drain()
         self.standing = Standing()
         self.load = Load()
@@ -140,9 +144,9 @@ class Pool:
     def drain_rate(self, now: float) -> float:
         """Prompt tokens per second by which the queue is worked off; 0 when nothing was measured. Changes nothing."""
         speed = self.speed(now)
-        # A seat that is shut for a moment still runs what it has.
-        running = sum(e.seats[self.name].works for e in self.executors.values() if not e.gone)
-        at_once = running if self.drain.busy else speed.slots
+        at_once = speed.slots
+        if self.drain.busy:  # a seat that is shut for a moment still runs what it has
+            at_once = sum(e.seats[self.name].works for e in self.executors.values() if not e.gone)
         return self.drain.rate(at_once, speed.pool_prefill, self.computed_share)
 
     def looked_through(self, stuck: bool, now: float) -> None:

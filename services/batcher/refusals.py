@@ -34,7 +34,7 @@ def passed(held: Held, now: float, waiting: str) -> DeadlinePassed:
         now: Monotonic seconds.
         waiting: What works of its pool wait for that have no copy to run on; empty where there is one.
     """
-    tokens = len(held.progress.tokens)
+    tokens = held.progress.count
     far = {"tokens": str(tokens)}
     if held.streaming and held.executor is not None:
         name = held.executor.name

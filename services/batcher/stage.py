@@ -10,7 +10,6 @@ and by `tick`. So the simulator runs this very code in virtual time.
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
 
 import structlog
 
@@ -18,6 +17,7 @@ from libs.catalogue import model_of
 from libs.clock import Clock
 from libs.errors import Cancelled, CapacityError, DeadlinePassed, InternalError, NoExecutor, StageUnavailable
 from libs.lane.forwarder import DRAINING
+from libs.lane.passages import Passages
 from libs.lane.progress import Gap
 from libs.lane.stage import Sink
 from libs.lane.work import POOL_GONE, Decision, Note, Outcome, QueueState, Tier, Work
@@ -141,6 +141,11 @@ class Batcher:
                 executor.lane.close()
 
     @property
+    def passages(self) -> Passages[Held]:
+        """The works that it holds, for the frames that come from executors."""
+        return self._book.passages
+
+    @property
     def in_flight(self) -> int:
         """Works without an outcome."""
         return len(self._book.held)
@@ -161,10 +166,10 @@ class Batcher:
             return [Decision("batcher", "refuse", refusal.message)]
         waiting = len(pool.queue)
         queue = Decision("batcher", "queue" if waiting else "no wait", f"{waiting} works wait in pool {work.pool}")
-        promise = [Decision("batcher", "promise", promised)] if promised else []
+        promise = [Decision("batcher", "promise", promised.reason)] if promised else []
         if len(work.block_hashes):
             held.matches = await self._look(pool, work)
-        choice = self._dispatch.choose(pool, held, now, copy(pool.policy))
+        choice = self._dispatch.choose(pool, held, now, copy(pool.policy), told=True)
         policy = f"{pool.policy.name}: {choice.reason}"
         if choice.seat is None:
             return [queue, *promise, Decision("batcher", "hold" if choice.hold_for else "wait", policy)]
@@ -289,7 +294,11 @@ class Batcher:
         self._book.vacate(held, executor, found_tokens=found)
         if outcome.error is None:
             self._book.pools[held.work.pool].drain.stayed(stayed)
-        self._book.end(held, replace(outcome, queued_s=held.queued_s, cached_tokens=held.cached_tokens or 0))
+        cached = held.cached_tokens or 0
+        self._book.end(
+            held,
+            Outcome(outcome.finish, outcome.error, outcome.output_tokens, cached, held.queued_s, outcome.executor),
+        )
 
     def _cached(self, held: Held, outcome: Outcome) -> bool:
         """Notes how much of a prompt was found, where it was computed first; whether that was there."""
@@ -300,7 +309,7 @@ class Batcher:
 
     def _retry(self, held: Held, executor: Executor, why: str, *, lost: bool = False) -> None:
         """Queues a work again whose executor failed it, unless it has failed too often."""
-        book, tokens = self._book, len(held.progress.tokens)
+        book, tokens = self._book, held.progress.count
         if held.place is Place.ENDED:
             book.vacate(held, executor, lost=lost)
         elif held.cancelled:
@@ -349,7 +358,7 @@ class Batcher:
 
     def _tell(self, pool: Pool, held: Held) -> None:
         """Tells a work that has just come what it waits for, if that is a copy."""
-        pool.told = why_waiting(pool.name, *self._infos())
+        pool.told = "" if any(seat.open for seat in pool.seats) else why_waiting(pool.name, *self._infos())
         if pool.told:
             _note(held, pool.told)
             self.starved()
@@ -358,7 +367,7 @@ class Batcher:
         """Asks the manager who remembers a prompt."""
         ask = Ask(self._book.next(), pool.name, work.block_hashes, "", 0, work.traceparent)
         reply = await look(self._book.memory, ask)
-        return matches_of(reply.matches, work.block_tokens) if reply is not None else {}
+        return matches_of(reply.matches, work.block_tokens) if reply is not None and reply.matches is not None else {}
 
 
 def _note(held: Held, waiting: str) -> None:

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterable
 from functools import partial
 
-from libs.lane.work import Frame, Note, Outcome, Sampling, Tier, Work
+from libs.lane.frame import Frame
+from libs.lane.work import Note, Outcome, Sampling, Tier, Work
 from libs.telemetry import names
 from services.batcher.book import Book
 from services.batcher.dispatch import Dispatch
@@ -83,7 +84,7 @@ class Warmth:
 
     def _pinned(self, pool: Pool, prefix: Prefix, copies: int, reply: Reply | None) -> None:
         """Brings a pinned prefix to the executors that lack it, as far as it is to have further copies."""
-        if reply is None:
+        if reply is None or reply.matches is None:
             return
         now, whole = self._book.clock.monotonic(), len(prefix.hashes)
         having = {match.executor for match in reply.matches if match.blocks >= whole}

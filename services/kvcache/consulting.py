@@ -1,5 +1,7 @@
 """One Consult stream: a batcher's questions, and what it holds."""
 
+from collections.abc import Callable
+
 from headrace.kvcache.v1 import kvcache_pb2 as pb
 from libs.clock import Clock
 from libs.errors import RequestInvalid, StageUnavailable, Violation
@@ -15,15 +17,21 @@ MAX_ANSWERS = 4096
 
 
 class Consulting:
-    """Claims first; then questions and releases, as they come."""
+    """Claims first; then questions and releases, as they come.
 
-    def __init__(self, upkeep: Upkeep, clock: Clock, tracing: Tracing) -> None:
+    Args:
+        wake: To be called when there is something to say that no question has brought about.
+    """
+
+    def __init__(self, upkeep: Upkeep, clock: Clock, tracing: Tracing, wake: Callable[[], None]) -> None:
         self._upkeep = upkeep
         self._memory = upkeep.memory
         self._clock = clock
         self._tracing = tracing
+        self._wake = wake
         self._batcher = ""
         self._answers: list[pb.Answer] = []
+        self._recalls: set[tuple[str, str]] = set()
 
     async def take(self, data: bytes) -> bool:
         """Claims, releases and questions, in this order: what came free can be reserved at once. (A client
@@ -37,6 +45,7 @@ class Consulting:
                 request.batcher, self, list(map(wire.reservation_from_proto, request.claims))
             )
             self._batcher = request.batcher
+            self._upkeep.consults(self._batcher, self._recall)
         elif not self._memory.batcher_owns(self._batcher, self):
             raise StageUnavailable(f"{self._batcher} has a newer stream")
         now = self._clock.monotonic()
@@ -52,23 +61,35 @@ class Consulting:
         return len(self._answers) < MAX_ANSWERS
 
     def flush(self) -> pb.ConsultResponse | None:
-        """The answers that wait."""
-        if not self._answers:
+        """The answers that wait, and what is lacking elsewhere."""
+        if not self._answers and not self._recalls:
             return None
         answers, self._answers = self._answers[:MAX_ANSWERS], self._answers[MAX_ANSWERS:]
-        return pb.ConsultResponse(answers=answers)
+        recalls, self._recalls = self._recalls, set()
+        return pb.ConsultResponse(
+            answers=answers, recalls=[pb.Recall(executor=executor, pool=pool) for executor, pool in recalls]
+        )
 
     def ended(self) -> None:
         """The batcher's grace period begins."""
+        if self._memory.batcher_owns(self._batcher, self):
+            self._upkeep.consults(self._batcher, None)
         self._memory.batcher_disconnected(self._batcher, self, self._clock.monotonic())
+
+    def _recall(self, executor: str, pool: str) -> None:
+        self._recalls.add((executor, pool))
+        self._wake()
 
     def _answer(self, question: Question) -> Answer:
         start = self._clock.monotonic()
         span = self._tracing.start(names.LOOKUP, question.traceparent) if question.traceparent else None
         answer = self._memory.ask(self._batcher, question)
         refused = bool(question.executor) and not answer.reserved
+        if refused:
+            self._upkeep.refused(self._batcher, question.executor, question.pool)
         result = "refused" if refused else "hit" if answer.matches else "miss"
-        self._upkeep.observer.lookup(question.pool, result, self._clock.monotonic() - start)
+        if question.block_hashes or refused:  # else only blocks were asked for
+            self._upkeep.observer.lookup(question.pool, result, self._clock.monotonic() - start)
         if span is not None:
             if span.recording:
                 span.set(names.POOL, question.pool)

@@ -120,6 +120,11 @@ class Ledger:
         """It has a stream again: nothing lapses."""
         self._lapses.pop(batcher, None)
 
+    @property
+    def lapsing(self) -> bool:
+        """Whether a grace period runs."""
+        return bool(self._lapses)
+
     def expire(self, now: float) -> list[str]:
         """Ends the reservations of batchers whose grace period is over; returns those batchers."""
         gone = [batcher for batcher, lapse in self._lapses.items() if lapse <= now]
@@ -132,6 +137,15 @@ class Ledger:
     def held(self, batcher: str, number: int) -> Held | None:
         """A reservation, if there is one."""
         return self._held.get(batcher, {}).get(number)
+
+    def holders(self, executor: str, pool: str) -> list[str]:
+        """The batchers that hold something there. Looks at all reservations."""
+        there = (executor, pool)
+        return [
+            batcher
+            for batcher, entries in self._held.items()
+            if any((held.executor, held.pool) == there for held in entries.values())
+        ]
 
     def capacity(self, executor: str, pool: str) -> int:
         """Blocks in all; 0 when unknown."""

@@ -51,6 +51,9 @@ class Expired:
     executors: Sequence[str]
 
 
+_NONE_EXPIRED = Expired([], [])
+
+
 class Memory:
     """Answers batchers and takes in what executors report. Times are monotonic seconds; a stream is any
     object that stands for it. All of it is soft state."""
@@ -72,6 +75,8 @@ class Memory:
 
     def expire(self, now: float) -> Expired:
         """Ends the leases that are over. Cheap when there are none: call it before whatever could notice."""
+        if not self.ledger.lapsing and not self.reports.lapsing:
+            return _NONE_EXPIRED
         batchers = self.ledger.expire(now)
         for batcher in batchers:
             self.trust.batcher_holds(batcher, ())
@@ -111,7 +116,7 @@ class Memory:
             return Answer(matches, reserved=False, free_blocks=0)
         before = self.ledger.held(batcher, question.id)
         reserved = self.ledger.reserve(batcher, question.id, executor, pool, question.blocks)
-        if reserved and question.blocks and hashes and (before is None or before.executor != executor):
+        if reserved and hashes and (before is None or before.executor != executor):
             self.trust.promise(batcher, question.id, pool, match, len(hashes))
         return Answer(matches, reserved, self.ledger.free(executor, pool))
 

@@ -46,7 +46,8 @@ class Reporting:
         self.conversation.wake()
 
     async def take(self, data: bytes) -> bool:
-        """A snapshot or events; the answer says how far they are in."""
+        """A snapshot, whose answer says that it is in; or events, which are only answered when something was missed:
+        any other answer would wake the executor for nothing."""
         request = parsed(pb.ReportRequest, data)
         self._upkeep.expire()
         if not self._executor:
@@ -60,13 +61,13 @@ class Reporting:
         match request.WhichOneof("content"):
             case "snapshot":
                 refused = await self._snapshot(request.snapshot)
+                self._unanswered = True
             case "events":
                 refused = await self._events(request.events)
             case _:
                 raise _missing("content")
         if refused:
             log.error("an executor reports more blocks than fit", executor=self._executor, blocks=refused)
-        self._unanswered = True
         return True
 
     def flush(self) -> pb.ReportResponse | None:

@@ -95,6 +95,11 @@ class Reports:
         report.whole, report.asked = False, True
         return Verdict.ASK
 
+    @property
+    def lapsing(self) -> bool:
+        """Whether a grace period runs."""
+        return bool(self._lapses)
+
     def expire(self, now: float) -> list[tuple[str, ExecutorReport]]:
         """Forgets the executors whose grace period is over, and returns them."""
         gone = [name for name, lapse in self._lapses.items() if lapse <= now]

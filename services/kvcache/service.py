@@ -49,7 +49,7 @@ class KvCacheServicer(kvcache_pb2_grpc.KvCacheServiceServicer):
 
     async def _consult(self, stream: Stream) -> None:
         """A batcher's conversation."""
-        consulting = Consulting(self.upkeep, self._clock, self._tracing)
+        consulting = Consulting(self.upkeep, self._clock, self._tracing, stream.wake)
         stream.begin()
         try:
             await self._converse(Conversation(stream, consulting.take, consulting.flush))

@@ -25,6 +25,8 @@ from enum import IntEnum
 
 from libs.kvcache.values import PrefixMatch
 
+MAX_PROMISES = 1 << 16
+"""Open promises to one batcher."""
 COMPARISONS = 16
 """Before these have been made, nothing is judged."""
 KEPT = 1 - 1 / 32
@@ -142,8 +144,8 @@ class _Account:
 class Trust:
     """The promises that are open, and what came of those before. Pure; times are monotonic seconds.
 
-    Bounded: a promise belongs to a reservation of the ledger and goes with it, an account to a cache that is
-    reported and goes with that.
+    Bounded: MAX_PROMISES of a batcher, those beyond are not remembered; they go with its stream, or its claims. An
+    account belongs to a cache that is reported and goes with that.
     """
 
     def __init__(self) -> None:
@@ -160,9 +162,10 @@ class Trust:
         """
         blocks = min(match.blocks, asked - 1)
         account = self._accounts.setdefault((match.executor, pool), _Account())
-        self._promises.setdefault(batcher, {})[number] = _Promise(
-            match.executor, pool, min(match.device_blocks, blocks), blocks, account.epoch
-        )
+        promises = self._promises.setdefault(batcher, {})
+        if len(promises) >= MAX_PROMISES and number not in promises:
+            return
+        promises[number] = _Promise(match.executor, pool, min(match.device_blocks, blocks), blocks, account.epoch)
 
     def promised(self, batcher: str) -> int:
         """Open promises to a batcher."""

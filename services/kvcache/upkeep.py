@@ -17,8 +17,14 @@ INDEX_S = 60.0
 """Between two checks of the index, while it is small enough for that."""
 INDEX_BLOCKS = 20_000
 """Up to this many blocks, 10 ms, the index is checked as a whole."""
+RECALL_S = 0.1
+"""Between two times that batchers are told of the same lack of blocks."""
 RENEW_S = 600.0
 """A cache that has not been told for this long is asked for: one in each turn."""
+
+
+Recall = Callable[[str, str], None]
+"""Tells a batcher of an executor and a pool."""
 
 
 class Observer:
@@ -47,10 +53,30 @@ class Upkeep:
         self._asked = clock.monotonic()
         self._index_checked = clock.monotonic()
         self._reporters: dict[str, tuple[Callable[[], None], float]] = {}
+        self._batchers: dict[str, Recall] = {}
+        self._recalled: dict[tuple[str, str], float] = {}
 
     def asked(self) -> None:
         """A batcher has asked something."""
         self._asked = self._clock.monotonic()
+
+    def consults(self, batcher: str, recall: Recall | None) -> None:
+        """A batcher's newest stream, by how it is told that blocks are lacking somewhere; None when it ended."""
+        if recall is None:
+            self._batchers.pop(batcher, None)
+        else:
+            self._batchers[batcher] = recall
+
+    def refused(self, batcher: str, executor: str, pool: str) -> None:
+        """A batcher found too few blocks: the others give back there what they hold in advance."""
+        now, place = self._clock.monotonic(), (executor, pool)
+        if now < self._recalled.get(place, -RECALL_S) + RECALL_S:
+            return
+        self._recalled = {other: at for other, at in self._recalled.items() if now < at + RECALL_S}
+        self._recalled[place] = now
+        for holder in self.memory.ledger.holders(executor, pool):
+            if holder != batcher and (recall := self._batchers.get(holder)) is not None:
+                recall(executor, pool)
 
     def renewed(self, executor: str, ask_again: Callable[[], None]) -> None:
         """An executor has sent, or is about to send, all that it has; `ask_again` makes it do so again."""

@@ -12,9 +12,10 @@ from grpc import aio
 from headrace.inference.v1 import inference_pb2 as pb
 from headrace.inference.v1 import inference_pb2_grpc
 from libs import process
+from libs.lane.frame import Draft
 from libs.lane.server import lane_streams
 from libs.lane.stage import Lane, Sink
-from libs.lane.work import Decision, FinishReason, Frame, Outcome, QueueState, Work
+from libs.lane.work import Decision, FinishReason, Outcome, QueueState, Work
 from libs.process import MeshProcess
 from libs.rpc.server import Service
 from services.router.config import Settings
@@ -47,9 +48,9 @@ class _Lane:
         self._sink = sink
 
     def submit(self, work_id: int, work: Work) -> None:
-        frame = Frame()
+        frame = Draft()
         frame.add(work_id, len(work.resumed), [TOKEN])
-        self._sink.on_frame(frame)
+        self._sink.on_frame(frame.frame())
         self._sink.on_outcome(work_id, Outcome(finish=FinishReason.LENGTH, output_tokens=1, executor="stub"))
 
     def cancel(self, work_id: int) -> None:

@@ -10,9 +10,10 @@ from libs.catalogue import ModelSpec, Simulation
 from libs.clock import SystemClock
 from libs.lane.client import RemoteStage
 from libs.lane.forwarder import Forwarder
+from libs.lane.frame import Frame
 from libs.lane.server import lane_streams, stage_service
 from libs.lane.stage import Stage
-from libs.lane.work import Frame, Note, Outcome, Sampling, Tier, Work
+from libs.lane.work import Note, Outcome, Sampling, Tier, Work
 from libs.rpc.channels import Channels
 from libs.rpc.interceptors import errors
 from libs.rpc.server import RpcServer
@@ -80,13 +81,11 @@ class Answers:
         self._changed.set()
 
     def on_frame(self, frame: Frame) -> None:
-        self.frames.append(tuple(frame.work_ids))
-        end = 0
-        for work_id, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
-            start, end = end, end + count
+        self.frames.append(tuple(frame.work_ids.tolist()))
+        for work_id, offset, tokens, _ in frame.entries():
             answer = self.tokens.setdefault(work_id, [])
             assert offset == len(answer), f"work {work_id}: offset {offset} behind {len(answer)} tokens"
-            answer += frame.token_ids[start:end]
+            answer += tokens
         self._changed.set()
 
     def on_note(self, work_id: int, note: Note) -> None:

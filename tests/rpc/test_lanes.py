@@ -15,9 +15,10 @@ from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from libs.errors import Cancelled, Overloaded
 from libs.lane import client, server
 from libs.lane.client import RemoteStage
+from libs.lane.frame import Draft, Frame
 from libs.lane.stage import LaneNotReady, Sink
-from libs.lane.wire import work_to_proto
-from libs.lane.work import FinishReason, Frame, Note, Outcome, QueueState, Tier, Work
+from libs.lane.wire import frame_from_proto, work_to_proto
+from libs.lane.work import FinishReason, Note, Outcome, QueueState, Tier, Work
 from libs.rpc.channels import Channels
 from libs.streams.client import Dialer
 from libs.streams.server import StreamServer
@@ -238,9 +239,9 @@ async def test_a_reader_that_stops_makes_frames_grow_and_disturbs_nobody() -> No
         await until(lambda: len(it.stage.lanes) == 2 and it.behind.works)
         slow = it.behind
         for position in range(steps):
-            frame = Frame()
-            frame.add(1, position, [position])
-            slow.sink.on_frame(frame)
+            draft = Draft()
+            draft.add(1, position, [position])
+            slow.sink.on_frame(draft.frame())
             await asyncio.sleep(0)
         lane.submit(2, work(2))
         other = it.stage.lanes[0]
@@ -254,8 +255,9 @@ async def test_a_reader_that_stops_makes_frames_grow_and_disturbs_nobody() -> No
         while not ended:
             response = await stopped.read()
             messages += 1
-            assert list(response.frame.work_ids) in ([1], [])
-            tokens += response.frame.token_ids
+            frame = frame_from_proto(response.frame)
+            assert frame.work_ids.tolist() in ([1], [])
+            tokens += frame.token_ids.tolist()
             ended = bool(response.outcomes)
         stopped.cancel()
         assert tokens == list(range(steps))
@@ -287,9 +289,17 @@ async def test_a_work_that_cannot_be_written_breaks_its_lane() -> None:
         await until(lambda: it.sink.events == ["ready", "broken", "ready"])
 
 
-async def test_an_outcome_that_cannot_be_read_breaks_its_lane() -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        lane_pb2.ExchangeResponse(outcomes=[lane_pb2.Outcome(work_id=1)]),
+        lane_pb2.ExchangeResponse(frame=lane_pb2.Frame(work_ids=bytes(8), offsets=bytes(4))),
+    ],
+    ids=["outcome", "frame"],
+)
+async def test_what_cannot_be_read_breaks_its_lane(said: lane_pb2.ExchangeResponse) -> None:
     async def strange(stream: Stream) -> None:
-        stream.write(lane_pb2.ExchangeResponse(outcomes=[lane_pb2.Outcome(work_id=1)]).SerializeToString())
+        stream.write(said.SerializeToString())
         await stream.ended()
 
     streams = StreamServer({server.EXCHANGE: strange})

@@ -16,7 +16,8 @@ from libs.clock import SystemClock
 from libs.errors import NoExecutor as PoolGone
 from libs.errors import StageUnavailable
 from libs.lane.forwarder import Forwarder
-from libs.lane.work import FinishReason, Frame, Note, Outcome, Work
+from libs.lane.frame import Draft
+from libs.lane.work import FinishReason, Note, Outcome, Work
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.interceptors import deadline, errors, identity
 from libs.rpc.server import RpcServer, Service
@@ -76,10 +77,10 @@ class Door:
 
     def say(self, text: str) -> None:
         (work_id,) = self.lane.works
-        frame = Frame()
+        frame = Draft()
         frame.add(work_id, self.lane.made[work_id], tokens(text))
         self.lane.made[work_id] += len(text)
-        self.lane.sink.on_frame(frame)
+        self.lane.sink.on_frame(frame.frame())
 
     def end(self, outcome: Outcome | None = None) -> None:
         (work_id,) = self.lane.works

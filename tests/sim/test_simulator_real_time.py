@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from libs.catalogue import ModelSpec, Simulation
 from libs.clock import SystemClock
-from libs.lane.work import Frame, Note, Outcome, Sampling, Tier, Work
+from libs.lane.frame import Frame
+from libs.lane.work import Note, Outcome, Sampling, Tier, Work
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.tracing import untraced
 from services.batcher.executors import ExecutorInfo
@@ -57,7 +58,7 @@ class Caller:
         raise AssertionError(reason)
 
     def on_frame(self, frame: Frame) -> None:
-        for work_id in frame.work_ids:
+        for work_id in frame.work_ids.tolist():
             self.first.setdefault(work_id, self.now)
 
     def on_outcome(self, work_id: int, outcome: Outcome) -> None:

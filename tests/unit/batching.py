@@ -23,6 +23,8 @@ from services.batcher.stage import Batcher
 from tests.unit.lanes import Answers, HandStage, answer, work
 
 YES = Reply(True, (), 100)
+GRANTED = Reply(True, None, 100)
+"""Blocks, without a look."""
 NO = Reply(False, (), 3)
 
 

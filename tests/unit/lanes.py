@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from math import isnan
 
+from libs.lane.frame import Draft, Frame
 from libs.lane.stage import LaneNotReady, Sink
-from libs.lane.work import Decision, FinishReason, Frame, Note, Outcome, QueueState, Sampling, Tier, Work
+from libs.lane.work import Decision, FinishReason, Note, Outcome, QueueState, Sampling, Tier, Work
 
 
 def work(index: int = 0, *, tokens: int = 8, prompt: int = 4, deadline: float = 2e9, **changes: object) -> Work:
@@ -87,7 +88,7 @@ class HandLane:
 
     def step(self, *work_ids: int, count: int = 1) -> None:
         """`count` right tokens for each of these works, in one frame; for all, if none is named."""
-        frame = Frame()
+        frame = Draft()
         for work_id in work_ids or list(self.works):
             one, made = self.works[work_id], self.made[work_id]
             tokens = answer(one)[made : made + count]
@@ -95,7 +96,7 @@ class HandLane:
                 frame.add(work_id, made, tokens)
                 self.made[work_id] += len(tokens)
         if frame:
-            self.sink.on_frame(frame)
+            self.sink.on_frame(frame.frame())
 
     def end(self, work_id: int, outcome: Outcome | None = None) -> None:
         """Ends a work, well if nothing else is said."""
@@ -133,14 +134,12 @@ class Answers:
         pass
 
     def on_frame(self, frame: Frame) -> None:
-        end = 0
-        for work_id, offset, count in zip(frame.work_ids, frame.offsets, frame.counts, strict=True):
-            start, end = end, end + count
+        for work_id, offset, tokens, log_probs in frame.entries():
             assert work_id not in self.outcomes, f"tokens of work {work_id} behind its outcome"
             answer = self.tokens.setdefault(work_id, [])
             assert offset == len(answer), f"work {work_id}: offset {offset} behind {len(answer)} tokens"
-            answer += frame.token_ids[start:end]
-            self.log_probs.setdefault(work_id, []).extend(x for x in frame.log_probs[start:end] if not isnan(x))
+            answer += tokens
+            self.log_probs.setdefault(work_id, []).extend(x for x in log_probs if not isnan(x))
 
     def on_note(self, work_id: int, note: Note) -> None:
         self.notes.setdefault(work_id, []).append(note)

@@ -6,8 +6,9 @@ from dataclasses import replace
 from libs.catalogue import ModelSpec, model_of
 from libs.clock import ManualClock
 from libs.lane.forwarder import Forwarder
+from libs.lane.frame import Draft
 from libs.lane.stage import Sink
-from libs.lane.work import Asked, FinishReason, Frame, Note, Outcome, Work
+from libs.lane.work import Asked, FinishReason, Note, Outcome, Work
 from libs.telemetry.metrics import Metrics
 from libs.telemetry.span import SpanRecord
 from libs.telemetry.tracing import Tracing
@@ -72,7 +73,7 @@ class ModelLane(HandLane):
         self.works.pop(work_id, None) if work_id not in self.sink.flights else None  # type: ignore[attr-defined]
 
     def step(self, *work_ids: int, count: int = 1) -> None:
-        frame = Frame()
+        frame = Draft()
         for work_id in work_ids or list(self.works):
             one, made = self.works[work_id], self.made[work_id]
             index = int(one.request_id.rpartition("-")[2])
@@ -81,7 +82,7 @@ class ModelLane(HandLane):
                 frame.add(work_id, made, tokens, [-0.5] * len(tokens) if one.log_probs else ())
                 self.made[work_id] += len(tokens)
         if frame:
-            self.sink.on_frame(frame)
+            self.sink.on_frame(frame.frame())
 
     def run(self) -> None:
         """Lets everything end well; an end may cancel others."""

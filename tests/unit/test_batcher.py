@@ -6,7 +6,8 @@ import pytest
 
 from libs.errors import Cancelled, DeadlinePassed, InternalError, NoExecutor, Overloaded, StageUnavailable
 from libs.lane.forwarder import DRAINING
-from libs.lane.work import POOL_GONE, FinishReason, Frame, Note, Outcome, Tier
+from libs.lane.frame import Draft
+from libs.lane.work import POOL_GONE, FinishReason, Note, Outcome, Tier
 from services.batcher.dispatch import AWAY_S, SHUT_S
 from services.batcher.executors import ExecutorInfo
 from services.batcher.memory import Reply
@@ -266,10 +267,10 @@ def test_behind_a_gap_the_answer_ends_and_not_before_the_tokens_in_front_of_it()
     rig.submit(1)
     lane = rig["a"].lane
     (key,) = lane.works
-    right, frame = answer(rig.works[0]), Frame()
+    right, frame = answer(rig.works[0]), Draft()
     frame.add(key, 0, right[:2])
     frame.add(key, 5, right[5:6])
-    lane.sink.on_frame(frame)
+    lane.sink.on_frame(frame.frame())
     assert rig.answers.tokens[0] == right[:2]
     assert isinstance(rig.answers.outcomes[0].error, InternalError)
     assert lane.cancels == [key]

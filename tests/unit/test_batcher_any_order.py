@@ -17,7 +17,7 @@ from services.batcher.queue import AGE_S
 from services.batcher.rules import PinnedPrefix
 from services.batcher.scheduling import Dispatch, Reserve, SchedulingRules
 from services.batcher.warmth import PINS_S
-from tests.unit.batching import NO, YES, Rig, knows
+from tests.unit.batching import GRANTED, NO, YES, Rig, knows
 from tests.unit.lanes import HandLane, answer
 
 NAMES = st.sampled_from(("a", "b"))
@@ -48,7 +48,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.pools: dict[int, Pool] = {}
         self.sent: set[str] = set()
 
-    @initialize(rules=RULES, two=st.booleans(), reply=st.sampled_from([YES, "later"]))
+    @initialize(rules=RULES, two=st.booleans(), reply=st.sampled_from([YES, GRANTED, "later"]))
     def begin(self, rules: SchedulingRules, two: bool, reply: Reply | str) -> None:
         self.tenants = ["t", "u"] if two else ["t"]
         self.rig.rules.of_models = rules
@@ -81,7 +81,7 @@ class AnyOrder(RuleBasedStateMachine):
             )  # fmt: skip
 
     @precondition(lambda self: self.rig.memory.asked)
-    @rule(data=st.data(), reply=st.sampled_from([YES, YES, NO, None]))
+    @rule(data=st.data(), reply=st.sampled_from([YES, GRANTED, GRANTED, NO, None]))
     def reply(self, data: st.DataObject, reply: Reply | None) -> None:
         self.rig.memory.answer(reply, data.draw(st.integers(0, len(self.rig.memory.asked) - 1)))
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from headrace.inference.v1 import inference_pb2 as pb
 from libs.errors import ContractBroken, ContractUnknown, HeadraceError, RequestInvalid, Violation
@@ -59,7 +60,7 @@ def test_decoding_is_held_to_the_schema_where_it_can_be() -> None:
     able = [
         agree(request, tenant, policy).grammar is not None
         for request, tenant, policy in (
-            (replace(asked("form"), model="bare"), TENANT, RULES),
+            (structs.replace(asked("form"), model="bare"), TENANT, RULES),
             (asked("form"), replace(TENANT, features=frozenset({"chat"})), RULES),
             (asked("form"), TENANT, replace(RULES, features_off={"grammar": "slow"})),
             (asked("form"), replace(TENANT, features=frozenset({"grammar"})), RULES),
@@ -69,7 +70,7 @@ def test_decoding_is_held_to_the_schema_where_it_can_be() -> None:
 
 
 def test_without_a_chat_nothing_can_be_asked_for_again() -> None:
-    assert agree(replace(asked("form"), chat=None, prompt="x"), TENANT, RULES).repairs == 0
+    assert agree(structs.replace(asked("form"), chat=None, prompt="x"), TENANT, RULES).repairs == 0
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_without_a_chat_nothing_can_be_asked_for_again() -> None:
 )
 def test_what_goes_against_a_contract_is_invalid(contract: str, changes: dict[str, object], field: str) -> None:
     with pytest.raises(RequestInvalid) as caught:
-        agree(replace(asked(contract), **changes), TENANT, RULES)  # type: ignore[arg-type]
+        agree(structs.replace(asked(contract), **changes), TENANT, RULES)
     assert [violation.subject for violation in caught.value.violations] == [field]
 
 
@@ -210,7 +211,7 @@ def test_a_budget_counts_over_all_steps() -> None:
     assert (budget.step, budget.last, budget.tenant().max_output_tokens) == (2, False, 8)
     assert budget.sampling(request.sampling) == SamplingRequest(temperature=0.5)
     budget.check()
-    budget.spend(replace(FINISH, output_tokens=8, tried=("small",), degradation=Degradation(2, ("defer",))))
+    budget.spend(structs.replace(FINISH, output_tokens=8, tried=("small",), degradation=Degradation(2, ("defer",))))
     assert budget.last
     assert not budget.may_go_on()
     with pytest.raises(ContractBroken, match="max_output_tokens: the answer is not done after 15 tokens"):
@@ -352,7 +353,7 @@ def test_a_chunk_without_them_is_one_message() -> None:
 
 
 def test_what_was_given_up_is_a_trailer() -> None:
-    finish = replace(FINISH, degradation=Degradation(2, ("short-answers", "später")))
+    finish = structs.replace(FINISH, degradation=Degradation(2, ("short-answers", "später")))
     assert degradation_trailer(finish) == (("headrace-degradation", "2; short-answers, sp?ter"),)
     assert degradation_trailer(FINISH) == ()
 

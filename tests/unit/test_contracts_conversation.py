@@ -23,7 +23,8 @@ from libs.errors import (
     RequestInvalid,
 )
 from libs.lane.forwarder import Forwarder
-from libs.lane.work import FinishReason, Frame, Grammar, Note, Outcome, Work
+from libs.lane.frame import Draft
+from libs.lane.work import FinishReason, Grammar, Note, Outcome, Work
 from libs.models.tokenizers import Tokenizers
 from libs.registry import EtcdClient, Registry
 from libs.tasks import Tasks
@@ -168,10 +169,10 @@ class Talk:
     def say(self, text: str, end: Outcome | None = None) -> None:
         """The step that runs says this, and ends unless told otherwise."""
         (work_id,) = self.lane.works
-        frame = Frame()
+        frame = Draft()
         frame.add(work_id, self.lane.made[work_id], tokens(text))
         self.lane.made[work_id] += len(tokens(text))
-        self.lane.sink.on_frame(frame)
+        self.lane.sink.on_frame(frame.frame())
         if end is not None:
             self.lane.end(work_id, end)
 

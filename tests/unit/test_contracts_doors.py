@@ -8,7 +8,8 @@ import pytest
 from headrace.inference.v1 import inference_pb2 as pb
 from libs.clock import ManualClock
 from libs.lane.forwarder import Forwarder
-from libs.lane.work import FinishReason, Frame, Note, Outcome
+from libs.lane.frame import Draft
+from libs.lane.work import FinishReason, Note, Outcome
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
 from libs.tasks import Tasks
@@ -42,11 +43,11 @@ class Door:
         self.session.take()
 
     def say(self, text: str) -> None:
-        lane, frame = self.router.lane, Frame()
+        lane, frame = self.router.lane, Draft()
         for work_id in lane.works:
             frame.add(work_id, lane.made[work_id], tokens(text))
             lane.made[work_id] += len(text)
-        lane.sink.on_frame(frame)
+        lane.sink.on_frame(frame.frame())
 
     def note(self, note: Note) -> None:
         (work_id,) = self.router.lane.works
@@ -130,12 +131,9 @@ async def test_parts_of_one_answer_do_not_hold_up_another(door: Door) -> None:
             return Chunk("Noon.", count=1, token_ids=[7], restart=True, tool_steps=steps, finish=finish)
 
     member = door.session._members[1]
-    door.session._by_answer[answer := Conversing()] = member
-    assert member.answer is not None
-    del door.session._by_answer[member.answer]
-    member.answer = answer
+    member.answer = answer = Conversing()
     door.say("other")
-    door.session._changed(answer)
+    member.changed(answer)
     first, second, third = door.messages()
     assert ([n.restart for n in first.notes], list(first.ids), list(first.texts)) == ([True], [2], ["other"])
     assert (list(second.ids), list(second.token_ids)) == ([1], [7])

@@ -1,5 +1,6 @@
 """What accumulates on its way down a lane."""
 
+from itertools import pairwise
 from math import isnan
 
 from hypothesis import given
@@ -7,9 +8,11 @@ from hypothesis import strategies as st
 
 from headrace.lane.v1 import lane_pb2
 from libs.errors import RequestInvalid, Violation
+from libs.lane.frame import Draft, Frame
+from libs.lane.joined import joined
 from libs.lane.outbox import FRAME_TOKENS, NOTE_TOKENS, OUTCOME_TOKENS, Outbox
 from libs.lane.wire import frame_from_proto, note_from_proto, outcome_from_proto
-from libs.lane.work import FinishReason, Frame, Note, Outcome
+from libs.lane.work import FinishReason, Note, Outcome
 from libs.streams.call import MESSAGE_BYTES
 from tests.unit.lanes import Answers
 
@@ -17,10 +20,15 @@ DONE = Outcome(FinishReason.LENGTH)
 
 
 def frame(*entries: tuple[int, int, list[int]], log_probs: bool = False) -> Frame:
-    made = Frame()
+    made = Draft()
     for work_id, offset, tokens in entries:
         made.add(work_id, offset, tokens, [-1.0] * len(tokens) if log_probs else ())
-    return made
+    return made.frame()
+
+
+def said(message: lane_pb2.ExchangeResponse) -> list[tuple[int, int, list[int]]]:
+    """What a receiver reads in its frame."""
+    return [(number, offset, tokens) for number, offset, tokens, _ in frame_from_proto(message.frame).entries()]
 
 
 class Woken:
@@ -42,7 +50,7 @@ def test_one_frame_leaves_as_it_is() -> None:
     outbox = Outbox(Woken())
     outbox.on_frame(frame((1, 0, [10]), (2, 5, [20, 21])))
     (message,) = drained(outbox)
-    assert frame_from_proto(message.frame) == frame((1, 0, [10]), (2, 5, [20, 21]))
+    assert said(message) == [(1, 0, [10]), (2, 5, [20, 21])]
     assert not message.outcomes
 
 
@@ -51,23 +59,13 @@ def test_what_comes_while_a_write_is_in_flight_leaves_as_one() -> None:
     outbox.on_frame(frame((1, 0, [10])))
     first = outbox.take()
     assert first is not None
-    assert first.frame.token_ids == [10]
+    assert said(first) == [(1, 0, [10])]
     for step in range(1, 4):  # the write takes three steps
         outbox.on_frame(frame((1, step, [10 + step]), (2, step - 1, [20 + step])))
     outbox.on_outcome(1, DONE)
     (message,) = drained(outbox)
-    assert frame_from_proto(message.frame) == frame((1, 1, [11, 12, 13]), (2, 0, [21, 22, 23]))
+    assert said(message) == [(1, 1, [11, 12, 13]), (2, 0, [21, 22, 23])]
     assert [outcome.work_id for outcome in message.outcomes] == [1]
-
-
-def test_a_frame_is_only_lent() -> None:
-    outbox, lent = Outbox(Woken()), frame((1, 0, [10]))
-    outbox.on_frame(lent)
-    lent.add(2, 0, [99])
-    outbox.on_frame(frame((1, 1, [11])))
-    assert lent == frame((1, 0, [10]), (2, 0, [99]))
-    (message,) = drained(outbox)
-    assert message.frame.token_ids == [10, 11]
 
 
 def test_notes_leave_in_order_and_wake_the_writer() -> None:
@@ -120,7 +118,8 @@ def test_works_that_ask_for_log_probs_share_frames_with_works_that_do_not() -> N
     outbox.on_frame(frame((2, 0, [20]), log_probs=True))
     outbox.on_frame(frame((1, 2, [12])))
     (message,) = drained(outbox)
-    by_token = dict(zip(message.frame.token_ids, message.frame.log_probs, strict=True))
+    read = frame_from_proto(message.frame)
+    by_token = dict(zip(read.token_ids.tolist(), read.log_probs.tolist(), strict=True))
     assert by_token[20] == -1.0
     assert all(isnan(by_token[token]) for token in (10, 11, 12))
 
@@ -173,3 +172,44 @@ def test_however_it_is_cut_into_messages_every_promise_holds(moves: list[tuple[s
         take()
     assert {work_id: list(range(count)) for work_id, count in made.items()} == answers.tokens
     assert set(answers.outcomes) == ended
+
+
+one_frame = st.tuples(
+    st.lists(st.tuples(st.integers(-1, 3), st.integers(0, 6), st.integers(0, 3)), min_size=1, max_size=5), st.booleans()
+)
+
+
+@given(st.lists(one_frame, min_size=1, max_size=5))
+def test_joining_changes_nothing_of_what_each_work_is_told(
+    parts: list[tuple[list[tuple[int, int, int]], bool]],
+) -> None:
+    token, frames = 0, []
+    for entries, log_probs in parts:
+        draft = Draft()
+        for number, offset, count in entries:
+            tokens = list(range(token, token + count))
+            draft.add(number, offset, tokens, [float(one) for one in tokens] if log_probs else ())
+            token += count
+        frames.append(draft.frame())
+    result = joined(frames)
+    assert _by_work([result]) == _by_work(frames)
+    read = dict(zip(result.token_ids.tolist(), result.log_probs.tolist(), strict=bool(len(result.log_probs))))
+    for one in frames:
+        for name, value in zip(one.token_ids.tolist(), one.log_probs.tolist(), strict=False):
+            assert repr(read[name]) == repr(value)
+    if len(frames) > 1:
+        left = list(result.entries())
+        ends = [
+            (number, offset + len(tokens)) == (following, begins)
+            for (number, offset, tokens, _), (following, begins, _, _) in pairwise(left)
+        ]
+        assert not any(ends), "one continues the other"
+
+
+def _by_work(frames: list[Frame]) -> dict[int, list[tuple[int, int]]]:
+    """Position and token, as they come to each work."""
+    told: dict[int, list[tuple[int, int]]] = {}
+    for one in frames:
+        for number, offset, tokens, _ in one.entries():
+            told.setdefault(number, []).extend(enumerate(tokens, offset))
+    return {number: all_told for number, all_told in told.items() if all_told}

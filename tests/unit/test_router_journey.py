@@ -340,6 +340,19 @@ def hedged(route: RouteRules = HEDGED) -> Routed:
     return it
 
 
+def test_a_router_hurries_only_while_something_is_timed() -> None:
+    it, stirred = hedged(), list[bool]()
+    it.router.when_stirred(lambda: stirred.append(it.router.hurries))
+    it.pass_time(60)
+    assert not it.router.hurries
+    it.submit()
+    assert stirred == [True]
+    assert it.router.hurries
+    it.end("a")
+    it.pass_time(60)
+    assert not it.router.hurries
+
+
 def test_a_slow_work_is_sent_twice_and_the_first_token_wins() -> None:
     for winner, loser in ("ab", "ba"):
         it = hedged()

@@ -3,7 +3,8 @@
 import pytest
 
 from libs.errors import HeadraceError, InternalError, Overloaded, RequestInvalid, StageUnavailable
-from libs.lane.work import FinishReason, Frame, Outcome, Sampling, Tier, Work
+from libs.lane.frame import Draft
+from libs.lane.work import FinishReason, Outcome, Sampling, Tier, Work
 from services.executor.engine import RunnerStats, Step
 from services.executor.triton.blocks import ModelledBlocks
 from services.executor.triton.faults import ADAPTER_MISSING, error_of
@@ -70,7 +71,7 @@ def step(*, started: int | None = None, tokens: tuple[int, int, int] | None = No
         made.started.append((started, 0))
     if tokens is not None:
         work_id, offset, count = tokens
-        made.frame = Frame([work_id], [offset], [count], [0] * count)
+        made.frame = Draft([work_id], [offset], [count], [0] * count)
     if ended is not None:
         made.outcomes.append((ended, Outcome(FinishReason.STOP)))
     return made

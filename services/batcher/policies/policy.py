@@ -47,6 +47,8 @@ class Asked:
     """Share of each executor that it leaves to others: its tenant has more than its share."""
     prefill_rate: float = 0.0
     """Of the mean seat, in tokens per second; 0 when nothing was measured."""
+    told: bool = True
+    """Whether anybody will read the reason: else it may be empty, since to word it takes as long as to find it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ class Choice:
 
     seat: Seat | None
     reason: str
-    """For an operator: the figures by which it was decided."""
+    """For an operator: the figures by which it was decided. See Asked.told."""
     hold_for: str = ""
     """Without a seat: the executor that is worth waiting for. Others may pass meanwhile."""
     hold_s: float = 0.0

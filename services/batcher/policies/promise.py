@@ -104,7 +104,7 @@ class Promise:
             elif cost == free.cost:
                 free.seats.append(seat)
         if free.seats is None:
-            return Choice(None, _lacking(slots, blocks, prefill))
+            return Choice(None, _lacking(slots, blocks, prefill) if asked.told else "")
         gain = busy.remembered - free.remembered
         if busy.seats and asked.hold_s > 0 and busy.cost < free.cost and gain >= WORTH * asked.prompt_tokens:
             holder = busy.seats[0]
@@ -113,7 +113,7 @@ class Promise:
             if SURE * there_s <= asked.slack_s or here_s > asked.slack_s:
                 return _hold(asked, holder, busy, free, there_s)
         seat = free.seats[pick(len(free.seats))]
-        return Choice(seat, _why(asked, seat, free))
+        return Choice(seat, _why(asked, seat, free) if asked.told else "")
 
     def _has_room(self, seat: Seat, backlog_s: float) -> bool:
         """Whether it may be given a prompt: less than a step's tokens are ahead of it, or little time. The first is

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!headrace/kvcache/v1/kvcache.proto\x12\x13headrace.kvcache.v1\"\xb5\x01\n\x0e\x43onsultRequest\x12\x0f\n\x07\x62\x61tcher\x18\x01 \x01(\t\x12\x30\n\x06\x63laims\x18\x02 \x03(\x0b\x32 .headrace.kvcache.v1.Reservation\x12\x30\n\tquestions\x18\x03 \x03(\x0b\x32\x1d.headrace.kvcache.v1.Question\x12.\n\x08releases\x18\x04 \x03(\x0b\x32\x1c.headrace.kvcache.v1.Release\"A\n\x07Release\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x19\n\x0c\x66ound_blocks\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_found_blocks\"q\n\x08Question\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x06\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\x0e\n\x06\x62locks\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"I\n\x0bReservation\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08\x65xecutor\x18\x02 \x01(\t\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x0c\n\x04pool\x18\x04 \x01(\t\"?\n\x0f\x43onsultResponse\x12,\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1b.headrace.kvcache.v1.Answer\"n\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x31\n\x07matches\x18\x02 \x03(\x0b\x32 .headrace.kvcache.v1.PrefixMatch\x12\x10\n\x08reserved\x18\x03 \x01(\x08\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\r\"Y\n\x0bPrefixMatch\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\r\x12\x13\n\x0bhost_blocks\x18\x03 \x01(\r\x12\x13\n\x0b\x64isk_blocks\x18\x04 \x01(\r\"\x93\x01\n\rReportRequest\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x31\n\x08snapshot\x18\x02 \x01(\x0b\x32\x1d.headrace.kvcache.v1.SnapshotH\x00\x12\x32\n\x06\x65vents\x18\x03 \x01(\x0b\x32 .headrace.kvcache.v1.BlockEventsH\x00\x42\t\n\x07\x63ontent\"L\n\x08Snapshot\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\x05pools\x18\x02 \x03(\x0b\x32\x1f.headrace.kvcache.v1.PoolBlocks\"\xb5\x01\n\nPoolBlocks\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x03 \x01(\r\x12\x31\n\texactness\x18\x04 \x01(\x0e\x32\x1e.headrace.kvcache.v1.Exactness\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x03(\x06\x12\x13\n\x0bhost_hashes\x18\x06 \x03(\x06\x12\x13\n\x0b\x64isk_hashes\x18\x07 \x03(\x06\"P\n\x0b\x42lockEvents\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1f.headrace.kvcache.v1.BlockEvent\"\xcc\x01\n\nBlockEvent\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x32\n\x06stored\x18\x02 \x01(\x0b\x32 .headrace.kvcache.v1.BlockHashesH\x00\x12\x33\n\x07removed\x18\x03 \x01(\x0b\x32 .headrace.kvcache.v1.BlockHashesH\x00\x12\x11\n\x07\x63leared\x18\x04 \x01(\x08H\x00\x12,\n\x04tier\x18\x05 \x01(\x0e\x32\x1e.headrace.kvcache.v1.CacheTierB\x06\n\x04kind\"\x1d\n\x0b\x42lockHashes\x12\x0e\n\x06hashes\x18\x01 \x03(\x06\";\n\x0eReportResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0fsnapshot_wanted\x18\x02 \x01(\x08\":\n\x11ListCachesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x12ListCachesResponse\x12*\n\x06\x63\x61\x63hes\x18\x01 \x03(\x0b\x32\x1a.headrace.kvcache.v1.Cache\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd6\x01\n\x05\x43\x61\x63he\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12\x10\n\x08reserved\x18\x04 \x01(\r\x12\x0f\n\x07indexed\x18\x05 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x06 \x01(\r\x12\x31\n\texactness\x18\x07 \x01(\x0e\x32\x1e.headrace.kvcache.v1.Exactness\x12\x0c\n\x04live\x18\x08 \x01(\x08\x12\x0f\n\x07trusted\x18\t \x01(\x08\x12\x10\n\x08\x61\x63\x63uracy\x18\n \x01(\x01*S\n\tExactness\x12\x19\n\x15\x45XACTNESS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45XACTNESS_EXACT\x10\x01\x12\x16\n\x12\x45XACTNESS_MODELLED\x10\x02*h\n\tCacheTier\x12\x1a\n\x16\x43\x41\x43HE_TIER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43\x41\x43HE_TIER_DEVICE\x10\x01\x12\x13\n\x0f\x43\x41\x43HE_TIER_HOST\x10\x02\x12\x13\n\x0f\x43\x41\x43HE_TIER_DISK\x10\x03\x32\xc7\x01\n\x14KvCacheStreamService\x12X\n\x07\x43onsult\x12#.headrace.kvcache.v1.ConsultRequest\x1a$.headrace.kvcache.v1.ConsultResponse(\x01\x30\x01\x12U\n\x06Report\x12\".headrace.kvcache.v1.ReportRequest\x1a#.headrace.kvcache.v1.ReportResponse(\x01\x30\x01\x32o\n\x0eKvCacheService\x12]\n\nListCaches\x12&.headrace.kvcache.v1.ListCachesRequest\x1a\'.headrace.kvcache.v1.ListCachesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!headrace/kvcache/v1/kvcache.proto\x12\x13headrace.kvcache.v1\"\xb5\x01\n\x0e\x43onsultRequest\x12\x0f\n\x07\x62\x61tcher\x18\x01 \x01(\t\x12\x30\n\x06\x63laims\x18\x02 \x03(\x0b\x32 .headrace.kvcache.v1.Reservation\x12\x30\n\tquestions\x18\x03 \x03(\x0b\x32\x1d.headrace.kvcache.v1.Question\x12.\n\x08releases\x18\x04 \x03(\x0b\x32\x1c.headrace.kvcache.v1.Release\"A\n\x07Release\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x19\n\x0c\x66ound_blocks\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x0f\n\r_found_blocks\"q\n\x08Question\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x03 \x03(\x06\x12\x10\n\x08\x65xecutor\x18\x04 \x01(\t\x12\x0e\n\x06\x62locks\x18\x05 \x01(\r\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\"I\n\x0bReservation\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x10\n\x08\x65xecutor\x18\x02 \x01(\t\x12\x0e\n\x06\x62locks\x18\x03 \x01(\r\x12\x0c\n\x04pool\x18\x04 \x01(\t\"m\n\x0f\x43onsultResponse\x12,\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1b.headrace.kvcache.v1.Answer\x12,\n\x07recalls\x18\x02 \x03(\x0b\x32\x1b.headrace.kvcache.v1.Recall\"(\n\x06Recall\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\"n\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x31\n\x07matches\x18\x02 \x03(\x0b\x32 .headrace.kvcache.v1.PrefixMatch\x12\x10\n\x08reserved\x18\x03 \x01(\x08\x12\x13\n\x0b\x66ree_blocks\x18\x04 \x01(\r\"Y\n\x0bPrefixMatch\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0e\n\x06\x62locks\x18\x02 \x01(\r\x12\x13\n\x0bhost_blocks\x18\x03 \x01(\r\x12\x13\n\x0b\x64isk_blocks\x18\x04 \x01(\r\"\x93\x01\n\rReportRequest\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x31\n\x08snapshot\x18\x02 \x01(\x0b\x32\x1d.headrace.kvcache.v1.SnapshotH\x00\x12\x32\n\x06\x65vents\x18\x03 \x01(\x0b\x32 .headrace.kvcache.v1.BlockEventsH\x00\x42\t\n\x07\x63ontent\"L\n\x08Snapshot\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12.\n\x05pools\x18\x02 \x03(\x0b\x32\x1f.headrace.kvcache.v1.PoolBlocks\"\xb5\x01\n\nPoolBlocks\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x02 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x03 \x01(\r\x12\x31\n\texactness\x18\x04 \x01(\x0e\x32\x1e.headrace.kvcache.v1.Exactness\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x03(\x06\x12\x13\n\x0bhost_hashes\x18\x06 \x03(\x06\x12\x13\n\x0b\x64isk_hashes\x18\x07 \x03(\x06\"P\n\x0b\x42lockEvents\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12/\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1f.headrace.kvcache.v1.BlockEvent\"\xcc\x01\n\nBlockEvent\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x32\n\x06stored\x18\x02 \x01(\x0b\x32 .headrace.kvcache.v1.BlockHashesH\x00\x12\x33\n\x07removed\x18\x03 \x01(\x0b\x32 .headrace.kvcache.v1.BlockHashesH\x00\x12\x11\n\x07\x63leared\x18\x04 \x01(\x08H\x00\x12,\n\x04tier\x18\x05 \x01(\x0e\x32\x1e.headrace.kvcache.v1.CacheTierB\x06\n\x04kind\"\x1d\n\x0b\x42lockHashes\x12\x0e\n\x06hashes\x18\x01 \x03(\x06\";\n\x0eReportResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x17\n\x0fsnapshot_wanted\x18\x02 \x01(\x08\":\n\x11ListCachesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Y\n\x12ListCachesResponse\x12*\n\x06\x63\x61\x63hes\x18\x01 \x03(\x0b\x32\x1a.headrace.kvcache.v1.Cache\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xd6\x01\n\x05\x43\x61\x63he\x12\x10\n\x08\x65xecutor\x18\x01 \x01(\t\x12\x0c\n\x04pool\x18\x02 \x01(\t\x12\x10\n\x08\x63\x61pacity\x18\x03 \x01(\r\x12\x10\n\x08reserved\x18\x04 \x01(\r\x12\x0f\n\x07indexed\x18\x05 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x06 \x01(\r\x12\x31\n\texactness\x18\x07 \x01(\x0e\x32\x1e.headrace.kvcache.v1.Exactness\x12\x0c\n\x04live\x18\x08 \x01(\x08\x12\x0f\n\x07trusted\x18\t \x01(\x08\x12\x10\n\x08\x61\x63\x63uracy\x18\n \x01(\x01*S\n\tExactness\x12\x19\n\x15\x45XACTNESS_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x45XACTNESS_EXACT\x10\x01\x12\x16\n\x12\x45XACTNESS_MODELLED\x10\x02*h\n\tCacheTier\x12\x1a\n\x16\x43\x41\x43HE_TIER_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43\x41\x43HE_TIER_DEVICE\x10\x01\x12\x13\n\x0f\x43\x41\x43HE_TIER_HOST\x10\x02\x12\x13\n\x0f\x43\x41\x43HE_TIER_DISK\x10\x03\x32\xc7\x01\n\x14KvCacheStreamService\x12X\n\x07\x43onsult\x12#.headrace.kvcache.v1.ConsultRequest\x1a$.headrace.kvcache.v1.ConsultResponse(\x01\x30\x01\x12U\n\x06Report\x12\".headrace.kvcache.v1.ReportRequest\x1a#.headrace.kvcache.v1.ReportResponse(\x01\x30\x01\x32o\n\x0eKvCacheService\x12]\n\nListCaches\x12&.headrace.kvcache.v1.ListCachesRequest\x1a\'.headrace.kvcache.v1.ListCachesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'headrace.kvcache.v1.kvcache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EXACTNESS']._serialized_start=1928
-  _globals['_EXACTNESS']._serialized_end=2011
-  _globals['_CACHETIER']._serialized_start=2013
-  _globals['_CACHETIER']._serialized_end=2117
+  _globals['_EXACTNESS']._serialized_start=2016
+  _globals['_EXACTNESS']._serialized_end=2099
+  _globals['_CACHETIER']._serialized_start=2101
+  _globals['_CACHETIER']._serialized_end=2205
   _globals['_CONSULTREQUEST']._serialized_start=59
   _globals['_CONSULTREQUEST']._serialized_end=240
   _globals['_RELEASE']._serialized_start=242
@@ -44,33 +44,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESERVATION']._serialized_start=424
   _globals['_RESERVATION']._serialized_end=497
   _globals['_CONSULTRESPONSE']._serialized_start=499
-  _globals['_CONSULTRESPONSE']._serialized_end=562
-  _globals['_ANSWER']._serialized_start=564
-  _globals['_ANSWER']._serialized_end=674
-  _globals['_PREFIXMATCH']._serialized_start=676
-  _globals['_PREFIXMATCH']._serialized_end=765
-  _globals['_REPORTREQUEST']._serialized_start=768
-  _globals['_REPORTREQUEST']._serialized_end=915
-  _globals['_SNAPSHOT']._serialized_start=917
-  _globals['_SNAPSHOT']._serialized_end=993
-  _globals['_POOLBLOCKS']._serialized_start=996
-  _globals['_POOLBLOCKS']._serialized_end=1177
-  _globals['_BLOCKEVENTS']._serialized_start=1179
-  _globals['_BLOCKEVENTS']._serialized_end=1259
-  _globals['_BLOCKEVENT']._serialized_start=1262
-  _globals['_BLOCKEVENT']._serialized_end=1466
-  _globals['_BLOCKHASHES']._serialized_start=1468
-  _globals['_BLOCKHASHES']._serialized_end=1497
-  _globals['_REPORTRESPONSE']._serialized_start=1499
-  _globals['_REPORTRESPONSE']._serialized_end=1558
-  _globals['_LISTCACHESREQUEST']._serialized_start=1560
-  _globals['_LISTCACHESREQUEST']._serialized_end=1618
-  _globals['_LISTCACHESRESPONSE']._serialized_start=1620
-  _globals['_LISTCACHESRESPONSE']._serialized_end=1709
-  _globals['_CACHE']._serialized_start=1712
-  _globals['_CACHE']._serialized_end=1926
-  _globals['_KVCACHESTREAMSERVICE']._serialized_start=2120
-  _globals['_KVCACHESTREAMSERVICE']._serialized_end=2319
-  _globals['_KVCACHESERVICE']._serialized_start=2321
-  _globals['_KVCACHESERVICE']._serialized_end=2432
+  _globals['_CONSULTRESPONSE']._serialized_end=608
+  _globals['_RECALL']._serialized_start=610
+  _globals['_RECALL']._serialized_end=650
+  _globals['_ANSWER']._serialized_start=652
+  _globals['_ANSWER']._serialized_end=762
+  _globals['_PREFIXMATCH']._serialized_start=764
+  _globals['_PREFIXMATCH']._serialized_end=853
+  _globals['_REPORTREQUEST']._serialized_start=856
+  _globals['_REPORTREQUEST']._serialized_end=1003
+  _globals['_SNAPSHOT']._serialized_start=1005
+  _globals['_SNAPSHOT']._serialized_end=1081
+  _globals['_POOLBLOCKS']._serialized_start=1084
+  _globals['_POOLBLOCKS']._serialized_end=1265
+  _globals['_BLOCKEVENTS']._serialized_start=1267
+  _globals['_BLOCKEVENTS']._serialized_end=1347
+  _globals['_BLOCKEVENT']._serialized_start=1350
+  _globals['_BLOCKEVENT']._serialized_end=1554
+  _globals['_BLOCKHASHES']._serialized_start=1556
+  _globals['_BLOCKHASHES']._serialized_end=1585
+  _globals['_REPORTRESPONSE']._serialized_start=1587
+  _globals['_REPORTRESPONSE']._serialized_end=1646
+  _globals['_LISTCACHESREQUEST']._serialized_start=1648
+  _globals['_LISTCACHESREQUEST']._serialized_end=1706
+  _globals['_LISTCACHESRESPONSE']._serialized_start=1708
+  _globals['_LISTCACHESRESPONSE']._serialized_end=1797
+  _globals['_CACHE']._serialized_start=1800
+  _globals['_CACHE']._serialized_end=2014
+  _globals['_KVCACHESTREAMSERVICE']._serialized_start=2208
+  _globals['_KVCACHESTREAMSERVICE']._serialized_end=2407
+  _globals['_KVCACHESERVICE']._serialized_start=2409
+  _globals['_KVCACHESERVICE']._serialized_end=2520
 # @@protoc_insertion_point(module_scope)

@@ -162,7 +162,9 @@ class Question(_message.Message):
     executor: _builtins.str
     """Executor to reserve on; empty only asks."""
     blocks: _builtins.int
-    """Blocks to reserve there."""
+    """Blocks to reserve there. With 0 a work is named that has its blocks out of another reservation: what the index
+    promises of it is remembered until its Release.
+    """
     traceparent: _builtins.str
     """W3C trace context of the work."""
     @_builtins.property
@@ -228,22 +230,54 @@ class ConsultResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ANSWERS_FIELD_NUMBER: _builtins.int
+    RECALLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def answers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Answer]:
         """Answers, in no particular order."""
+
+    @_builtins.property
+    def recalls(self) -> _containers.RepeatedCompositeFieldContainer[Global___Recall]:
+        """Where others were refused blocks."""
 
     def __init__(
         self,
         *,
         answers: _abc.Iterable[Global___Answer] | None = ...,
+        recalls: _abc.Iterable[Global___Recall] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answers", b"answers", "recalls", b"recalls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ConsultResponse: _TypeAlias = ConsultResponse  # noqa: Y015
+
+@_typing.final
+class Recall(_message.Message):
+    """Somebody was refused blocks: a batcher that holds some in advance there gives them back, and takes none for a while."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTOR_FIELD_NUMBER: _builtins.int
+    POOL_FIELD_NUMBER: _builtins.int
+    executor: _builtins.str
+    """Where."""
+    pool: _builtins.str
+    """Of which pool."""
+    def __init__(
+        self,
+        *,
+        executor: _builtins.str = ...,
+        pool: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executor", b"executor", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recall: _TypeAlias = Recall  # noqa: Y015
 
 @_typing.final
 class Answer(_message.Message):
@@ -529,7 +563,7 @@ Global___BlockHashes: _TypeAlias = BlockHashes  # noqa: Y015
 
 @_typing.final
 class ReportResponse(_message.Message):
-    """To an executor."""
+    """To an executor: that its snapshot is in, or that one is wanted. Events are not answered else."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
