@@ -51,6 +51,7 @@ def _etcd(component: Component, folder: StateFolder) -> list[str]:
         "--log-level=warn",
         "--auto-compaction-mode=revision",  # a laptop's mesh writes little, but for weeks
         "--auto-compaction-retention=1000",
+        "--snapshot-count=1000",  # and 5,000 entries of its log stay in memory, not 100,000
         "--quota-backend-bytes=268435456",
     ]
 

@@ -164,7 +164,7 @@ class Supervisor:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         if self._plan.sink_port is not None:
-            sink = OtlpSink(f"{HOST}:{self._plan.sink_port}")
+            sink = OtlpSink(f"{HOST}:{self._plan.sink_port}", kept=0)  # nobody asks here: the file has them
             sink.write_to(self._folder.traces_dir / "envoy.jsonl")
             await sink.start()
             stack.push_async_callback(sink.stop)
