@@ -7,7 +7,7 @@ LOCK    := deploy/requirements.lock
 STAMP   := $(VENV)/.lock-sha256
 PYSRC   := libs services tests protos/generate.py bazel deploy
 
-.PHONY: setup up down test test-vllm test-faults check format bench proto lock bazel vllm clean
+.PHONY: setup up down test test-vllm test-faults check format bench soak scale proto lock bazel vllm clean
 
 setup: $(STAMP)  ## the environment, exactly as locked
 
@@ -49,6 +49,12 @@ format: setup  ## rewrites the sources in the house's style
 
 bench: setup  ## measures the lanes and prints a table; arguments in ARGS="--rounds 5"
 	@$(BIN)/python -m tests.bench.lanes $(ARGS)
+
+soak: setup  ## two hours of mixed requests at half load; shorter: ARGS="--minutes 30"
+	@$(BIN)/python -m tests.bench.soak $(ARGS)
+
+scale: setup  ## what a token costs with how many executors, requests in flight, tenants, instances
+	@$(BIN)/python -m tests.bench.scale $(ARGS)
 
 vllm: setup  ## an environment with vLLM for executors with HEADRACE_ENGINE=vllm; prints its interpreter
 	@$(BIN)/python -m services.executor.vllm.environment

@@ -52,7 +52,7 @@ TTL_S = 5
 TICK_S = 0.05
 """Between two sweeps of what is past its deadline, in seconds."""
 
-YOUNG_OBJECTS = 10_000
+YOUNG_OBJECTS = 50_000
 """New objects after which the collector looks at the young ones: a request makes some hundred, and almost all of them
 go by themselves."""
 

@@ -180,7 +180,7 @@ def frame_from_proto(message: lane_pb2.Frame) -> Frame:
     entries, tokens, log_probs = len(frame), len(frame.token_ids), len(frame.log_probs)
     if len(frame.offsets) != entries or len(frame.counts) != entries:
         raise ValueError(f"a frame of {entries} works has {len(frame.offsets)} offsets and {len(frame.counts)} counts")
-    if (counted := int(frame.counts.sum())) != tokens or log_probs not in (0, tokens):
+    if (counted := int(np.add.reduce(frame.counts, dtype=np.int64))) != tokens or log_probs not in (0, tokens):
         raise ValueError(f"a frame of {counted} tokens has {tokens} of them and {log_probs} log-probabilities")
     return frame
 

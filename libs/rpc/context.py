@@ -69,6 +69,23 @@ class Context:
             await self._stream.room_again()
         self._stream.write(self._encode(message))
 
+    @property
+    def room(self) -> bool:
+        """Whether the caller takes more now."""
+        return self._stream.room
+
+    def say(self, message: Any) -> None:
+        """Sends a message at once. For who looks at `room` before."""
+        self._stream.write(self._encode(message))
+
+    def say_with(self, say: Callable[[], None]) -> None:
+        """`say` is called when there is room again, and after `wake`. It may not raise. Until the next `write`."""
+        self._stream.say_with(say)
+
+    def wake(self) -> None:
+        """There is something to say: `say` is called once, at the end of this turn of the loop, if there is room."""
+        self._stream.wake()
+
     async def send_initial_metadata(self, metadata: Metadata) -> None:
         """Says that the call is taken, before its first message does."""
         self._stream.begin(metadata)

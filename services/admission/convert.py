@@ -96,16 +96,19 @@ def chunk_to_proto(chunk: Chunk, request_id: str) -> inference_pb2.GenerateRespo
     return response
 
 
-def responses(chunk: Chunk, request_id: str) -> Iterator[inference_pb2.GenerateResponse]:
+def responses(chunk: Chunk, request_id: str) -> list[inference_pb2.GenerateResponse]:
     """A chunk as the messages of a stream, without its error; `request_id` on the first one only."""
+    if not (chunk.restart or chunk.tool_steps or chunk.error):  # almost all
+        return [chunk_to_proto(chunk, request_id)]
+    told: list[inference_pb2.GenerateResponse] = []
     for part in parts(chunk):
-        for step in part.tool_steps:
-            yield inference_pb2.GenerateResponse(request_id=request_id, tool_step=tool_step_to_proto(step))
-            request_id = ""
+        told += [inference_pb2.GenerateResponse(tool_step=tool_step_to_proto(step)) for step in part.tool_steps]
         # Of parts, only one with tool steps or an error may have nothing else to say.
         if not (part.tool_steps or part.error) or replace(part, tool_steps=[], error=None) != Chunk():
-            yield chunk_to_proto(part, request_id)
-            request_id = ""
+            told.append(chunk_to_proto(part, ""))
+    if told and request_id:
+        told[0].request_id = request_id
+    return told
 
 
 def notes(chunk: Chunk, member: int) -> Iterator[inference_pb2.SessionNote]:

@@ -10,12 +10,12 @@ from libs.lane.forwarder import DRAINING
 from libs.rpc.call import CALL
 from libs.rpc.context import Context
 from libs.rpc.paging import page
-from libs.telemetry import names
 from libs.telemetry.tracing import Span, Tracing
 from services.admission.contracts.approvals import Approvals
-from services.admission.convert import count_request_from_proto, degradation_trailer, request_from_proto, responses
+from services.admission.convert import count_request_from_proto, degradation_trailer, request_from_proto
 from services.admission.describe import describe_finish
 from services.admission.front import Front, leaves
+from services.admission.generate import Generate
 from services.admission.observe import Observer
 from services.admission.policy_source import PolicySource
 from services.admission.session import Session
@@ -73,36 +73,25 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             self._generates -= 1
 
     async def _generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
-        call, wake = CALL.get(), _Wake()
+        call = CALL.get()
         span = call.span or Span()
+        generate = Generate(context, span)
         parsed = request_from_proto(request, traceparent=span.traceparent, call_deadline=call.deadline)
         try:
-            answer = await self._front.start(parsed, call.identity, span, wake.set)
+            answer = await self._front.start(parsed, call.identity, span, generate.changed)
+            try:
+                last = await generate.end(answer)
+            finally:
+                self._front.cancel(answer)
+            if last.error is not None:  # behind the tokens that came before it
+                raise last.error
         except HeadraceError as error:
-            await _hand_back(context, error)
+            if not generate.told and DRAINING in error.metadata:
+                await context.send_initial_metadata(HANDED_BACK)
             raise
-        request_id, begun = answer.request_id, False
-        try:
-            while True:
-                await wake.wait()
-                chunk = answer.take()
-                if (chunk.count or chunk.text) and not begun:
-                    begun = True
-                    span.event(names.FIRST_TOKEN)
-                if chunk.finish is not None:
-                    context.set_trailing_metadata(degradation_trailer(chunk.finish))
-                for response in responses(chunk, request_id):
-                    await context.write(response)
-                    request_id = ""
-                if chunk.error is not None:  # behind the tokens that came before it
-                    if request_id:
-                        await _hand_back(context, chunk.error)
-                    raise chunk.error
-                if chunk.finish is not None:
-                    describe_finish(span, chunk.finish)
-                    return
-        finally:
-            self._front.cancel(answer)
+        assert last.finish is not None
+        context.set_trailing_metadata(degradation_trailer(last.finish))
+        describe_finish(span, last.finish)
 
     async def Session(self, _: object, context: Context) -> None:  # type: ignore[override]
         """Many answers on one stream."""
@@ -159,38 +148,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise ApprovalUnknown("nothing waits for an approval here")
         await self._approvals.decide(request.approval_id, request.approved, request.reason, CALL.get().identity)
         return inference_pb2.ApproveResponse()
-
-
-class _Wake:
-    """An asyncio.Event for one who waits, and who resets it by waiting: a seventh of what a token cost at this door was
-    in what an Event can do besides."""
-
-    __slots__ = ("_loop", "_set", "_waiter")
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._set = False
-        self._waiter: asyncio.Future[None] | None = None
-
-    def set(self, _: object) -> None:
-        """Wakes who waits, or lets who comes pass."""
-        self._set = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self) -> None:
-        """Returns when it has been set since the last time."""
-        if not self._set:
-            self._waiter = self._loop.create_future()
-            await self._waiter
-            self._waiter = None
-        self._set = False
-
-
-async def _hand_back(context: Context, error: HeadraceError) -> None:
-    """Tells whoever stands in front that another process may take the request, of which nothing has been told yet."""
-    if DRAINING in error.metadata:
-        await context.send_initial_metadata(HANDED_BACK)
 
 
 async def _read(context: Context, session: Session) -> None:

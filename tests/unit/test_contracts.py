@@ -334,22 +334,22 @@ def test_a_resumed_answer_is_judged_as_a_whole() -> None:
 
 def test_a_restart_and_tool_steps_have_messages_of_their_own() -> None:
     chunk = Chunk("ab", "m@1", count=2, restart=True, tool_steps=[step("waiting"), step()], finish=FINISH)
-    messages = list(responses(chunk, "r"))
+    messages = responses(chunk, "r")
     assert [m.request_id for m in messages] == ["r", "", "", "", ""]
     assert messages[0] == pb.GenerateResponse(request_id="r", restart=True)
     assert (messages[1].text, messages[1].model_version) == ("ab", "m@1")
     assert [m.tool_step.state for m in messages[2:4]] == [pb.TOOL_STATE_WAITING, pb.TOOL_STATE_DONE]
     assert messages[4].HasField("finish")
     assert [[n.restart for n in notes(part, 3)] for part in parts(chunk)] == [[True], [False], [False, False]]
-    assert list(responses(Chunk(error=HeadraceError("x")), "r")) == []
+    assert responses(Chunk(error=HeadraceError("x")), "r") == []
     assert [m.text for m in responses(Chunk("a", count=1, error=HeadraceError("x")), "r")] == ["a"]
-    assert list(responses(Chunk(count=1), "r")) == [pb.GenerateResponse(request_id="r")]
+    assert responses(Chunk(count=1), "r") == [pb.GenerateResponse(request_id="r")]
 
 
 def test_a_chunk_without_them_is_one_message() -> None:
     chunk = Chunk("ab", count=2)
     assert parts(chunk) == (chunk,)
-    assert len(list(responses(chunk, ""))) == 1
+    assert len(responses(chunk, "")) == 1
 
 
 def test_what_was_given_up_is_a_trailer() -> None:

@@ -30,6 +30,7 @@ SHELLS = {"main.py", "service.py", "config.py"}
 NAMED_SHELLS = {
     "services/admission/catalogue_writer.py": "reads and swaps the catalogue in etcd",
     "services/admission/convert.py": "messages of the public API to values and back",
+    "services/admission/generate.py": "one answer on a stream of its own",
     "services/admission/leaving.py": "waits while its requests end",
     "services/admission/front.py": "starts requests: gives them their ids, runs them",
     "services/admission/operations.py": "the servicer of the operations API",
