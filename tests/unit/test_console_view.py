@@ -151,7 +151,8 @@ def test_envoy_gets_every_admission_and_the_collector() -> None:
     assert "transport_socket" in collector
     (listener,) = config["static_resources"]["listeners"]
     manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
-    assert manager["tracing"]["random_sampling"]["value"] == 12.5
+    sampler = manager["tracing"]["provider"]["typed_config"]["sampler"]["typed_config"]["wrapped_sampler"]
+    assert sampler["typed_config"]["sampling_percentage"] == {"numerator": 125_000, "denominator": "MILLION"}
     generate = manager["route_config"]["virtual_hosts"][0]["routes"][-1]["route"]
     assert generate["timeout"] == "0s"
     # Never what has begun: the header stands in front of all else that a call is told.
