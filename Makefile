@@ -27,7 +27,7 @@ down:  ## stops what `make up ARGS=--detach` started
 	@$(BIN)/headrace down
 
 test: setup  ## unit, rpc and system tests; one suite: ARGS=tests/unit
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m $(if $(ARGS),pytest $(ARGS),tests.suites)
 
 test-vllm: vllm  ## the vLLM engine, for real: installs 3.5 GB first; six minutes
 	@$(BIN)/python -m pytest tests/vllm $(ARGS)

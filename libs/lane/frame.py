@@ -13,7 +13,7 @@ from itertools import accumulate, repeat
 import numpy as np
 from numpy.typing import NDArray
 
-from libs.lane.work import NAN, Tokens
+from libs.lane.draft import Draft
 
 Numbers = NDArray[np.int64]
 Counts = NDArray[np.uint32]
@@ -44,6 +44,17 @@ class Frame:
     token_ids: Counts = field(default_factory=lambda: NO_COUNTS)
     log_probs: LogProbs = field(default_factory=lambda: NO_LOG_PROBS)
 
+    @classmethod
+    def of(cls, draft: Draft) -> "Frame":
+        """What has been written."""
+        return cls(
+            np.array(draft.work_ids, NUMBER),
+            np.array(draft.offsets, COUNT),
+            np.array(draft.counts, COUNT),
+            np.array(draft.token_ids, COUNT),
+            np.array(draft.log_probs, LOG_PROB) if draft.log_probs else NO_LOG_PROBS,
+        )
+
     def __len__(self) -> int:
         """Entries."""
         return len(self.work_ids)
@@ -73,41 +84,3 @@ class Frame:
 
 Entry = tuple[int, int, list[int], list[float]]
 """Number, offset, tokens and log-probabilities of a work in a frame. Only lent: entries may share an empty list."""
-
-
-@dataclass(slots=True)
-class Draft:
-    """A frame that is being written, as lists: what an engine's step fills. Fields as in Frame."""
-
-    work_ids: list[int] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    log_probs: list[float] = field(default_factory=list)
-
-    def add(self, work_id: int, offset: int, tokens: Tokens, log_probs: Sequence[float] = ()) -> None:
-        """Appends an entry. `log_probs` is empty or as long as `tokens`."""
-        if log_probs:
-            missing = len(self.token_ids) - len(self.log_probs)
-            if missing:
-                self.log_probs.extend([NAN] * missing)
-            self.log_probs.extend(log_probs)
-        elif self.log_probs:
-            self.log_probs.extend([NAN] * len(tokens))
-        self.work_ids.append(work_id)
-        self.offsets.append(offset)
-        self.counts.append(len(tokens))
-        self.token_ids.extend(tokens)
-
-    def frame(self) -> Frame:
-        """What has been written."""
-        return Frame(
-            np.array(self.work_ids, NUMBER),
-            np.array(self.offsets, COUNT),
-            np.array(self.counts, COUNT),
-            np.array(self.token_ids, COUNT),
-            np.array(self.log_probs, LOG_PROB) if self.log_probs else NO_LOG_PROBS,
-        )
-
-    def __bool__(self) -> bool:
-        return bool(self.work_ids)

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from libs.lane.frame import Draft, Frame
+from libs.lane.draft import Draft
+from libs.lane.frame import Frame
 from libs.lane.passages import FrontLane, P, Passages
 from libs.lane.progress import Gap
 
@@ -78,7 +79,7 @@ def _pass_on_sorted(frame: Frame, passages: Passages[P], behind: object) -> Mapp
             out = passed.setdefault(passage.lane, Draft())
             out.add(passage.down_id, offset + known, tokens[known:], log_probs[known:])
     if taken:
-        passages.log(taken.frame())
+        passages.log(Frame.of(taken))
     for lane, out in passed.items():
-        lane.sink.on_frame(out.frame())
+        lane.sink.on_frame(Frame.of(out))
     return gaps

@@ -146,7 +146,7 @@ class Session:
                 if chunk.log_probs:
                     log_probs += chunk.log_probs
                     size += 4 * len(chunk.log_probs)
-                if chunk.finish is None and chunk.error is None:
+                if chunk.finish is None and chunk.error is None and member not in dirty:  # what waits comes first
                     self._steady(member)
             if chunk.finish is not None:
                 describe_finish(member.span, chunk.finish)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from libs.kvcache.values import BlockEvent, Exactness
-from libs.lane.frame import Draft
+from libs.lane.draft import Draft
 from libs.lane.work import Outcome, Work
 
 if TYPE_CHECKING:

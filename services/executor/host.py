@@ -12,8 +12,9 @@ import numpy as np
 
 from libs.catalogue import model_of
 from libs.errors import Cancelled, HeadraceError, NoExecutor, StageUnavailable
+from libs.lane.draft import Draft
 from libs.lane.forwarder import DRAINING
-from libs.lane.frame import NUMBER, Draft
+from libs.lane.frame import NUMBER, Frame
 from libs.lane.stage import Sink
 from libs.lane.work import Decision, Outcome, QueueState, Tier, Work
 from libs.telemetry import names
@@ -142,14 +143,14 @@ class Copy:
         running = [each for each in found if each is not None]
         if len({each.lane for each in running}) == 1 and len(running) == len(found):
             numbers = np.array([each.work_id for each in running], NUMBER)
-            running[0].lane.sink.on_frame(step.frame().under(numbers))
+            running[0].lane.sink.on_frame(Frame.of(step).under(numbers))
             return
         passed: dict[HostLane, Draft] = {}
-        for each, (_, offset, tokens, log_probs) in zip(found, step.frame().entries(), strict=True):
+        for each, (_, offset, tokens, log_probs) in zip(found, Frame.of(step).entries(), strict=True):
             if each is not None:  # else its lane has gone
                 passed.setdefault(each.lane, Draft()).add(each.work_id, offset, tokens, log_probs)
         for lane, out in passed.items():
-            lane.sink.on_frame(out.frame())
+            lane.sink.on_frame(Frame.of(out))
 
     def _first_tokens(self, run_ids: Sequence[int]) -> None:
         for run_id in self.prefilling.intersection(run_ids):

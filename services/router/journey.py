@@ -16,8 +16,9 @@ from dataclasses import replace
 
 from libs.catalogue import model_of
 from libs.errors import Cancelled, DeadlinePassed, HeadraceError, NoExecutor, Rerouted, StageUnavailable
+from libs.lane.draft import Draft
 from libs.lane.forwarder import DRAINING
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.work import POOL_GONE, Note, Outcome, Tokens, Work
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
@@ -292,7 +293,7 @@ class Journey:
             if attempt.answer:
                 draft = Draft()
                 draft.add(self._number, 0, attempt.answer, attempt.log_probs if self._work.log_probs else ())
-                self._way.sink.on_frame(draft.frame())
+                self._way.sink.on_frame(Frame.of(draft))
         self._finish(outcome)
 
     def _fail(self, error: HeadraceError) -> None:

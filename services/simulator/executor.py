@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+from libs.lane.frame import Frame
 from libs.lane.stage import Sink
 from libs.lane.work import Decision, QueueState, Work
 from services.executor.blocks import PagedBlocks
@@ -54,7 +55,7 @@ class Executor:
         if self._sink is None:
             return
         if told.frame:
-            self._sink.on_frame(told.frame.frame())
+            self._sink.on_frame(Frame.of(told.frame))
         for work_id, outcome in told.outcomes:
             self._sink.on_outcome(work_id, outcome)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from libs.lane.frame import Draft
+from libs.lane.draft import Draft
 from libs.lane.work import Outcome
 from services.executor.engine import BlockEvent
 

@@ -12,7 +12,8 @@ from grpc import aio
 from headrace.inference.v1 import inference_pb2 as pb
 from headrace.inference.v1 import inference_pb2_grpc
 from libs import process
-from libs.lane.frame import Draft
+from libs.lane.draft import Draft
+from libs.lane.frame import Frame
 from libs.lane.server import lane_streams
 from libs.lane.stage import Lane, Sink
 from libs.lane.work import Decision, FinishReason, Outcome, QueueState, Work
@@ -50,7 +51,7 @@ class _Lane:
     def submit(self, work_id: int, work: Work) -> None:
         frame = Draft()
         frame.add(work_id, len(work.resumed), [TOKEN])
-        self._sink.on_frame(frame.frame())
+        self._sink.on_frame(Frame.of(frame))
         self._sink.on_outcome(work_id, Outcome(finish=FinishReason.LENGTH, output_tokens=1, executor="stub"))
 
     def cancel(self, work_id: int) -> None:

@@ -18,7 +18,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from libs.lane.frame import Draft, Frame
+from libs.lane.draft import Draft
+from libs.lane.frame import Frame
 from libs.lane.work import Asked, Note, Outcome, Work
 from services.router.policy import Canary, Cascade, Fallback, Hedge, RouteRules, Rule, Shadow
 from tests.unit.routing import Routed, asked, catalogue
@@ -57,7 +58,8 @@ def measure(name: str, route: RouteRules) -> tuple[float, float]:
     submitted = time.perf_counter() - began
     numbers, sink = list(it.batcher.works), it.batcher.sink
     frames = [
-        Draft(numbers, [step] * len(numbers), [1] * len(numbers), [5] * len(numbers)).frame() for step in range(FRAMES)
+        Frame.of(Draft(numbers, [step] * len(numbers), [1] * len(numbers), [5] * len(numbers)))
+        for step in range(FRAMES)
     ]
     began = time.perf_counter()
     for frame in frames:

@@ -16,8 +16,9 @@ from headrace.inference.v1 import inference_pb2 as pb
 from headrace.inference.v1 import inference_pb2_grpc
 from libs.client import Completion, HeadraceClient, RetryPolicy
 from libs.clock import SystemClock
+from libs.lane.draft import Draft
 from libs.lane.forwarder import DRAINING, Forwarder
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.stage import Sink
 from libs.lane.work import FinishReason, Outcome, Work
 from libs.models.tokenizers import Tokenizers
@@ -51,7 +52,7 @@ class LetterLane(HandLane):
         frame = Draft()
         frame.add(work_id, self.made[work_id], tokens(text))
         self.made[work_id] += len(text)
-        self.sink.on_frame(frame.frame())
+        self.sink.on_frame(Frame.of(frame))
 
 
 class Letters(HandStage):

@@ -15,7 +15,8 @@ from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from libs.errors import Cancelled, Overloaded
 from libs.lane import client, server
 from libs.lane.client import RemoteStage
-from libs.lane.frame import Draft, Frame
+from libs.lane.draft import Draft
+from libs.lane.frame import Frame
 from libs.lane.stage import LaneNotReady, Sink
 from libs.lane.wire import frame_from_proto, work_to_proto
 from libs.lane.work import FinishReason, Note, Outcome, QueueState, Tier, Work
@@ -241,7 +242,7 @@ async def test_a_reader_that_stops_makes_frames_grow_and_disturbs_nobody() -> No
         for position in range(steps):
             draft = Draft()
             draft.add(1, position, [position])
-            slow.sink.on_frame(draft.frame())
+            slow.sink.on_frame(Frame.of(draft))
             await asyncio.sleep(0)
         lane.submit(2, work(2))
         other = it.stage.lanes[0]

@@ -15,8 +15,9 @@ from libs.client import Answer, Chunk, GenerateOptions, HeadraceClient, NoExecut
 from libs.clock import SystemClock
 from libs.errors import NoExecutor as PoolGone
 from libs.errors import StageUnavailable
+from libs.lane.draft import Draft
 from libs.lane.forwarder import Forwarder
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.work import FinishReason, Note, Outcome, Work
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.interceptors import deadline, errors, identity
@@ -80,7 +81,7 @@ class Door:
         frame = Draft()
         frame.add(work_id, self.lane.made[work_id], tokens(text))
         self.lane.made[work_id] += len(text)
-        self.lane.sink.on_frame(frame.frame())
+        self.lane.sink.on_frame(Frame.of(frame))
 
     def end(self, outcome: Outcome | None = None) -> None:
         (work_id,) = self.lane.works

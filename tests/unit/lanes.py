@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from math import isnan
 
-from libs.lane.frame import Draft, Frame
+from libs.lane.draft import Draft
+from libs.lane.frame import Frame
 from libs.lane.stage import LaneNotReady, Sink
 from libs.lane.work import Decision, FinishReason, Note, Outcome, QueueState, Sampling, Tier, Work
 
@@ -96,7 +97,7 @@ class HandLane:
                 frame.add(work_id, made, tokens)
                 self.made[work_id] += len(tokens)
         if frame:
-            self.sink.on_frame(frame.frame())
+            self.sink.on_frame(Frame.of(frame))
 
     def end(self, work_id: int, outcome: Outcome | None = None) -> None:
         """Ends a work, well if nothing else is said."""

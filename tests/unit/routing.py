@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from libs.catalogue import ModelSpec, model_of
 from libs.clock import ManualClock
+from libs.lane.draft import Draft
 from libs.lane.forwarder import Forwarder
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.stage import Sink
 from libs.lane.work import Asked, FinishReason, Note, Outcome, Work
 from libs.telemetry.metrics import Metrics
@@ -82,7 +83,7 @@ class ModelLane(HandLane):
                 frame.add(work_id, made, tokens, [-0.5] * len(tokens) if one.log_probs else ())
                 self.made[work_id] += len(tokens)
         if frame:
-            self.sink.on_frame(frame.frame())
+            self.sink.on_frame(Frame.of(frame))
 
     def run(self) -> None:
         """Lets everything end well; an end may cancel others."""

@@ -14,8 +14,9 @@ from msgspec import structs
 from headrace.inference.v1 import inference_pb2
 from libs.clock import ManualClock
 from libs.errors import Cancelled, DeadlinePassed, RequestInvalid
+from libs.lane.draft import Draft
 from libs.lane.forwarder import Forwarder
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.work import FinishReason, Note, Outcome
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
@@ -297,7 +298,7 @@ class Streams:
         for work_id in lane.works:
             frame.add(work_id, lane.made[work_id], tokens(text), [-1.0] * len(tokens(text)))
             lane.made[work_id] += len(tokens(text))
-        lane.sink.on_frame(frame.frame())
+        lane.sink.on_frame(Frame.of(frame))
         if end is not None:
             for work_id in list(lane.works):
                 lane.end(work_id, end)

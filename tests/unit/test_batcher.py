@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 
 from libs.errors import Cancelled, DeadlinePassed, InternalError, NoExecutor, Overloaded, StageUnavailable
+from libs.lane.draft import Draft
 from libs.lane.forwarder import DRAINING
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.work import POOL_GONE, FinishReason, Note, Outcome, Tier
 from services.batcher.dispatch import AWAY_S, SHUT_S
 from services.batcher.executors import ExecutorInfo
@@ -270,7 +271,7 @@ def test_behind_a_gap_the_answer_ends_and_not_before_the_tokens_in_front_of_it()
     right, frame = answer(rig.works[0]), Draft()
     frame.add(key, 0, right[:2])
     frame.add(key, 5, right[5:6])
-    lane.sink.on_frame(frame.frame())
+    lane.sink.on_frame(Frame.of(frame))
     assert rig.answers.tokens[0] == right[:2]
     assert isinstance(rig.answers.outcomes[0].error, InternalError)
     assert lane.cancels == [key]

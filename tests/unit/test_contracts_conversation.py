@@ -22,8 +22,9 @@ from libs.errors import (
     QuotaExceeded,
     RequestInvalid,
 )
+from libs.lane.draft import Draft
 from libs.lane.forwarder import Forwarder
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.work import FinishReason, Grammar, Note, Outcome, Work
 from libs.models.tokenizers import Tokenizers
 from libs.registry import EtcdClient, Registry
@@ -172,7 +173,7 @@ class Talk:
         frame = Draft()
         frame.add(work_id, self.lane.made[work_id], tokens(text))
         self.lane.made[work_id] += len(tokens(text))
-        self.lane.sink.on_frame(frame.frame())
+        self.lane.sink.on_frame(Frame.of(frame))
         if end is not None:
             self.lane.end(work_id, end)
 

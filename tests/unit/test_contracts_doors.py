@@ -7,8 +7,9 @@ import pytest
 
 from headrace.inference.v1 import inference_pb2 as pb
 from libs.clock import ManualClock
+from libs.lane.draft import Draft
 from libs.lane.forwarder import Forwarder
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.work import FinishReason, Note, Outcome
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
@@ -47,7 +48,7 @@ class Door:
         for work_id in lane.works:
             frame.add(work_id, lane.made[work_id], tokens(text))
             lane.made[work_id] += len(text)
-        lane.sink.on_frame(frame.frame())
+        lane.sink.on_frame(Frame.of(frame))
 
     def note(self, note: Note) -> None:
         (work_id,) = self.router.lane.works

@@ -7,8 +7,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from libs.clock import ManualClock
 from libs.errors import Cancelled, DeadlinePassed, InternalError, StageUnavailable
+from libs.lane.draft import Draft
 from libs.lane.forwarder import ATTEMPTS, BACKSTOP_S, DRAINING, PATIENCE_S, Forwarder
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.stage import Sink
 from libs.lane.work import FinishReason, Note, Outcome, Work
 from tests.unit.lanes import Answers, HandLane, HandStage, answer, work
@@ -60,7 +61,7 @@ def test_repeats_are_dropped(clock: ManualClock) -> None:
     for offset, count in ((0, 3), (0, 2), (1, 4), (4, 1)):
         frame = Draft()
         frame.add(up_id, offset, right[offset : offset + count], [-1.0] * count)
-        a.lane.sink.on_frame(frame.frame())
+        a.lane.sink.on_frame(Frame.of(frame))
     assert answers.tokens[1] == right[:5]
     assert answers.log_probs[1] == [-1.0] * 5
 
@@ -73,7 +74,7 @@ def test_behind_a_gap_the_work_is_sent_again(clock: ManualClock) -> None:
     frame = Draft()
     frame.add(up_id, 0, right[:2])
     frame.add(up_id, 5, right[5:7])
-    a.lane.sink.on_frame(frame.frame())
+    a.lane.sink.on_frame(Frame.of(frame))
     assert answers.tokens[1] == right[:2]
     assert a.lane.cancels == [up_id]
     assert list(a.lane.sent[-1].resumed) == right[:2]

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from headrace.lane.v1 import lane_pb2
 from libs.clock import ManualClock
 from libs.errors import StageUnavailable
+from libs.lane.draft import Draft
 from libs.lane.forwarder import NOBODY, PATIENCE_S, Forwarder
-from libs.lane.frame import Draft, Frame
+from libs.lane.frame import Frame
 from libs.lane.outbox import Outbox
 from libs.lane.wire import frame_from_proto, note_from_proto
 from libs.lane.work import FinishReason, Note, Outcome
@@ -28,7 +29,7 @@ class Restarting(Answers):
 def frame(work_id: int, offset: int, *tokens: int) -> Frame:
     made = Draft()
     made.add(work_id, offset, tokens)
-    return made.frame()
+    return Frame.of(made)
 
 
 def test_a_forwarder_forgets_what_is_void_and_goes_on_with_what_is_new() -> None:

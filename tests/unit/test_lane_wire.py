@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from headrace.lane.v1 import lane_pb2
 from libs.errors import Overloaded
-from libs.lane.frame import Draft
+from libs.lane.draft import Draft
+from libs.lane.frame import Frame
 from libs.lane.progress import Progress
 from libs.lane.wire import (
     decision_from_proto,
@@ -104,7 +105,7 @@ def test_a_frame_comes_back_the_same(entries: list[tuple[int, int, list[int], bo
     draft = Draft()
     for work_id, offset, tokens, with_log_probs in entries:
         draft.add(work_id, offset, tokens, [-0.5] * len(tokens) if with_log_probs else ())
-    frame = draft.frame()
+    frame = Frame.of(draft)
     assert not len(frame.log_probs) or len(frame.log_probs) == len(frame.token_ids)
     back = frame_from_proto(lane_pb2.Frame.FromString(frame_to_proto(frame).SerializeToString()))
     assert repr(list(back.entries())) == repr(list(frame.entries()))  # NaN is not equal to itself
@@ -117,7 +118,7 @@ def test_some_entries_of_a_frame_under_other_numbers(
     draft = Draft()
     for work_id, offset, tokens, with_log_probs, _ in entries:
         draft.add(work_id, offset, tokens, [-0.5] * len(tokens) if with_log_probs else ())
-    frame = draft.frame()
+    frame = Frame.of(draft)
     chosen = [(place, entry[-1]) for place, entry in enumerate(entries) if entry[-1] is not None]
     whole = list(frame.entries())
     wanted = [(number, *whole[place][1:]) for place, number in chosen]
@@ -155,7 +156,7 @@ def test_log_probs_are_padded_where_a_work_did_not_ask() -> None:
     frame.add(2, 0, [20], [-1.0])
     frame.add(3, 0, [30])
     assert repr(frame.log_probs) == "[nan, nan, -1.0, nan]"
-    assert repr(frame.frame().log_probs.tolist()) == "[nan, nan, -1.0, nan]"
+    assert repr(Frame.of(frame).log_probs.tolist()) == "[nan, nan, -1.0, nan]"
 
 
 @given(

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from headrace.lane.v1 import lane_pb2
 from libs.errors import RequestInvalid, Violation
-from libs.lane.frame import Draft, Frame
+from libs.lane.draft import Draft
+from libs.lane.frame import Frame
 from libs.lane.joined import joined
 from libs.lane.outbox import FRAME_TOKENS, NOTE_TOKENS, OUTCOME_TOKENS, Outbox
 from libs.lane.wire import frame_from_proto, note_from_proto, outcome_from_proto
@@ -23,7 +24,7 @@ def frame(*entries: tuple[int, int, list[int]], log_probs: bool = False) -> Fram
     made = Draft()
     for work_id, offset, tokens in entries:
         made.add(work_id, offset, tokens, [-1.0] * len(tokens) if log_probs else ())
-    return made.frame()
+    return Frame.of(made)
 
 
 def said(message: lane_pb2.ExchangeResponse) -> list[tuple[int, int, list[int]]]:
@@ -190,7 +191,7 @@ def test_joining_changes_nothing_of_what_each_work_is_told(
             tokens = list(range(token, token + count))
             draft.add(number, offset, tokens, [float(one) for one in tokens] if log_probs else ())
             token += count
-        frames.append(draft.frame())
+        frames.append(Frame.of(draft))
     result = joined(frames)
     assert _by_work([result]) == _by_work(frames)
     read = dict(zip(result.token_ids.tolist(), result.log_probs.tolist(), strict=bool(len(result.log_probs))))

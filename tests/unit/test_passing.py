@@ -6,7 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from libs.lane.frame import Draft, Frame
+from libs.lane.draft import Draft
+from libs.lane.frame import Frame
 from libs.lane.passages import LEAST_TOKENS, LOG_FRAMES, ROWS, Passages
 from libs.lane.passing import _pass_on_sorted, _pass_on_whole, pass_on
 from libs.lane.progress import Progress
@@ -62,7 +63,7 @@ def frame_of(entries: list[tuple[int, int, int]], log_probs: bool) -> Frame:
             answer(work(number, tokens=30))[offset : offset + count],
             [float("nan") if n % 2 else -float(offset + n) for n in range(count)] if log_probs else (),
         )
-    return frame.frame()
+    return Frame.of(frame)
 
 
 numbers = st.sampled_from([0, 1, 2, 3, 4, 5, 6, 1 + ROWS, -1])
@@ -167,7 +168,7 @@ def many(passages: Passages[Passage], count: int) -> tuple[Lane, list[int]]:
 
 
 def step(numbers: list[int], offsets: list[int]) -> Frame:
-    return Draft(numbers, offsets, [1] * len(numbers), offsets).frame()
+    return Frame.of(Draft(numbers, offsets, [1] * len(numbers), offsets))
 
 
 def test_the_table_grows_and_forgets_nobody() -> None:
@@ -206,7 +207,7 @@ def test_what_waits_to_be_handed_over_is_bounded() -> None:
         assert len(passages._log) < LOG_FRAMES
     large = Draft()
     large.add(numbers[0], passages.count(numbers[0]), [1] * (LEAST_TOKENS + 1))
-    assert _pass_on_whole(large.frame(), passages, BEHIND)
+    assert _pass_on_whole(Frame.of(large), passages, BEHIND)
     assert not passages._log
     assert passages.works[numbers[0]].progress.tokens == lane.sink.tokens[0]
 

@@ -7,13 +7,14 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headrace.inference.v1 import inference_pb2 as pb
 from libs.clock import ManualClock
+from libs.lane.draft import Draft
 from libs.lane.forwarder import Forwarder
-from libs.lane.frame import Draft
+from libs.lane.frame import Frame
 from libs.lane.work import FinishReason, Note, Outcome
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
@@ -82,7 +83,7 @@ class Many:
             if work in lane.works and (made := list(text[lane.made[work] :][:count])):
                 draft.add(work, lane.made[work], made, [float(-token) for token in made] if number == 1 else ())
                 lane.made[work] += len(made)
-        lane.sink.on_frame(draft.frame())
+        lane.sink.on_frame(Frame.of(draft))
 
     def restart(self, number: int) -> None:
         lane, work = self.router.lane, self.works[number]
@@ -133,6 +134,10 @@ texts = st.text(st.sampled_from("abcdefgh ijklmnop é世"), min_size=30, max_siz
 @pytest.mark.parametrize("width", [steady.WIDTH, 4])
 @settings(deadline=None, max_examples=60)
 @given(said=st.lists(texts, min_size=MEMBERS, max_size=MEMBERS), happens=happenings)
+@example(  # who has more to say than goes into a message must not overtake itself
+    said=["abc def ghi jkl mno abc def gh"] * MEMBERS,
+    happens=[("restart", 2), *[("step", [1] * MEMBERS), ("take", None)] * 3],
+)
 def test_each_client_reads_its_whole_answer_once(
     width: int, said: list[str], happens: list[tuple[str, object]]
 ) -> None:

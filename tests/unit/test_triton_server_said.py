@@ -3,7 +3,7 @@
 import pytest
 
 from libs.errors import HeadraceError, InternalError, Overloaded, RequestInvalid, StageUnavailable
-from libs.lane.frame import Draft
+from libs.lane.draft import Draft
 from libs.lane.work import FinishReason, Outcome, Sampling, Tier, Work
 from services.executor.engine import RunnerStats, Step
 from services.executor.triton.blocks import ModelledBlocks

@@ -7,7 +7,7 @@ import structlog
 
 from libs.catalogue import ModelSpec
 from libs.errors import BY_REASON, HeadraceError, Overloaded, RequestInvalid, Violation
-from libs.lane.frame import Draft
+from libs.lane.draft import Draft
 from libs.lane.work import FinishReason, Outcome, Work
 from services.executor.child.process import ChildProcess
 from services.executor.child.wire import (

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from libs.lane.frame import Draft
+from libs.lane.draft import Draft
 from libs.tokens.blocks import chain, link, salt
 from services.executor.blocks import PagedBlocks
 from services.executor.child.wire import Ended, Stepped

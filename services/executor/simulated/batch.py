@@ -7,7 +7,7 @@ needs looking at: a calendar says at which step it outgrows its blocks or makes 
 from collections.abc import Iterator
 from itertools import repeat
 
-from libs.lane.frame import Draft
+from libs.lane.draft import Draft
 from libs.lane.work import NAN, FinishReason, Work
 from services.executor.simulated import answers
 

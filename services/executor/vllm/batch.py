@@ -7,7 +7,7 @@ cancelled without the engine knowing.
 import heapq
 
 from libs.kvcache.values import BlockEvent
-from libs.lane.frame import Draft
+from libs.lane.draft import Draft
 from libs.lane.work import Work
 from services.executor.child.wire import Ended, Stepped
 
