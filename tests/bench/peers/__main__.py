@@ -14,15 +14,15 @@ import json
 import os
 import platform
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 
+from tests.bench.command import end, say, some_of
 from tests.bench.peers.catalogue import SYSTEMS, USUAL
 from tests.bench.peers.deaths import kill_one
 from tests.bench.peers.measure import Idle, Result, RunFailed, as_json, idle, measure, scaled
@@ -152,23 +152,6 @@ class Comparison:
             self.options.out.write_text(json.dumps(self.results, indent=1) + "\n")
 
 
-def say(text: str) -> None:
-    """On stderr: stdout is the report's."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def some_of(known: list[str]) -> Any:
-    """Reads names with commas."""
-
-    def read(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := [name for name in names if name not in known]:
-            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(known)}")
-        return names
-
-    return read
-
-
 def options() -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,11 +166,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the results as JSON")
     parser.add_argument("--plot", type=Path, help="a picture of them")
     return parser.parse_args()
-
-
-def end(*_: object) -> NoReturn:
-    """Lets `finally` stop what runs."""
-    raise SystemExit(143)
 
 
 def main() -> None:

@@ -13,15 +13,15 @@ import json
 import os
 import platform
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import psutil
 
+from tests.bench.command import end, say, some_of
 from tests.bench.peers.native import program
 from tests.bench.peers.processes import Cores
 from tests.bench.scale.measure import Run, idle, measure
@@ -76,34 +76,16 @@ def _told(run: Run) -> str:
     )
 
 
-def say(text: str) -> None:
-    """On stderr: stdout is the report's."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def some_axes(text: str) -> list[str]:
-    """Reads names with commas."""
-    names = text.split(",")
-    if unknown := [name for name in names if name not in AXES]:
-        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(AXES)}")
-    return names
-
-
 def options() -> argparse.Namespace:
     """Of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--axes", type=some_axes, default=[*AXES], help=f"of {', '.join(AXES)}")
+    parser.add_argument("--axes", type=some_of(AXES), default=[*AXES], help=f"of {', '.join(AXES)}")
     parser.add_argument("--most", type=int, default=4096, help="leaves out points with a larger value")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=6.0, help="of each window")
     parser.add_argument("--out", type=Path, help="every run, as JSON; written as it goes")
     parser.add_argument("--plot", type=Path, help="a picture of the medians")
     return parser.parse_args()
-
-
-def end(*_: object) -> NoReturn:
-    """Lets `finally` stop what runs."""
-    raise SystemExit(143)
 
 
 def main() -> None:
