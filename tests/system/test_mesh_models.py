@@ -120,9 +120,21 @@ async def test_adapters_answer_each_for_itself(mesh: Mesh) -> None:
         resident = {r.adapter.partition("@")[0] for e in models.executors for c in e.models for r in c.adapters}
         assert resident
         assert resident <= set(names)
-        asked = "headrace_executor_adapter_asks_total"
-        hits = [await metric(mesh.metrics_port(f"executor-{n}"), asked, result="hit") for n in (1, 2)]
-        assert sum(hits) >= 20
+
+
+async def test_an_adapter_in_memory_is_not_loaded_again(mesh: Mesh) -> None:
+    """Each executor has room for two of the three adapters; asked for alone, one stays where it is."""
+
+    async def hits() -> float:
+        ports = [mesh.metrics_port(f"executor-{n}") for n in (1, 2)]
+        return sum([await metric(port, "headrace_executor_adapter_asks_total", result="hit") for port in ports])
+
+    asks, executors = 10, 2
+    async with connect(mesh.target, mesh.key) as client:
+        before = await hits()
+        for _ in range(asks):
+            await client.generate(ask("legal", "Say it your way.", max_tokens=2))
+        assert before + asks - executors <= await hits() <= before + asks
 
 
 async def test_a_rolling_update_costs_nobody_anything(mesh: Mesh, policy: Path) -> None:

@@ -142,7 +142,7 @@ def _spelled(tokenizer: Tokenizer, tokens: Tokens) -> bytes:
 
 
 def _away(error: StreamBroken) -> StageUnavailable:
-    return StageUnavailable(f"the stream to the Triton server broke: {error}", retry_after_s=1.0)
+    return StageUnavailable(f"the Triton server is away, the stream to it broke: {error}", retry_after_s=1.0)
 
 
 async def _next(asked: Asked) -> Response:
