@@ -1,26 +1,24 @@
-"""What every process of the mesh is made of, and its life: settings → connections → state → server → drain.
+"""What every service of the mesh is made of, and its life: settings → connections → state → server → drain.
 
 A service's `main.py` reads:
 
-    async def run(settings: Settings) -> None:
-        async with MeshProcess("router", settings.process, settings.etcd) as mesh:
+    async def run(settings: Settings, runtime: Runtime) -> None:
+        async with MeshProcess("router", settings.process, runtime) as mesh:
             ...                                  # state, and the tasks that keep it
             await source.start()                 # what it needs to know before it can do its job
             await mesh.listen([Service(...)])    # its ports are open, health says NOT_SERVING
             await mesh.announce(...)             # the others may come
-            await mesh.serve(...)                # until SIGTERM or SIGINT, then drains
+            await mesh.serve(...)                # until the process is told to end, then drains
 """
 
 import asyncio
 import gc
 import os
-import signal
 import sys
-import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import structlog
 import uvloop
@@ -29,19 +27,17 @@ from google.protobuf.message import Message
 from headrace.registry.v1 import registry_pb2
 from libs import settings as settings_module
 from libs import turns
-from libs.clock import SystemClock
+from libs.lane.server import lane_streams, stage_service
+from libs.lane.stage import Stage
 from libs.registry import keys
 from libs.registry.announcement import Announcement
-from libs.registry.registry import Registry
-from libs.rpc.channels import Channels
 from libs.rpc.interceptors import Layer, errors
 from libs.rpc.server import RpcServer, Service
+from libs.runtime import Runtime
 from libs.settings import Etcd, Process, SettingsInvalid
-from libs.streams.client import Dialer
 from libs.streams.server import Handler
 from libs.tasks import Tasks
 from libs.telemetry import names
-from libs.telemetry.logs import setup_logs
 from libs.telemetry.metrics import Metrics, serve_metrics
 from libs.telemetry.tracing import VERSION, setup_tracing
 
@@ -56,61 +52,87 @@ YOUNG_OBJECTS = 50_000
 """New objects after which the collector looks at the young ones: a request makes some hundred, and almost all of them
 go by themselves."""
 
-S = TypeVar("S")
+
+class HasProcess(Protocol):
+    """A service's settings."""
+
+    @property
+    def process(self) -> Process:
+        """What every process has."""
+        ...
+
+    @property
+    def etcd(self) -> Etcd:
+        """Where etcd is."""
+        ...
 
 
-def main(service: str, settings: type[S], run: Callable[[S], Coroutine[Any, Any, None]]) -> None:
+S = TypeVar("S", bound=HasProcess)
+Run = Callable[[S, Runtime], Coroutine[Any, Any, None]]
+"""A service, from its settings to its end."""
+
+
+def main(service: str, settings: type[S], run: Run[S]) -> None:
     """The entry of a service's process: parses the settings, runs, and exits.
 
     Exits with 2 and a line per fault when the settings are wrong, whoever finds that out.
     """
+
+    async def alone(parsed: S) -> None:
+        async with Runtime(service, parsed.process, parsed.etcd) as runtime:
+            await run(parsed, runtime)
+
+    start(service, lambda: alone(settings_module.parse(settings, os.environ)))
+
+
+def start(name: str, life: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a process; see `main`."""
     try:
-        uvloop.run(run(settings_module.parse(settings, os.environ)))
+        uvloop.run(life())
     except SettingsInvalid as error:
         for line in str(error).splitlines():
-            print(f"headrace {service}: {line}", file=sys.stderr)
+            print(f"headrace {name}: {line}", file=sys.stderr)
         sys.exit(2)
     except asyncio.CancelledError:
         pass  # told to stop before it served; everything is closed
 
 
 class MeshProcess:
-    """The connections and background tasks of one process; closes them all, last opened first.
+    """One service: its server, what it tells of itself, and its background tasks; closes them all, last opened first.
 
     Args:
         service: "admission", "router", "batcher", "kvcache", "executor" or "placement".
+        runtime: The process that it runs in.
     """
 
-    def __init__(self, service: str, process: Process, etcd: Etcd) -> None:
+    def __init__(self, service: str, process: Process, runtime: Runtime) -> None:
         self.service = service
         self.instance = process.instance
         self.process = process
-        self.clock = SystemClock()
-        self.started = time.time()
-        setup_logs(service, process.instance, process.log_level)
+        self.clock = runtime.clock
+        self.started = runtime.started
+        self.channels = runtime.channels
+        self.dialer = runtime.dialer
+        self.stages = runtime.stages
+        self.registry = runtime.registry
         self.tracing = setup_tracing(
             service, process.instance, process.otlp_endpoint, process.state_dir / "traces", process.trace_ratio
         )
         self.metrics = Metrics(service, process.instance, VERSION)
         self.metrics.count_spans(self.tracing)
         self.tasks = Tasks()
-        self.channels = Channels(process.tls_dir)
-        self.dialer = Dialer(process.tls_dir)
-        self.registry = Registry.from_settings(etcd)
+        self._runtime = runtime
         self._server: RpcServer | None = None
         self._announcement: Announcement | None = None
-        self._signalled = asyncio.Event()
+        self._to_end, self._ended = asyncio.Event(), asyncio.Event()
         self._starting: asyncio.Task[Any] | None = None
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
         self._starting = asyncio.current_task()
+        self._runtime.add(self)
+        self._stack.callback(self._ended.set)
         self._stack.callback(self.tracing.shutdown)
-        self._stack.push_async_callback(self.registry.close)
-        self._stack.push_async_callback(self.channels.close)
         self._stack.push_async_callback(self.tasks.close)
         if self.process.metrics_port:
             host = self.process.listen.rpartition(":")[0]
@@ -123,11 +145,15 @@ class MeshProcess:
     ) -> None:
         await self._stack.aclose()
 
-    def _on_signal(self) -> None:
+    def end(self) -> None:
         """Ends serving, or a start that may be waiting for etcd."""
-        self._signalled.set()
+        self._to_end.set()
         if self._starting is not None:
             self._starting.cancel()
+
+    async def ended(self) -> None:
+        """Returns when everything is closed."""
+        await self._ended.wait()
 
     def owns(self, closer: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Calls `closer` when the process ends, before anything that was opened earlier is closed."""
@@ -155,7 +181,17 @@ class MeshProcess:
         self._server = RpcServer(self.process.listen, services, layers, self.process.tls_dir, streams)
         await self._server.start()
         self._stack.push_async_callback(self._server.stop)
-        log.info("listening", endpoint=self.endpoint)
+        self._runtime.servers[self.endpoint] = self._server.streams
+        log.info("listening", service=self.service, endpoint=self.endpoint)
+
+    async def listen_as_stage(self, stage: Stage, stirred: Callable[[], None] = lambda: None) -> None:
+        """Opens the port to the stages in front. Raises OSError when it is taken.
+
+        Args:
+            stirred: Called when works or cancels have come.
+        """
+        await self.listen([stage_service(stage)], streams=lane_streams(stage, stirred))
+        self.stages.serve(self.endpoint, stage, stirred)
 
     async def announce(self, key: str, message: Message) -> Announcement:
         """Says in etcd that this process is there, for as long as it is. Does not wait for etcd."""
@@ -188,13 +224,14 @@ class MeshProcess:
         return turns.while_busy(self.tasks, seconds, action, busy, name)
 
     async def told_to_end(self) -> None:
-        """Serves until a signal comes; then says, by its health and in etcd, that this process leaves."""
+        """Serves until it is told to end; then says, by its health and in etcd, that this process leaves."""
         assert self._server is not None
         self._starting = None
         calm_collector()
         await self._server.set_serving(True)
-        log.info("serving")
-        await self._signalled.wait()
+        log.info("serving", service=self.service)
+        self._runtime.serving[self.service].set()
+        await self._to_end.wait()
         await self._server.set_serving(False)
         if self._announcement is not None:
             await self._announcement.withdraw()
@@ -202,19 +239,19 @@ class MeshProcess:
     async def serve(
         self, begin_drain: Callable[[], None] = lambda: None, in_flight: Callable[[], int] = lambda: 0
     ) -> None:
-        """Serves until a signal comes, then drains: health, then the lease, then no new work, then the end.
+        """Serves until it is told to end, then drains: health, then the lease, then no new work, then the end.
 
         Args:
             begin_drain: From then on new work is to be handed back.
             in_flight: Works that are still to end; they get `drain_s` seconds.
         """
         await self.told_to_end()
-        log.info("draining", in_flight=in_flight())
+        log.info("draining", service=self.service, in_flight=in_flight())
         begin_drain()
         deadline = self.clock.monotonic() + self.process.drain_s
         while in_flight() and self.clock.monotonic() < deadline:
             await asyncio.sleep(TICK_S)
-        log.info("stopped", in_flight=in_flight())
+        log.info("stopped", service=self.service, in_flight=in_flight())
 
 
 def calm_collector() -> None:

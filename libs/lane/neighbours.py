@@ -3,15 +3,11 @@
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
-from grpc import aio
-
 from headrace.registry.v1 import registry_pb2
-from libs.lane.client import RemoteStage
+from libs.lane.finder import NeighborStage, StageFinder
 from libs.lane.stage import Stage
 from libs.registry import keys
 from libs.registry.registry import Registry
-from libs.streams.client import Dialer
-from libs.tasks import Tasks
 
 HOLD_S = 10.0
 """After an outage of etcd, processes that are missing get this long to announce themselves again."""
@@ -30,17 +26,13 @@ class Neighbours:
         self,
         registry: Registry,
         service: str,
-        connect: Callable[[str], aio.Channel],
-        dialer: Dialer,
-        tasks: Tasks,
+        finder: StageFinder,
         changed: Callable[[Mapping[str, Stage]], None],
     ) -> None:
         self._mirror = registry.mirror(keys.services(service), registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S)
-        self._connect = connect
-        self._dialer = dialer
-        self._tasks = tasks
+        self._finder = finder
         self._changed = changed
-        self._stages: dict[str, RemoteStage] = {}
+        self._stages: dict[str, NeighborStage] = {}
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
@@ -54,12 +46,12 @@ class Neighbours:
         await self._stack.aclose()
 
     def _apply(self) -> None:
-        stages: dict[str, RemoteStage] = {}
+        stages: dict[str, NeighborStage] = {}
         for name, instance in self._mirror.items.items():
             known, endpoint = self._stages.get(name), instance.endpoint
             if known is not None and known.endpoint == endpoint:
                 stages[name] = known
             else:
-                stages[name] = RemoteStage(endpoint, self._connect, self._dialer, self._tasks)
+                stages[name] = self._finder.at(endpoint)
         self._stages = stages
         self._changed(stages)

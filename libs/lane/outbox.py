@@ -8,10 +8,8 @@ grow and the cost per token falls.
 from collections import deque
 from collections.abc import Callable
 
-from headrace.lane.v1 import lane_pb2
 from libs.lane.frame import Frame
 from libs.lane.joined import joined
-from libs.lane.wire import frame_to_proto, note_to_proto, outcome_to_proto
 from libs.lane.work import Note, Outcome
 
 FRAME_TOKENS = 80_000
@@ -33,7 +31,7 @@ class Outbox:
     """
 
     def __init__(self, wake: Callable[[], None]) -> None:
-        self._messages: deque[_Message] = deque()
+        self._messages: deque[Message] = deque()
         self._wake = wake
         self.broken = ""
         """Why nothing more will come; empty while more may."""
@@ -52,7 +50,7 @@ class Outbox:
     def on_note(self, work_id: int, note: Note) -> None:
         if note.restart and self._messages and self._messages[-1].frames:
             # Notes come first in their message: in this one it would make the new answer of the old one's tokens.
-            self._messages.append(_Message())
+            self._messages.append(Message())
         message = self._room(NOTE_TOKENS)
         message.notes.append((work_id, note))
         message.size += NOTE_TOKENS
@@ -73,29 +71,22 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._messages)
 
-    def take(self) -> lane_pb2.ExchangeResponse | None:
+    def take(self) -> "Message | None":
         """The oldest message; everything that accumulated, unless that is too large for one. None when there is
         nothing."""
-        if not self._messages:
-            return None
-        message = self._messages.popleft()
-        return lane_pb2.ExchangeResponse(
-            frame=frame_to_proto(joined(message.frames)) if message.frames else None,
-            outcomes=[outcome_to_proto(work_id, outcome) for work_id, outcome in message.outcomes],
-            notes=[note_to_proto(work_id, note) for work_id, note in message.notes],
-        )
+        return self._messages.popleft() if self._messages else None
 
-    def _room(self, size: int) -> "_Message":
+    def _room(self, size: int) -> "Message":
         if self._messages:
             last = self._messages[-1]
             if last.size + size <= FRAME_TOKENS:
                 return last
-        self._messages.append(_Message())
+        self._messages.append(Message())
         return self._messages[-1]
 
 
-class _Message:
-    """What will be one message."""
+class Message:
+    """What goes down at once: first the notes, then the frame, then the outcomes."""
 
     __slots__ = ("frames", "notes", "outcomes", "size")
 
@@ -106,3 +97,8 @@ class _Message:
         self.notes: list[tuple[int, Note]] = []
         self.size = 0
         """In tokens."""
+
+    @property
+    def frame(self) -> Frame | None:
+        """All frames as one."""
+        return joined(self.frames) if self.frames else None

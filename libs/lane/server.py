@@ -7,11 +7,10 @@ import structlog
 from grpc import StatusCode
 
 from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
-from libs.errors import Overloaded
 from libs.lane.outbox import Outbox
+from libs.lane.served import ServedLane
 from libs.lane.stage import BreakerState, HasBreakers, Stage
-from libs.lane.wire import decision_to_proto, queue_to_proto, work_from_proto
-from libs.lane.work import Outcome
+from libs.lane.wire import decision_to_proto, message_to_proto, queue_to_proto, work_from_proto
 from libs.rpc.paging import page
 from libs.rpc.server import Service
 from libs.streams.call import Ended
@@ -20,8 +19,6 @@ from libs.streams.stream import Stream
 
 log = structlog.get_logger()
 
-MAX_WORKS = 16_384
-"""Works in flight on one lane, at most; one more is answered Overloaded. Bounds the lane's memory."""
 EXCHANGE = "/headrace.lane.v1.LaneService/Exchange"
 
 
@@ -38,7 +35,7 @@ class LaneServer:
     async def exchange(self, stream: Stream) -> None:
         """Works up, frames and outcomes down, until either side ends the stream."""
         stream.begin()
-        served = _ServedLane(self._stage, stream, self._stirred)
+        served = _Exchange(self._stage, stream, self._stirred)
         try:
             await stream.ended()
             served.say()
@@ -46,59 +43,35 @@ class LaneServer:
             served.lane.close()
 
 
-class _ServedLane:
+class _Exchange:
     """One lane, and the stream that it is served on."""
 
     def __init__(self, stage: Stage, stream: Stream, stirred: Callable[[], None]) -> None:
         self._stream = stream
         self._stirred = stirred
-        self._sink = _CountedSink(Outbox(stream.wake))
-        self.lane = stage.open(self._sink)
+        self._outbox = Outbox(stream.wake)
+        self.lane = ServedLane(stage, self._outbox)
         stream.listen(self._hear, self.say)
 
     def say(self) -> None:
         """Writes what has accumulated, as far as there is room."""
-        outbox, stream = self._sink.outbox, self._stream
+        outbox, stream = self._outbox, self._stream
         while stream.room and (message := outbox.take()) is not None:
-            stream.write(message.SerializeToString())
+            stream.write(message_to_proto(message).SerializeToString())
         if outbox.broken and not outbox:
             stream.end(Ended(StatusCode.UNAVAILABLE, outbox.broken))
 
     def _hear(self, data: bytes) -> None:
-        sink = self._sink
         try:
             request = lane_pb2.ExchangeRequest.FromString(data)
             for message in request.works:
-                if sink.running >= MAX_WORKS:
-                    sink.refuse(message.work_id, f"{MAX_WORKS} works are in flight on this lane")
-                    continue
-                sink.running += 1
                 self.lane.submit(message.work_id, work_from_proto(message))
             for work_id in request.cancels:
                 self.lane.cancel(work_id)
             self._stirred()
         except Exception:  # whatever it is, the neighbour must see the lane break, not hang
             log.exception("lane reader failed")
-            sink.on_broken("the lane's reader failed")
-
-
-class _CountedSink:
-    """The outbox, counting the works in flight."""
-
-    def __init__(self, outbox: Outbox) -> None:
-        self.outbox = outbox
-        self.running = 0
-        self.on_ready = outbox.on_ready
-        self.on_frame = outbox.on_frame
-        self.on_note = outbox.on_note
-        self.on_broken = outbox.on_broken
-
-    def on_outcome(self, work_id: int, outcome: Outcome) -> None:
-        self.running -= 1
-        self.outbox.on_outcome(work_id, outcome)
-
-    def refuse(self, work_id: int, why: str) -> None:
-        self.outbox.on_outcome(work_id, Outcome(error=Overloaded(why, retry_after_s=1.0)))
+            self._outbox.on_broken("the lane's reader failed")
 
 
 class StageServicer(lane_pb2_grpc.StageServiceServicer):

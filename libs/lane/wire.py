@@ -10,6 +10,7 @@ from google.protobuf import timestamp_pb2
 from headrace.inference.v1 import inference_pb2
 from headrace.lane.v1 import lane_pb2
 from libs.lane.frame import COUNT, HASH, LOG_PROB, NUMBER, Frame
+from libs.lane.outbox import Message
 from libs.lane.work import (
     Asked,
     Decision,
@@ -183,6 +184,16 @@ def frame_from_proto(message: lane_pb2.Frame) -> Frame:
     if (counted := int(np.add.reduce(frame.counts, dtype=np.int64))) != tokens or log_probs not in (0, tokens):
         raise ValueError(f"a frame of {counted} tokens has {tokens} of them and {log_probs} log-probabilities")
     return frame
+
+
+def message_to_proto(message: Message) -> lane_pb2.ExchangeResponse:
+    """What goes down a lane at once."""
+    frame = message.frame
+    return lane_pb2.ExchangeResponse(
+        frame=None if frame is None else frame_to_proto(frame),
+        outcomes=[outcome_to_proto(work_id, outcome) for work_id, outcome in message.outcomes],
+        notes=[note_to_proto(work_id, note) for work_id, note in message.notes],
+    )
 
 
 def outcome_to_proto(work_id: int, outcome: Outcome) -> lane_pb2.Outcome:

@@ -65,17 +65,17 @@ class RpcServer:
         reflector = reflection.aio.ReflectionServicer(listed, pool=descriptor_pool.Default())
         reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflector, foreign)
         standing = {path: telling(handler) for path, handler in (streams or {}).items()}
-        self._server = StreamServer({**foreign.handlers, **own.handlers, **standing}, tls_dir)
+        self.streams = StreamServer({**foreign.handlers, **own.handlers, **standing}, tls_dir)
 
     @property
     def port(self) -> int:
         """The port that it listens at; known once it has started."""
-        return self._server.port
+        return self.streams.port
 
     async def start(self) -> None:
         """Opens the port. Raises OSError when it is taken."""
         await self.set_serving(False)
-        await self._server.start(self._listen)
+        await self.streams.start(self._listen)
 
     async def set_serving(self, serving: bool) -> None:
         """Sets the health of every service, and of ""."""
@@ -85,4 +85,4 @@ class RpcServer:
 
     async def stop(self) -> None:
         """Takes no new calls, and breaks the running ones."""
-        await self._server.stop()
+        await self.streams.stop()

@@ -17,7 +17,7 @@ from libs.streams import frames
 from libs.streams.call import KEEPALIVE_S, Ended, Headers, Metadata
 from libs.streams.frames import Fault
 from libs.streams.headers import BLOCK_BYTES, HEADER_BYTES, HeaderReader
-from libs.streams.stream import WINDOW, Stream
+from libs.streams.stream import CREDIT, WINDOW, Stream
 from libs.streams.writes import Writes
 
 MAX_STREAMS = 4096
@@ -144,7 +144,7 @@ class Connection(asyncio.Protocol, ABC):
             stream.unread -= size
             self._held -= size
         stream.credit += size
-        if stream.credit >= WINDOW // 4 and not stream.over:
+        if stream.credit >= CREDIT and not stream.over:
             self.send(frames.window_update(stream.number, stream.credit))
             stream.allowance += stream.credit
             stream.credit = 0

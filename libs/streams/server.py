@@ -44,7 +44,7 @@ class StreamServer:
         """Opens host:port; port 0 takes a free one, see `port`. Raises OSError."""
         host, _, port = listen.rpartition(":")
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connected, host.strip("[]"), int(port), ssl=self._tls)
+        self._server = await loop.create_server(self.connected, host.strip("[]"), int(port), ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -61,7 +61,8 @@ class StreamServer:
         await self._tasks.close()
         await server.wait_closed()
 
-    def _connected(self) -> Accepted:
+    def connected(self) -> Accepted:
+        """The server's side of a new connection."""
         connection = Accepted(self._accept)
         self._connections.add(connection)
         connection.closed.add_done_callback(lambda _: self._connections.discard(connection))

@@ -13,8 +13,11 @@ from libs.streams.frames import DATA, FRAME_BYTES, head
 
 PREFIX = 5
 """Bytes in front of each message: whether it is compressed, and its length."""
-WINDOW = MESSAGE_BYTES + 65_536
-"""Bytes that the other side may send ahead of what has been read here: the longest message fits."""
+CREDIT = 524_288
+"""Bytes that have been read before the other side is told that it may send as many again."""
+WINDOW = MESSAGE_BYTES + PREFIX + CREDIT
+"""Bytes that the other side may send ahead of what has been read here. The longest message fits, also where it is not
+told yet of what was read before: nothing of a message is read until all of it is there."""
 
 
 class Carrier(Protocol):

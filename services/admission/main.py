@@ -12,6 +12,7 @@ from libs.registry import keys
 from libs.rpc.call import Call
 from libs.rpc.interceptors import deadline, errors, identity, telemetry
 from libs.rpc.server import Service
+from libs.runtime import Runtime
 from libs.telemetry import names
 from services.admission.audit import Audit
 from services.admission.audit.layer import audited
@@ -41,11 +42,11 @@ TRACED = frozenset({f"/{names.GENERATE}"})
 """A session's requests have spans of their own."""
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, runtime: Runtime) -> None:
     """Wires admission and runs it until it is told to stop."""
-    async with MeshProcess("admission", settings.process, settings.etcd) as mesh:
+    async with MeshProcess("admission", settings.process, runtime) as mesh:
         observer = Observer(mesh.metrics)
-        forwarder = Forwarder("admission", RouterChoice(), mesh.clock)
+        forwarder = Forwarder("admission", RouterChoice(settings.process.instance), mesh.clock)
         tokenizers = Tokenizers(load_tokenizer, settings.cache_dir, mesh.tasks)
 
         def policy_changed(policy: Policy) -> None:
@@ -65,9 +66,7 @@ async def run(settings: Settings) -> None:
         audit = Audit(folder, instance, source.audit_days, observer.audit_lost, mesh.clock)
         desks = Desks(policy, limits, ladders, contracts, audit, tokenizers, observer)
         front = Front(forwarder, desks, mesh.clock, mesh.tasks)
-        routers = Neighbours(
-            mesh.registry, "router", mesh.channels.connect, mesh.dialer, mesh.tasks, forwarder.set_neighbours
-        )
+        routers = Neighbours(mesh.registry, "router", mesh.stages, forwarder.set_neighbours)
         services = mesh.registry.mirror(keys.SERVICES, registry_pb2.ServiceInstance, hold_deletions_s=HOLD_S)
         placements = mesh.registry.mirror(keys.PLACEMENTS, registry_pb2.Placement)
         unplaced = mesh.registry.mirror(keys.UNPLACED, registry_pb2.Unplaced)

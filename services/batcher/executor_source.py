@@ -3,16 +3,12 @@
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
-from grpc import aio
-
 from headrace.registry.v1 import registry_pb2
 from libs.catalogue import ModelSpec
-from libs.lane.client import RemoteStage
+from libs.lane.finder import NeighborStage, StageFinder
 from libs.lane.neighbours import HOLD_S
 from libs.registry import keys
 from libs.registry.registry import Registry
-from libs.streams.client import Dialer
-from libs.tasks import Tasks
 from services.batcher.executors import ExecutorInfo
 from services.batcher.seat import ModelCapacity
 
@@ -20,13 +16,11 @@ from services.batcher.seat import ModelCapacity
 class ExecutorSource:
     """Mirrors of the executors and the catalogue."""
 
-    def __init__(self, registry: Registry, connect: Callable[[str], aio.Channel], dialer: Dialer, tasks: Tasks) -> None:
+    def __init__(self, registry: Registry, finder: StageFinder) -> None:
         self._executors = registry.mirror(keys.EXECUTORS, registry_pb2.Executor, hold_deletions_s=HOLD_S)
         self._models = registry.mirror(keys.MODELS, registry_pb2.Model)
-        self._connect = connect
-        self._dialer = dialer
-        self._tasks = tasks
-        self._stages: dict[str, RemoteStage] = {}
+        self._finder = finder
+        self._stages: dict[str, NeighborStage] = {}
         self._stack = AsyncExitStack()
 
     async def start(
@@ -57,12 +51,13 @@ class ExecutorSource:
 
     def _infos(self) -> dict[str, ExecutorInfo]:
         infos: dict[str, ExecutorInfo] = {}
+        stages: dict[str, NeighborStage] = {}
         for name, executor in self._executors.items.items():
             stage, endpoint = self._stages.get(name), executor.endpoint
             if stage is None or stage.endpoint != endpoint:
-                stage = RemoteStage(endpoint, self._connect, self._dialer, self._tasks)
-            infos[name] = _info(executor, stage)
-        self._stages = {name: info.stage for name, info in infos.items() if isinstance(info.stage, RemoteStage)}
+                stage = self._finder.at(endpoint)
+            stages[name], infos[name] = stage, _info(executor, stage)
+        self._stages = stages
         return infos
 
 
@@ -73,7 +68,7 @@ _COMING = {
 }
 
 
-def _info(executor: registry_pb2.Executor, stage: RemoteStage) -> ExecutorInfo:
+def _info(executor: registry_pb2.Executor, stage: NeighborStage) -> ExecutorInfo:
     if executor.draining:
         return ExecutorInfo(stage, {}, leaving=frozenset(copy.pool for copy in executor.models))
     ready = {

@@ -4,8 +4,8 @@ import random
 
 from libs import process
 from libs.kvcache.manager import ManagerChoice
-from libs.lane.server import lane_streams, stage_service
 from libs.process import TICK_S, MeshProcess
+from libs.runtime import Runtime
 from services.batcher.config import Settings
 from services.batcher.demand_report import DemandReport
 from services.batcher.executor_source import ExecutorSource
@@ -15,15 +15,15 @@ from services.batcher.rule_source import RuleSource
 from services.batcher.stage import Batcher
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, runtime: Runtime) -> None:
     """Wires a batcher and runs it until it is told to stop."""
-    async with MeshProcess("batcher", settings.process, settings.etcd) as mesh:
+    async with MeshProcess("batcher", settings.process, runtime) as mesh:
         manager = ManagerChoice(mesh.registry)
         mesh.owns(manager.close)
         await manager.start()
         memory = KvCacheMemory(mesh.instance, mesh.dialer, manager.endpoint)
         mesh.owns(memory.close)
-        source = ExecutorSource(mesh.registry, mesh.channels.connect, mesh.dialer, mesh.tasks)
+        source = ExecutorSource(mesh.registry, mesh.stages)
         rules = RuleSource(mesh.registry)
         batcher = Batcher(
             mesh.instance, memory, rules, mesh.tracing, Observer(mesh.metrics), mesh.clock, random.randrange
@@ -44,7 +44,7 @@ async def run(settings: Settings) -> None:
             demand.tick()
 
         stirred = mesh.while_busy(TICK_S, look_after, lambda: bool(batcher.in_flight), "tick")
-        await mesh.listen([stage_service(batcher)], streams=lane_streams(batcher, stirred))
+        await mesh.listen_as_stage(batcher, stirred)
         await mesh.announce_stage()
 
         def begin_drain() -> None:

@@ -55,6 +55,9 @@ def up(
     routers: Annotated[int, typer.Option(help="Router processes.")] = 1,
     batchers: Annotated[int, typer.Option(help="Batcher processes.")] = 1,
     kvcaches: Annotated[int, typer.Option(help="KV-cache managers; all but the first stand by.")] = 1,
+    monoliths: Annotated[
+        int, typer.Option(help="Processes with all these four in one, instead of the four apart.")
+    ] = 0,
     placements: Annotated[int, typer.Option(help="Placement controllers; one leads.")] = 1,
     state_dir: StateDir = STATE_DIR,
 ) -> None:
@@ -75,6 +78,7 @@ def up(
         batchers=batchers,
         executors=executors,
         kvcaches=kvcaches,
+        monoliths=monoliths,
         placements=placements,
         envoy=envoy,
         port=port,

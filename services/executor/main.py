@@ -5,9 +5,9 @@ from dataclasses import replace
 from headrace.registry.v1 import registry_pb2
 from libs import process
 from libs.catalogue import ModelSpec, with_base
-from libs.lane.server import lane_streams, stage_service
 from libs.process import MeshProcess
 from libs.registry import keys
+from libs.runtime import Runtime
 from libs.settings import SettingsInvalid
 from services.executor.cache_report import CacheReport
 from services.executor.config import Settings
@@ -19,9 +19,9 @@ from services.executor.reconcile import Reconciler, Wanted
 from services.executor.record import executor_record
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, runtime: Runtime) -> None:
     """Wires an executor and runs it until it is told to stop."""
-    async with MeshProcess("executor", settings.process, settings.etcd) as mesh:
+    async with MeshProcess("executor", settings.process, runtime) as mesh:
         report = CacheReport(mesh.registry, mesh.instance, mesh.dialer)
         observer = Observer(mesh.metrics, mesh.clock, report.on_step)
         engine = make_engine(settings, mesh.clock, observer)
@@ -42,7 +42,7 @@ async def run(settings: Settings) -> None:
             observer.loaded,
         )
 
-        await mesh.listen([stage_service(host)], streams=lane_streams(host))
+        await mesh.listen_as_stage(host)
         mesh.owns(report.close)
         report.start()
 

@@ -6,6 +6,7 @@ from headrace.policy.v1 import policy_pb2
 from libs import process
 from libs.process import MeshProcess
 from libs.registry import keys
+from libs.runtime import Runtime
 from services.kvcache.config import Settings
 from services.kvcache.index import PrefixIndex
 from services.kvcache.ledger import Ledger
@@ -20,9 +21,9 @@ MEASURE_S = 5.0
 """Between two readings of the gauges, in seconds: 10 µs for each cache."""
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, runtime: Runtime) -> None:
     """Wires the manager and runs it until it is told to stop."""
-    async with MeshProcess("kvcache", settings.process, settings.etcd) as mesh:
+    async with MeshProcess("kvcache", settings.process, runtime) as mesh:
         memory = Memory(PrefixIndex(), Ledger(), Reports())
         observer = MetricsObserver(mesh.metrics)
         servicer = KvCacheServicer(memory, mesh.clock, mesh.tracing, observer)

@@ -4,14 +4,15 @@ from headrace.registry.v1 import registry_pb2
 from libs import process
 from libs.process import TTL_S, MeshProcess
 from libs.registry import keys
+from libs.runtime import Runtime
 from services.placement.config import Settings
 from services.placement.controller import Controller, Inputs
 from services.placement.values import Rules
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, runtime: Runtime) -> None:
     """Wires the controller and runs it until it is told to stop."""
-    async with MeshProcess("placement", settings.process, settings.etcd) as mesh:
+    async with MeshProcess("placement", settings.process, runtime) as mesh:
         await mesh.listen([])
         registry = mesh.registry
         inputs = Inputs(

@@ -3,9 +3,9 @@
 from libs import process
 from libs.lane.forwarder import Forwarder
 from libs.lane.neighbours import Neighbours
-from libs.lane.server import lane_streams, stage_service
 from libs.models.tokenizers import Tokenizers, load_tokenizer
 from libs.process import TICK_S, MeshProcess
+from libs.runtime import Runtime
 from services.router.answer_texts import AnswerTexts
 from services.router.catalogue_source import CatalogueSource
 from services.router.config import Settings
@@ -18,9 +18,9 @@ HEDGE_TICK_S = 0.01
 """How exactly a slow request is told from others, in seconds."""
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, runtime: Runtime) -> None:
     """Wires a router and runs it until it is told to stop."""
-    async with MeshProcess("router", settings.process, settings.etcd) as mesh:
+    async with MeshProcess("router", settings.process, runtime) as mesh:
         observer = Observer(mesh.metrics)
         forwarder = Forwarder("router", batcher_for, mesh.clock, lambda work: observer.resumed(work.pool))
         tokenizers = Tokenizers(load_tokenizer, settings.cache_dir, mesh.tasks)
@@ -42,9 +42,7 @@ async def run(settings: Settings) -> None:
             texts=texts,
             intents=intents,
         )
-        batchers = Neighbours(
-            mesh.registry, "batcher", mesh.channels.connect, mesh.dialer, mesh.tasks, forwarder.set_neighbours
-        )
+        batchers = Neighbours(mesh.registry, "batcher", mesh.stages, forwarder.set_neighbours)
 
         mesh.owns(intents.close)
         mesh.owns(source.close)
@@ -63,7 +61,7 @@ async def run(settings: Settings) -> None:
         mesh.every(1.0, intents.look, "look for intents")
         mesh.every(1.0, lambda: observer.lanes(len(forwarder.ready_neighbours())), "count lanes")
         # Only now: a router that has not read the catalogue would know no model.
-        await mesh.listen([stage_service(router)], streams=lane_streams(router, stirred))
+        await mesh.listen_as_stage(router, stirred)
         await mesh.announce_stage()
 
         def begin_drain() -> None:

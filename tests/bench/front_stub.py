@@ -19,6 +19,7 @@ from libs.lane.stage import Lane, Sink
 from libs.lane.work import Decision, FinishReason, Outcome, QueueState, Work
 from libs.process import MeshProcess
 from libs.rpc.server import Service
+from libs.runtime import Runtime
 from services.router.config import Settings
 
 TOKEN = 65
@@ -77,10 +78,10 @@ class Alone(inference_pb2_grpc.InferenceServiceServicer):
             await context.write(pb.SessionResponse(ids=ids, counts=counts, token_ids=[TOKEN] * len(ids), ends=ends))
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: Settings, runtime: Runtime) -> None:
     """Serves both until it is told to stop."""
     add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
-    async with MeshProcess("batcher", settings.process, settings.etcd) as mesh:
+    async with MeshProcess("batcher", settings.process, runtime) as mesh:
         alone = Service("headrace.inference.v1.InferenceService", add, Alone())  # type: ignore[abstract]
         await mesh.listen([alone], streams=lane_streams(AtOnce()))
         await mesh.announce_stage()

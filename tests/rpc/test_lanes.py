@@ -1,4 +1,4 @@
-"""Lanes over real connections: what the client and the server side promise each other."""
+"""Lanes over real connections, and within a process: what both sides promise each other."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -14,10 +14,12 @@ from headrace.inference.v1 import inference_pb2
 from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from libs.errors import Cancelled, Overloaded
 from libs.lane import client, server
+from libs.lane import served as served_lane
 from libs.lane.client import RemoteStage
 from libs.lane.draft import Draft
 from libs.lane.frame import Frame
-from libs.lane.stage import LaneNotReady, Sink
+from libs.lane.near import NearStage, Turn
+from libs.lane.stage import Lane, LaneNotReady, Sink
 from libs.lane.wire import frame_from_proto, work_to_proto
 from libs.lane.work import FinishReason, Note, Outcome, QueueState, Tier, Work
 from libs.rpc.channels import Channels
@@ -59,8 +61,12 @@ class Pair:
         """By grpc.aio: the streams' wire is gRPC's."""
         self.sink = Log()
 
-    async def open(self) -> client.RemoteLane:
-        lane = self.remote.open(self.sink)
+    async def open(self, near: bool = False) -> Lane:
+        """Args:
+        near: As from a service in the same process.
+        """
+        nearby = NearStage(self.served.endpoint, self.stage, lambda: None, Turn())
+        lane: Lane = (nearby if near else self.remote).open(self.sink)
         await until(lambda: lane.ready)
         return lane
 
@@ -81,20 +87,25 @@ async def pair(stage: HandStage | None = None) -> AsyncIterator[Pair]:
         yield Pair(stage, behind, remote, channels)
 
 
-async def test_works_go_up_and_tokens_and_outcomes_come_down() -> None:
+@pytest.mark.parametrize("near", [False, True])
+async def test_works_go_up_and_tokens_and_outcomes_come_down(near: bool) -> None:
     async with pair() as it:
-        lane = await it.open()
+        lane = await it.open(near)
         for index in range(20):
             lane.submit(index, work(index, log_probs=True))
         await until(lambda: len(it.behind.works) == 20)
-        assert it.behind.works[7] == replace(work(7, log_probs=True), resumed=[], block_hashes=[])
+        seen = it.behind.works[7]
+        assert not seen.resumed
+        assert not seen.block_hashes
+        assert seen == replace(work(7, log_probs=True), resumed=seen.resumed, block_hashes=seen.block_hashes)
         it.behind.run()
         await until(lambda: len(it.sink.outcomes) == 20)
         assert it.sink.tokens == {index: answer(work(index)) for index in range(20)}
         assert it.sink.events == ["ready"]
 
 
-async def test_notes_come_down_in_front_of_the_tokens() -> None:
+@pytest.mark.parametrize("near", [False, True])
+async def test_notes_come_down_in_front_of_the_tokens(near: bool) -> None:
     order: list[str] = []
 
     class Ordered(Log):
@@ -108,7 +119,7 @@ async def test_notes_come_down_in_front_of_the_tokens() -> None:
 
     async with pair() as it:
         it.sink = Ordered()
-        lane = await it.open()
+        lane = await it.open(near)
         lane.submit(7, work(7, adapter="a@1", salt="a@1", chat=(("user", "hi"),)))
         await until(lambda: it.behind.works)
         seen = it.behind.works[7]
@@ -154,9 +165,10 @@ async def test_nobody_at_the_endpoint() -> None:
         await until(lambda: it.sink.events == ["ready"])
 
 
-async def test_a_lane_that_is_closed_cancels_its_works_and_says_nothing_more() -> None:
+@pytest.mark.parametrize("near", [False, True])
+async def test_a_lane_that_is_closed_cancels_its_works_and_says_nothing_more(near: bool) -> None:
     async with pair() as it:
-        lane = await it.open()
+        lane = await it.open(near)
         lane.submit(1, work(1))
         await until(lambda: it.behind.works)
         lane.close()
@@ -167,9 +179,10 @@ async def test_a_lane_that_is_closed_cancels_its_works_and_says_nothing_more() -
         assert not it.sink.outcomes
 
 
-async def test_a_cancel_has_its_outcome() -> None:
+@pytest.mark.parametrize("near", [False, True])
+async def test_a_cancel_has_its_outcome(near: bool) -> None:
     async with pair() as it:
-        lane = await it.open()
+        lane = await it.open(near)
         lane.submit(1, work(1))
         lane.cancel(1)
         lane.cancel(99)
@@ -179,7 +192,8 @@ async def test_a_cancel_has_its_outcome() -> None:
         assert isinstance(it.sink.outcomes[1].error, Cancelled)
 
 
-async def test_a_cancel_never_overtakes_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("near", [False, True])
+async def test_a_cancel_never_overtakes_its_work(monkeypatch: pytest.MonkeyPatch, near: bool) -> None:
     monkeypatch.setattr(client, "REQUEST_TOKENS", 100)
     seen: list[tuple[str, int]] = []
 
@@ -196,7 +210,7 @@ async def test_a_cancel_never_overtakes_its_work(monkeypatch: pytest.MonkeyPatch
             return NotingLane(sink, True)
 
     async with pair(Noting()) as it:
-        lane = await it.open()
+        lane = await it.open(near)
         for index in range(30):
             lane.submit(index, work(index, prompt=60))
             lane.cancel(index)
@@ -204,10 +218,11 @@ async def test_a_cancel_never_overtakes_its_work(monkeypatch: pytest.MonkeyPatch
         assert all(seen.index(("work", index)) < seen.index(("cancel", index)) for index in range(30))
 
 
-async def test_too_many_works_on_one_lane_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_WORKS", 3)
+@pytest.mark.parametrize("near", [False, True])
+async def test_too_many_works_on_one_lane_are_refused(monkeypatch: pytest.MonkeyPatch, near: bool) -> None:
+    monkeypatch.setattr(served_lane, "MAX_WORKS", 3)
     async with pair() as it:
-        lane = await it.open()
+        lane = await it.open(near)
         for index in range(5):
             lane.submit(index, work(index))
         await until(lambda: len(it.sink.outcomes) == 2)
@@ -315,6 +330,78 @@ async def test_what_cannot_be_read_breaks_its_lane(said: lane_pb2.ExchangeRespon
         await tasks.close()
         await channels.close()
         await streams.stop()
+
+
+@pytest.mark.parametrize("failing", ["in front", "behind"])
+async def test_a_bug_in_one_stage_breaks_its_lane_and_nothing_else_of_the_process(failing: str) -> None:
+    class Faulty(Log):
+        def on_frame(self, frame: Frame) -> None:
+            if failing == "in front" and "broken" not in self.events:
+                raise ZeroDivisionError
+            super().on_frame(frame)
+
+    class FaultyLane(HandLane):
+        def submit(self, work_id: int, work: Work) -> None:
+            if work.request_id == "request-13":
+                raise ZeroDivisionError
+            super().submit(work_id, work)
+
+    class FaultyStage(HandStage):
+        def new_lane(self, sink: Sink) -> HandLane:
+            return FaultyLane(sink, True)
+
+    async with pair(FaultyStage()) as it:
+        it.sink = Faulty()
+        lane = await it.open(near=True)
+        first = it.behind
+        with capture_logs() as logs:
+            lane.submit(1, work(13 if failing == "behind" else 1))
+            if failing == "in front":
+                await until(lambda: first.works)
+                first.run()
+            await until(lambda: it.sink.events == ["ready", "broken", "ready"])
+        assert [entry["event"] for entry in logs] == ["lane failed"]
+        assert first.closed
+        assert not it.sink.outcomes, "what was on the lane has no outcome: it is sent again"
+        lane.submit(2, work(2))
+        await until(lambda: it.behind is not first and it.behind.works)
+        it.behind.run()
+        await until(lambda: it.sink.tokens == {2: answer(work(2))})
+
+
+async def test_a_stage_is_not_entered_while_it_tells_something() -> None:
+    """Whoever is told of an end and sends the next work finds the stage done with the first."""
+    inside: list[int] = []
+
+    class Entered(HandStage):
+        def new_lane(self, sink: Sink) -> HandLane:
+            return Watched(sink, True)
+
+    class Watched(HandLane):
+        def end(self, work_id: int, outcome: Outcome | None = None) -> None:
+            inside.append(work_id)
+            super().end(work_id, outcome)
+            inside.remove(work_id)
+
+        def submit(self, work_id: int, work: Work) -> None:
+            assert not inside
+            super().submit(work_id, work)
+
+    class Busy(Log):
+        def on_outcome(self, work_id: int, outcome: Outcome) -> None:
+            super().on_outcome(work_id, outcome)
+            if work_id < 5:
+                lane.submit(work_id + 1, work(work_id + 1))
+
+    async with pair(Entered()) as it:
+        it.sink = Busy()
+        lane = await it.open(near=True)
+        lane.submit(1, work(1))
+        for number in range(1, 6):
+            await until(lambda: it.behind.works)
+            assert list(it.behind.works) == [number]
+            it.behind.run()
+        await until(lambda: len(it.sink.outcomes) == 5)
 
 
 async def test_questions_are_answered_over_the_wire() -> None:

@@ -45,7 +45,7 @@ class Mesh:
 
     Args:
         engine: "simulated" or "openvino".
-        executors, batchers, routers, admissions: How many processes of each.
+        executors, batchers, routers, admissions, monoliths: How many processes of each.
         envoy: Whether Envoy is the door.
         env: Environment variables on top of the test's own.
         extra_policy: A folder whose files are laid over deploy/policy.
@@ -60,12 +60,16 @@ class Mesh:
         batchers: int = 1,
         routers: int = 1,
         admissions: int = 1,
+        monoliths: int = 0,
         envoy: bool = True,
         env: Mapping[str, str] | None = None,
         extra_policy: Path | None = None,
         up: bool = True,
     ) -> None:
-        self._counts = {"executors": executors, "batchers": batchers, "routers": routers, "admissions": admissions}
+        self._counts = {
+            "executors": executors, "batchers": batchers, "routers": routers, "admissions": admissions,
+            "monoliths": monoliths,
+        }  # fmt: skip
         self._engine = engine
         self._envoy = envoy
         self._env = {**os.environ, **(env or {})}
@@ -179,10 +183,7 @@ class Mesh:
             cache_dir=self._folder,
             engine=self._engine,
             envoy=self._envoy,
-            executors=self._counts["executors"],
-            batchers=self._counts["batchers"],
-            routers=self._counts["routers"],
-            admissions=self._counts["admissions"],
+            **self._counts,
         )
 
     def _remove(self) -> None:

@@ -12,7 +12,7 @@ from libs.lane.draft import Draft
 from libs.lane.forwarder import NOBODY, PATIENCE_S, Forwarder
 from libs.lane.frame import Frame
 from libs.lane.outbox import Outbox
-from libs.lane.wire import frame_from_proto, note_from_proto
+from libs.lane.wire import frame_from_proto, message_to_proto, note_from_proto
 from libs.lane.work import FinishReason, Note, Outcome
 from tests.unit.lanes import Answers, HandStage, work
 
@@ -130,10 +130,10 @@ def test_whatever_accumulates_a_restart_stands_between_the_old_answer_and_the_ne
                     outbox.on_note(2, Note(waiting="for a slot"))
                 case "take":
                     if outbox._messages:
-                        said(outbox.take(), answers)
+                        said(message_to_proto(outbox.take()), answers)
         outbox.on_broken("that is all")
         while outbox:
-            said(outbox.take(), answers)
+            said(message_to_proto(outbox.take()), answers)
 
     asyncio.run(play())
     assert answers.tokens.get(1, []) == right

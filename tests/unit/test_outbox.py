@@ -12,7 +12,7 @@ from libs.lane.draft import Draft
 from libs.lane.frame import Frame
 from libs.lane.joined import joined
 from libs.lane.outbox import FRAME_TOKENS, NOTE_TOKENS, OUTCOME_TOKENS, Outbox
-from libs.lane.wire import frame_from_proto, note_from_proto, outcome_from_proto
+from libs.lane.wire import frame_from_proto, message_to_proto, note_from_proto, outcome_from_proto
 from libs.lane.work import FinishReason, Note, Outcome
 from libs.streams.call import MESSAGE_BYTES
 from tests.unit.lanes import Answers
@@ -44,7 +44,7 @@ class Woken:
 
 def drained(outbox: Outbox) -> list[lane_pb2.ExchangeResponse]:
     """Everything that is there."""
-    return list(iter(outbox.take, None))
+    return [message_to_proto(message) for message in iter(outbox.take, None)]
 
 
 def test_one_frame_leaves_as_it_is() -> None:
@@ -58,8 +58,7 @@ def test_one_frame_leaves_as_it_is() -> None:
 def test_what_comes_while_a_write_is_in_flight_leaves_as_one() -> None:
     outbox = Outbox(Woken())
     outbox.on_frame(frame((1, 0, [10])))
-    first = outbox.take()
-    assert first is not None
+    (first,) = drained(outbox)
     assert said(first) == [(1, 0, [10])]
     for step in range(1, 4):  # the write takes three steps
         outbox.on_frame(frame((1, step, [10 + step]), (2, step - 1, [20 + step])))
@@ -152,7 +151,7 @@ def test_however_it_is_cut_into_messages_every_promise_holds(moves: list[tuple[s
     ended: set[int] = set()
 
     def take() -> None:
-        message = outbox.take()
+        message = message_to_proto(outbox.take())
         answers.on_frame(frame_from_proto(message.frame))  # a receiver takes the frame first
         for one in message.outcomes:
             answers.on_outcome(one.work_id, outcome_from_proto(one))

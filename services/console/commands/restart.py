@@ -12,7 +12,7 @@ from services.console.commands.running import running
 from services.console.envoy import Endpoint, ports_in_use
 from services.console.mesh.folder import StateFolder
 from services.console.mesh.found import found
-from services.console.mesh.plan import ENVOY_ADMIN_OFFSET, HOST, in_restart_order
+from services.console.mesh.plan import DOORS, ENVOY_ADMIN_OFFSET, HOST, in_restart_order
 from services.console.mesh.process import tail
 from services.console.mesh.snapshot import ComponentSnapshot, MeshSnapshot
 from services.console.problem import Problem
@@ -57,7 +57,7 @@ def restart(state_dir: Path, how: Restart, console: Console) -> None:
 
 def _alone(names: Sequence[str], mesh: MeshSnapshot) -> list[str]:
     """Those without which the door is shut. Requests wait for all others."""
-    doors = [part.name for part in mesh.components if part.service == "admission"]
+    doors = [part.name for part in mesh.components if part.service in DOORS]
     return [name for name in names if name == "envoy" or doors == [name]]
 
 
@@ -82,7 +82,7 @@ def _is_back(now: MeshSnapshot, before: MeshSnapshot, part: ComponentSnapshot) -
     copies = {model.name: len(model.executors) for model in now.models}
     if any(copies.get(model.name, 0) < len(model.executors) for model in before.models):
         return False
-    envoys = [each for each in now.components if each.service == "envoy"] if part.service == "admission" else []
+    envoys = [each for each in now.components if each.service == "envoy"] if part.service in DOORS else []
     try:
         return all(part.port in ports_in_use(Endpoint(HOST, each.port + ENVOY_ADMIN_OFFSET)) for each in envoys)
     except OSError:

@@ -7,7 +7,7 @@ from services.console import envoy
 from services.console.envoy import Door, Endpoint
 from services.console.mesh import parts
 from services.console.mesh.folder import StateFolder
-from services.console.mesh.plan import ENVOY_ADMIN_OFFSET, HOST, Component, Plan
+from services.console.mesh.plan import DOORS, ENVOY_ADMIN_OFFSET, HOST, Component, Plan
 from services.console.mesh.process import Command
 
 _NOT_INHERITED = ("HEADRACE_ADVERTISE", "HEADRACE_TLS_DIR", "HEADRACE_ETCD_TLS_DIR")
@@ -61,7 +61,7 @@ def _envoy_config(component: Component, plan: Plan) -> str:
     door = Door(
         listen=Endpoint(HOST, component.port),
         admin=Endpoint(HOST, component.port + ENVOY_ADMIN_OFFSET),
-        admissions=[Endpoint(HOST, admission.port) for admission in plan.of("admission")],
+        admissions=[Endpoint(HOST, part.port) for part in plan.components if part.service in DOORS],
         collector=where,
         collector_tls=tls,
         trace_percent=100 * plan.options.trace_ratio,

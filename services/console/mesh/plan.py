@@ -8,6 +8,8 @@ Ports, at the default base of 8400 (`--port P` shifts them all):
   8421–8429   batchers           8481        Envoy's admin page
   8431–8439   kvcache            8482        the supervisor's OTLP sink, for Envoy's spans
   8441–8449   placement          +100        the metrics of each service
+
+A monolith has the ports of the four services in it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +19,7 @@ from typing import Literal
 
 from libs.catalogue.engine_rules import ENGINES
 
-Service = Literal["etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "envoy"]
+Service = Literal["etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "monolith", "envoy"]
 
 HOST = "127.0.0.1"
 BASE_PORT = 8400
@@ -40,12 +42,17 @@ START_ORDER: tuple[Service, ...] = (
     "batcher",
     "router",
     "admission",
+    "monolith",
     "envoy",
 )
-STOP_ORDER = ("envoy", "admission", "router", "batcher", "executor", "kvcache", "placement", "etcd")
+STOP_ORDER = ("envoy", "monolith", "admission", "router", "batcher", "executor", "kvcache", "placement", "etcd")
 """From the clients inwards: nothing loses what it leans on before it has ended itself."""
-RESTART_ORDER = ("etcd", "kvcache", "placement", "executor", "batcher", "router", "admission")
+RESTART_ORDER = ("etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "monolith")
 """Of a rolling restart. Without Envoy, which is the door: streams through it end with it."""
+IN_MONOLITH = ("admission", "router", "batcher", "kvcache")
+"""Services of a monolith, which is a process that holds them all."""
+DOORS = ("admission", "monolith")
+"""Where Envoy sends requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +72,8 @@ class Options:
     batchers: int = 1
     executors: int = 1
     kvcaches: int = 1
+    monoliths: int = 0
+    """Processes that hold one each of these four; with any, there are none of the four apart."""
     placements: int = 1
     envoy: bool = True
     """Whether Envoy stands in front; without it the first admission is the door."""
@@ -138,20 +147,19 @@ def draw(options: Options) -> Plan:
     etcd_port = options.etcd_port or options.port + ETCD_OFFSET
     etcd = f"{HOST}:{etcd_port}"
     parts = [Component("etcd", "etcd", etcd_port, {etcd_port: "clients", etcd_port + 1: "peers"})]
-    counts: dict[Service, int] = {
-        "kvcache": options.kvcaches,
-        "placement": options.placements,
-        "executor": options.executors,
-        "batcher": options.batchers,
-        "router": options.routers,
-        "admission": options.admissions,
-    }
+    counts: dict[Service, int] = {"placement": options.placements, "executor": options.executors}
+    apart: dict[Service, int] = {
+        "admission": options.admissions, "router": options.routers,
+        "batcher": options.batchers, "kvcache": options.kvcaches,
+    }  # fmt: skip
+    counts |= apart if not options.monoliths else {"monolith": options.monoliths}
     faults = [*_faults(options, counts)]
     if faults:
         raise OptionsInvalid("\n".join(faults))
     for service in START_ORDER:
         if service in counts:
-            parts += [_process(options, service, number, etcd) for number in range(1, counts[service] + 1)]
+            make = _monolith if service == "monolith" else _process
+            parts += [make(options, service, number, etcd) for number in range(1, counts[service] + 1)]
     if options.envoy:
         admin = options.port + ENVOY_ADMIN_OFFSET
         parts.append(Component("envoy", "envoy", options.port, {options.port: "clients", admin: "admin"}))
@@ -167,25 +175,48 @@ def draw(options: Options) -> Plan:
 
 
 def _process(options: Options, service: Service, number: int, etcd: str) -> Component:
-    name = f"{service}-{number}"
-    port = options.port + STAGE_OFFSETS[service][0] + number - 1
-    if name == "admission-1" and not options.envoy:
-        port = options.port
-    settings = {
-        "HEADRACE_INSTANCE": name,
-        "HEADRACE_LISTEN": f"{HOST}:{port}",
-        "HEADRACE_METRICS_PORT": str(port + METRICS_OFFSET),
-        "HEADRACE_STATE_DIR": str(options.state_dir),
-        "HEADRACE_ETCD": etcd,
-    }
+    name, port = f"{service}-{number}", _port(options, service, number)
+    settings = _settings(options, name, etcd) | _address(port)
     if service in ("executor", "admission", "router"):
         settings["HEADRACE_CACHE_DIR"] = str(options.cache_dir)
-    if service == "admission":  # without Envoy nobody stands in front who could notice
-        settings["HEADRACE_NOTICE_S"] = f"{options.notice_s if options.envoy else 0:g}"
+    if service == "admission":
+        settings["HEADRACE_NOTICE_S"] = _notice(options)
     if service == "executor":
         settings["HEADRACE_ENGINE"] = options.engines[(number - 1) % len(options.engines)]
     ports = {port: "gRPC", port + METRICS_OFFSET: "metrics"}
     return Component(name, service, port, ports, settings)
+
+
+def _monolith(options: Options, service: Service, number: int, etcd: str) -> Component:
+    name = f"{service}-{number}"
+    settings = _settings(options, name, etcd)
+    settings |= {"HEADRACE_CACHE_DIR": str(options.cache_dir), "HEADRACE_NOTICE_S": _notice(options)}
+    ports: dict[int, str] = {}
+    for part in IN_MONOLITH:
+        port = _port(options, part, number)
+        own = "" if part in DOORS else f"{part}'s "
+        ports |= {port: f"{own}gRPC", port + METRICS_OFFSET: f"{own}metrics"}
+        settings |= {key.replace("HEADRACE_", f"HEADRACE_{part.upper()}_"): at for key, at in _address(port).items()}
+    return Component(name, service, _port(options, "admission", number), ports, settings)
+
+
+def _port(options: Options, service: str, number: int) -> int:
+    if service in DOORS and number == 1 and not options.envoy:
+        return options.port
+    return options.port + STAGE_OFFSETS[service][0] + number - 1
+
+
+def _settings(options: Options, name: str, etcd: str) -> dict[str, str]:
+    return {"HEADRACE_INSTANCE": name, "HEADRACE_STATE_DIR": str(options.state_dir), "HEADRACE_ETCD": etcd}
+
+
+def _address(port: int) -> dict[str, str]:
+    return {"HEADRACE_LISTEN": f"{HOST}:{port}", "HEADRACE_METRICS_PORT": str(port + METRICS_OFFSET)}
+
+
+def _notice(options: Options) -> str:
+    """Without Envoy nobody stands in front who could notice."""
+    return f"{options.notice_s if options.envoy else 0:g}"
 
 
 def _faults(options: Options, counts: Mapping[Service, int]) -> Iterator[str]:
@@ -193,8 +224,11 @@ def _faults(options: Options, counts: Mapping[Service, int]) -> Iterator[str]:
         yield f"--engine {','.join(unknown)}: there are {', '.join(ENGINES)}"
     if len(options.engines) > options.executors:
         yield f"--engine {options.engine}: {len(options.engines)} engines need as many --executors"
+    for part in IN_MONOLITH if options.monoliths else ():
+        if (apart := getattr(options, f"{part}s")) != 1:
+            yield f"--{part}s {apart}: --monoliths {options.monoliths} have one each"
     for service, count in counts.items():
-        most = STAGE_OFFSETS[service][1]
+        most = STAGE_OFFSETS["admission" if service == "monolith" else service][1]
         if not 1 <= count <= most:
             yield f"--{service}s {count}: from 1 to {most}"
     highest = options.port + max(offset + count for offset, count in STAGE_OFFSETS.values()) + METRICS_OFFSET

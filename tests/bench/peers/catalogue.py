@@ -2,7 +2,7 @@
 
 from tests.bench.peers.systems.dynamo import Dynamo, DynamoKv, DynamoMigration
 from tests.bench.peers.systems.fastapi import FastApi
-from tests.bench.peers.systems.headrace import Headrace, HeadraceTraced
+from tests.bench.peers.systems.headrace import Headrace, HeadraceMonolith, HeadraceTraced
 from tests.bench.peers.systems.http_engines import (
     Direct,
     LiteLlm,
@@ -16,6 +16,7 @@ from tests.bench.peers.systems.system import System
 SYSTEMS: dict[str, type[System]] = {
     "direct": Direct,
     "headrace": Headrace,
+    "headrace_monolith": HeadraceMonolith,
     "headrace_traced": HeadraceTraced,
     "vllm_router": VllmRouter,
     "vllm_router_rr": VllmRouterRoundRobin,

@@ -16,7 +16,7 @@ from tests.bench.peers.systems.http_engines import DEATH_STEP_US
 from tests.bench.peers.systems.system import System
 from tests.system.mesh import Mesh
 
-SERVING = ("admission", "router", "batcher", "kvcache")
+SERVING = ("admission", "router", "batcher", "kvcache", "monolith")
 FORMS = {
     "generate": pb.OUTPUT_FORM_TEXT, "session": pb.OUTPUT_FORM_TEXT,
     "generate_ids": pb.OUTPUT_FORM_TOKEN_IDS, "session_ids": pb.OUTPUT_FORM_TOKEN_IDS,
@@ -34,6 +34,7 @@ class Headrace(System):
     doors = tuple(FORMS)
     charged = SERVING
     trace_ratio = 0.0
+    monoliths = 0
 
     def __init__(self, folder: Path, cores: Cores) -> None:
         super().__init__(folder, cores)
@@ -47,7 +48,9 @@ class Headrace(System):
             model = {**MODEL, "name": f"steps-{step_us}", "simulation": {"step_base_us": step_us, "seed": 7}}
             (models / f"steps-{step_us}.yaml").write_text(json.dumps(model))  # JSON is YAML
         env = {"HEADRACE_TRACE_RATIO": str(self.trace_ratio)}
-        mesh = Mesh(engine="simulated", executors=2, envoy=False, extra_policy=models.parent, env=env)
+        mesh = Mesh(
+            engine="simulated", executors=2, monoliths=self.monoliths, envoy=False, extra_policy=models.parent, env=env
+        )
         with on_core(self.cores.system):
             self.mesh = mesh.__enter__()
         for name, pids in self.groups().items():
@@ -116,3 +119,10 @@ class HeadraceTraced(Headrace):
 
     note = "Headrace, whole mesh, every request traced"
     trace_ratio = 1.0
+
+
+class HeadraceMonolith(Headrace):
+    """Its four services in one process, as the peers' frontends are one."""
+
+    note = "Headrace, its services in one process, no tracing"
+    monoliths = 1

@@ -1,0 +1,53 @@
+"""The monolith's settings."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from libs import settings
+from libs.settings import PREFIX, SettingsInvalid
+from services.admission import config as admission
+from services.batcher import config as batcher
+from services.kvcache import config as kvcache
+from services.router import config as router
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Those of each service. HEADRACE_ROUTER_LISTEN is the router's HEADRACE_LISTEN, and so with every setting of every
+    service; what is not set for one is as it is set for all."""
+
+    admission: admission.Settings
+    router: router.Settings
+    batcher: batcher.Settings
+    kvcache: kvcache.Settings
+
+
+def parse(environ: Mapping[str, str]) -> Settings:
+    """Reads the settings of all four.
+
+    Raises SettingsInvalid with every fault at once, each behind the service that lacks it.
+    """
+    kinds = {
+        "admission": admission.Settings,
+        "router": router.Settings,
+        "batcher": batcher.Settings,
+        "kvcache": kvcache.Settings,
+    }
+    parsed: dict[str, Any] = {}
+    faults: list[str] = []
+    for service, kind in kinds.items():
+        try:
+            parsed[service] = settings.parse(kind, environment_of(service, environ))
+        except SettingsInvalid as invalid:
+            faults += [f"{service}: {line}" for line in str(invalid).splitlines()]
+    if faults:
+        raise SettingsInvalid("\n".join(faults))
+    return Settings(**parsed)
+
+
+def environment_of(service: str, environ: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment as a service would have it if it were alone."""
+    own = f"{PREFIX}{service.upper()}_"
+    mine = {PREFIX + name.removeprefix(own): text for name, text in environ.items() if name.startswith(own) and text}
+    return {**environ, **mine}
