@@ -4,7 +4,8 @@
 _LOCK = "//deploy:requirements.lock"
 
 _SERVICE_VISIBILITY = [
-    "//services/console:__pkg__",  # the two that compose services
+    "//services/console:__pkg__",  # those that compose services
+    "//services/monolith:__pkg__",
     "//services/simulator:__pkg__",
     "//tests:__subpackages__",
 ]

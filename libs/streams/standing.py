@@ -10,6 +10,7 @@ import structlog
 from libs.streams.client import Dialer, StreamRefused
 from libs.streams.stream import Stream
 from libs.tasks import Tasks
+from libs.turns import until_next
 
 log = structlog.get_logger()
 
@@ -64,7 +65,7 @@ class StandingStream:
         self._path = path
         self._dialer = dialer
         self._endpoint = endpoint
-        self._follow_s = _FOLLOW_S if follow else None
+        self._follow = follow
         self._stream: Stream | None = None
         self._task = tasks.spawn(self._run(), name)
 
@@ -104,7 +105,7 @@ class StandingStream:
             stream.listen(self._hear, self._say)
             stream.wake()
             ended = asyncio.ensure_future(stream.ended())
-            while not (await asyncio.wait({ended}, timeout=self._follow_s))[0]:
+            while not (await asyncio.wait({ended}, timeout=until_next(_FOLLOW_S) if self._follow else None))[0]:
                 # A registry that knows no such process is no reason to leave one that answers.
                 if self._endpoint() not in (None, endpoint):
                     stream.cancel("another process has its place")

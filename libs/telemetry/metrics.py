@@ -26,6 +26,7 @@ from prometheus_client.registry import Collector
 from libs.telemetry import names
 from libs.telemetry.names import Metric
 from libs.telemetry.span import parse_traceparent
+from libs.turns import until_next
 
 LAG_INTERVAL_S = 0.5
 LAG_WINDOW_S = 10.0
@@ -75,8 +76,9 @@ class Metrics:
         gauge = self.gauge(names.PROCESS_LOOP_LAG)
         latest: deque[float] = deque(maxlen=round(LAG_WINDOW_S / LAG_INTERVAL_S))
         while True:
-            due = time.monotonic() + LAG_INTERVAL_S
-            await asyncio.sleep(LAG_INTERVAL_S)
+            wait_s = until_next(LAG_INTERVAL_S)
+            due = time.monotonic() + wait_s
+            await asyncio.sleep(wait_s)
             latest.append(max(0.0, time.monotonic() - due))
             gauge.set(max(latest))
 

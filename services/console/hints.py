@@ -16,6 +16,8 @@ def hints(snapshot: MeshSnapshot, state_option: str) -> Text:
     """The lines; `state_option` is what the commands need to find this mesh, "" for the default folder."""
     headrace = parts.beside_python("headrace")
     model = snapshot.models[0].name if snapshot.models else "MODEL"
+    services = {part.service for part in snapshot.components}
+    log = "monolith" if "monolith" in services else "router"
     text = Text.assemble(
         ("\nThe mesh is up.", "bold green"), f"  Clients call {snapshot.target} (gRPC, plaintext)", "\n\n"
     )
@@ -23,7 +25,7 @@ def hints(snapshot: MeshSnapshot, state_option: str) -> Text:
         ("ask something", f'{headrace} generate{state_option} "{QUESTION}"'),
         ("the same with grpcurl", grpcurl(snapshot, model)),
         ("where the time of a request went", f"{headrace} trace{state_option} REQUEST_ID"),
-        ("how it is, what it says", f"{headrace} status{state_option}; {headrace} logs{state_option} router"),
+        ("how it is, what it says", f"{headrace} status{state_option}; {headrace} logs{state_option} {log}"),
         ("stop it", f"{headrace} down{state_option}"),
     ):
         text.append(f"  # {comment}\n", "bright_black").append(f"  {command}\n")

@@ -47,9 +47,42 @@ def test_a_collector_takes_the_place_of_the_sink() -> None:
     assert draw(replace(OPTIONS, otlp_endpoint="localhost:4317")).sink_port is None
 
 
-@pytest.mark.parametrize("most", [True, False])
-def test_no_two_processes_want_one_port(most: bool) -> None:
-    options = replace(OPTIONS, executors=19, admissions=9, routers=9, batchers=9) if most else OPTIONS
+def test_a_monolith_has_the_ports_of_its_services() -> None:
+    plan = draw(replace(OPTIONS, monoliths=2))
+    assert [part.name for part in plan.components] == [
+        "etcd", "placement-1", "executor-1", "monolith-1", "monolith-2", "envoy"
+    ]  # fmt: skip
+    second = plan.of("monolith")[1]
+    assert second.port == 8402, "its door"
+    assert second.ports[8402] == "gRPC"
+    assert second.ports[8502] == "metrics"
+    assert second.ports[8422] == "batcher's gRPC"
+    assert second.ports[8532] == "kvcache's metrics"
+    assert second.settings["HEADRACE_INSTANCE"] == "monolith-2"
+    assert second.settings["HEADRACE_ROUTER_LISTEN"] == "127.0.0.1:8412"
+    assert second.settings["HEADRACE_ROUTER_METRICS_PORT"] == "8512"
+    assert draw(replace(OPTIONS, monoliths=1, envoy=False)).of("monolith")[0].port == 8400, "the door"
+
+
+def test_monoliths_and_their_services_apart_are_one_or_the_other() -> None:
+    with pytest.raises(OptionsInvalid) as caught:
+        draw(replace(OPTIONS, monoliths=10, routers=2, kvcaches=3))
+    assert str(caught.value).splitlines() == [
+        "--routers 2: --monoliths 10 have one each",
+        "--kvcaches 3: --monoliths 10 have one each",
+        "--monoliths 10: from 1 to 9",
+    ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        OPTIONS,
+        replace(OPTIONS, executors=19, admissions=9, routers=9, batchers=9),
+        replace(OPTIONS, executors=19, monoliths=9),
+    ],
+)
+def test_no_two_processes_want_one_port(options: Options) -> None:
     plan = draw(options)
     wanted = [port for part in plan.components for port in part.ports]
     assert len(wanted) == len(set(wanted))

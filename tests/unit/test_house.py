@@ -16,7 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 SERVICES = ("admission", "router", "batcher", "kvcache", "executor", "placement")
-"""The services that know nothing of each other. The console and the simulator compose them, and are not among them."""
+"""The services that know nothing of each other. Console, simulator and monolith compose them, and are not
+among them."""
 
 EFFECTS = {
     "asyncio", "etcdserverpb", "google", "grpc", "headrace", "os", "random", "socket", "subprocess", "threading",

@@ -53,7 +53,7 @@ def status(model: str, ready: int = 2, wanted: int = 2) -> pb.ModelStatus:
 
 
 ALL = frozenset(metric.name.removesuffix("_total") for each in running.REQUIRED.values() for metric in each)
-PAGES = {"router-1": Page(ALL, True), "batcher-1": Page(ALL, True)}
+PAGES = {"router-1": Page("router", ALL, True), "batcher-1": Page("batcher", ALL, True)}
 GOOD = Facts(
     now=NOW,
     rules=rules(),
@@ -125,8 +125,8 @@ BAD = Check("x", Verdict.NO_GO, "")
         (routes.small_models, {"rules": rules({"route": {"alias": "lone", "model": "big"}})}, "lone"),
         (routes.breakers, {"breakers": [OPEN]}, "big@1 in router-1"),
         (running.switches, {"switches": [SWITCH]}, "model big (it lies)"),
-        (running.switches, {"pages": {"router-1": Page(ALL, False)}}, "router-1"),
-        (running.metrics, {"pages": {"batcher-1": Page(frozenset(), True)}}, "batcher-1: headrace_"),
+        (running.switches, {"pages": {"router-1": Page("router", ALL, False)}}, "router-1"),
+        (running.metrics, {"pages": {"batcher-1": Page("batcher", frozenset(), True)}}, "batcher-1: headrace_"),
         (running.metrics, {"faults": {"metrics of router-1": "refused"}}, "metrics of router-1"),
         (running.redundancy, {"services": []}, "admission, router, batcher"),
         (running.copies, {"statuses": [status("big", 1, 3)]}, "big (1 of 3)"),

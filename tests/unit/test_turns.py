@@ -1,6 +1,7 @@
 """Upkeep, turn by turn."""
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 from structlog.testing import capture_logs
@@ -68,3 +69,22 @@ async def test_it_looks_even_where_nobody_stirs_it(monkeypatch: pytest.MonkeyPat
     await action.next()
     await action.next()
     await tasks.close()
+
+
+async def test_turns_of_one_process_come_together() -> None:
+    loop = asyncio.get_running_loop()
+    for seconds in (0.5, 1.0, 1.5, 5.0):
+        begin = loop.time()
+        wait, short = turns.until_next(seconds), turns.until_next(0.5)
+        assert 0.1 * seconds < wait <= 1.1 * seconds
+        off = (wait - short) % 0.5
+        assert min(off, 0.5 - off) <= loop.time() - begin + 1e-6, "a turn of half a second falls on it"
+        await asyncio.sleep(0.003)
+
+
+async def test_a_timer_that_is_early_makes_no_second_turn() -> None:
+    loop, seconds, times = asyncio.get_running_loop(), 0.02, list[float]()
+    for _ in range(20):
+        await asyncio.sleep(turns.until_next(seconds))
+        times.append(loop.time())
+    assert min(after - before for before, after in pairwise(times)) > 0.05 * seconds

@@ -9,6 +9,7 @@ from contextlib import suppress
 import structlog
 from grpc import aio
 
+from libs.turns import until_next
 from services.console.mesh import health, process
 from services.console.mesh.backoff import Backoff
 from services.console.mesh.plan import HOST, Component
@@ -51,13 +52,12 @@ class Keeper:
     def snapshot(self) -> ComponentSnapshot:
         """For people and for the other commands."""
         running = self._process if self._process and self._process.returncode is None else None
-        metrics = [port for port, use in self.component.ports.items() if use == "metrics"]
         return ComponentSnapshot(
             name=self.component.name,
             service=self.component.service,
             state=self._state,
             port=self.component.port,
-            metrics_port=metrics[0] if metrics else None,
+            metrics_ports=tuple(port for port, use in self.component.ports.items() if use.endswith("metrics")),
             pid=running.pid if running else None,
             started=running.started if running else None,
             restarts=self.restarts,
@@ -127,7 +127,7 @@ class Keeper:
             while not self._stop_asked.is_set():
                 await self._check(channel)
                 process.rotate(self._command.log, process.LOG_LIMIT_BYTES)
-                await asyncio.sleep(HEALTHY_CHECK_S if self._state == "healthy" else STARTING_CHECK_S)
+                await asyncio.sleep(until_next(HEALTHY_CHECK_S if self._state == "healthy" else STARTING_CHECK_S))
 
     async def _check(self, channel: aio.Channel) -> None:
         fault = await health.check(channel)

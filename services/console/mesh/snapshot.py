@@ -19,7 +19,8 @@ class ComponentSnapshot:
     service: str
     state: State
     port: int
-    metrics_port: int | None = None
+    metrics_ports: tuple[int, ...] = ()
+    """One for each of our services in it."""
     pid: int | None = None
     """None while it does not run."""
     started: float | None = None
@@ -28,6 +29,11 @@ class ComponentSnapshot:
     """How often it had to be started again: not because somebody had asked it to end."""
     detail: str = ""
     """What a person should know, for example how it ended last."""
+
+    @property
+    def metrics_port(self) -> int | None:
+        """The first of them."""
+        return self.metrics_ports[0] if self.metrics_ports else None
 
 
 @dataclass(frozen=True, slots=True)

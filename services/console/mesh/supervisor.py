@@ -218,7 +218,9 @@ class Supervisor:
     async def _stop_all(self, hurry: asyncio.Event) -> None:
         self._become("stopping")
         log.info("stopping")
-        patience_s = PATIENCE_S + self._plan.options.drain_s + self._plan.options.notice_s
+        options = self._plan.options
+        drains = 2 if options.monoliths else 1  # its batcher may still run for another one's router
+        patience_s = PATIENCE_S + drains * options.drain_s + options.notice_s
         keepers = {keeper.component.name: keeper for keeper in self._keepers}
         killer = asyncio.create_task(self._kill_when(hurry), name="hurry")
         try:

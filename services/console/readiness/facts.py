@@ -38,7 +38,9 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What one process's metrics page says."""
+    """What the metrics page of one service in one process says."""
+
+    service: str
 
     names: frozenset[str]
     """Of its metrics, whether or not they have samples; those of counters without their "_total"."""
@@ -64,7 +66,7 @@ class Facts:
     audited: bool | None = None
     """Whether the audit log answers."""
     pages: Mapping[str, Page] | None = None
-    """By component; None where there is no state folder that names them."""
+    """By component, or component and port where it has several; None where there is no state folder that names them."""
     drills: Mapping[str, Result] = field(default_factory=dict)
     """The last of each tier."""
     faults: Mapping[str, str] = field(default_factory=dict)

@@ -39,7 +39,11 @@ async def gather(target: str, key: str, snapshot: MeshSnapshot | None, folder: P
     catalogue = answers.pop("catalogue")
     pages = None
     if snapshot is not None:
-        ports = {part.name: part.metrics_port for part in snapshot.components if part.metrics_port is not None}
+        ports = {
+            part.name if port == part.metrics_port else f"{part.name}:{port}": port
+            for part in snapshot.components
+            for port in part.metrics_ports
+        }
         pages = await _pages(ports, faults)
     else:
         faults["pages"] = "the metrics of a mesh elsewhere are not read: run this where its state folder is"
@@ -112,8 +116,10 @@ def _page(port: int) -> Page | str:
             families = list(parse(response.read().decode()))
     except (OSError, ValueError) as error:
         return str(error)
-    connected = names.PROCESS_ETCD.name
+    connected, build = names.PROCESS_ETCD.name, names.PROCESS_BUILD.name
+    services = [sample.labels["service"] for family in families if family.name == build for sample in family.samples]
     return Page(
+        services[0] if services else "",
         frozenset(family.name.removesuffix("_total") for family in families),
         any(sample.value == 1 for family in families if family.name == connected for sample in family.samples),
     )

@@ -52,7 +52,7 @@ def metrics(facts: Facts) -> Check:
     missing = [
         f"{name}: {metric.name}"
         for name, page in sorted(facts.pages.items())
-        for metric in (*REQUIRED[""], *REQUIRED.get(name.rpartition("-")[0], ()))
+        for metric in (*REQUIRED[""], *REQUIRED.get(page.service, ()))
         if metric.name.removesuffix("_total") not in page.names
     ]
     if missing:
