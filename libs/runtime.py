@@ -76,6 +76,8 @@ class Runtime:
     def add(self, member: Member) -> None:
         """From now on it is told when the process is to end."""
         self._members.append(member)
+        if self.ending:
+            member.end()
 
     def _on_signal(self) -> None:
         if not self.ending:

@@ -3,10 +3,11 @@
 import asyncio
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from headrace.kvcache.v1 import kvcache_pb2 as pb
 from libs.kvcache.values import Answer, Question, Reservation
-from libs.kvcache.wire import answer_from_proto, question_to_proto, release_to_proto, reservation_to_proto
+from libs.kvcache.wire import add_question, add_release, answer_from_proto, reservation_to_proto
 from libs.streams.client import Dialer
 from libs.streams.standing import Endpoint, StandingStream
 from libs.tasks import Tasks
@@ -29,12 +30,12 @@ def _nothing(*_: object) -> None: ...
 
 
 class _Asked:
-    __slots__ = ("done", "question", "timer")
+    __slots__ = ("done", "due", "question")
 
-    def __init__(self, question: Question, done: Done, timer: asyncio.TimerHandle) -> None:
+    def __init__(self, question: Question, done: Done, due: float) -> None:
         self.question = question
         self.done = done
-        self.timer = timer
+        self.due = due
 
 
 class Consultation:
@@ -49,6 +50,7 @@ class Consultation:
         budget_s: Seconds until a question is answered None.
         recalled: Told an executor and a pool where others lack blocks that this batcher may hold in advance.
         lost: Told that the stream broke, when open questions have been answered None.
+        together: Is entered for the answers of one message.
     """
 
     def __init__(
@@ -60,15 +62,18 @@ class Consultation:
         *,
         recalled: Callable[[str, str], None] = _nothing,
         lost: Callable[[], None] = _nothing,
+        together: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._batcher = batcher
         self._recalled = recalled
         self._lost = lost
+        self._together = together
         self._budget_s = budget_s
         self._loop = asyncio.get_running_loop()
         self._up = False
         self._greeted = False
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[int, _Asked] = {}  # in the order in which they are due
+        self._timer: asyncio.TimerHandle | None = None  # one for all: most answers come long before
         self._unsent: dict[int, Question] = {}
         self._shrunk: list[Question] = []
         self._releases: list[tuple[int, int | None]] = []
@@ -98,8 +103,10 @@ class Consultation:
         if not self._up or pending or len(self._asked) + len(self._ignored) >= MAX_PENDING:
             done(None)
             return
-        timer = self._loop.call_later(self._budget_s, self._late, question.id)
-        self._asked[question.id] = _Asked(question, done, timer)
+        due = self._loop.time() + self._budget_s
+        self._asked[question.id] = _Asked(question, done, due)
+        if self._timer is None:
+            self._timer = self._loop.call_at(due, self._overdue)
         self._unsent[question.id] = question
         self._stream.wake()
 
@@ -137,8 +144,6 @@ class Consultation:
                 nothing, or does not say.
         """
         asked = self._asked.pop(question_id, None)
-        if asked is not None:
-            asked.timer.cancel()
         held = self._held.pop(question_id, None)
         reserved = held is not None
         if held is not None and self._shrunk:  # releases are read before questions
@@ -154,8 +159,9 @@ class Consultation:
         """Ends the conversation: the manager keeps the reservations for its grace period. Open questions are
         answered None."""
         await self._tasks.close()
-        if self._lazy is not None:
-            self._lazy.cancel()
+        for timer in (self._lazy, self._timer):
+            if timer is not None:
+                timer.cancel()
 
     def on_up(self) -> None:
         self._up, self._greeted = True, False
@@ -172,7 +178,7 @@ class Consultation:
             request.batcher = self._batcher
             request.claims.extend(map(reservation_to_proto, self._held.values()))
         for smaller in self._shrunk:  # before what may make it larger again
-            request.questions.append(question_to_proto(smaller))
+            add_question(request, smaller)
             self._ignored[smaller.id] += 1
         self._shrunk.clear()
         hashes = 0
@@ -181,11 +187,12 @@ class Consultation:
             hashes += len(question.block_hashes)
             if request.questions and hashes > MESSAGE_HASHES:
                 break
-            request.questions.append(question_to_proto(question))
+            add_question(request, question)
             del self._unsent[question.id]
             if question.id not in self._asked:
                 self._ignored[question.id] += 1
-        request.releases.extend(release_to_proto(number, found) for number, found in self._releases)
+        for number, found in self._releases:
+            add_release(request, number, found)
         self._releases.clear()
         return request.SerializeToString()
 
@@ -193,15 +200,20 @@ class Consultation:
         response = pb.ConsultResponse.FromString(data)
         for recall in response.recalls:
             self._recalled(recall.executor, recall.pool)
-        for answer in response.answers:
-            if ignored := self._ignored.pop(answer.id, 0):
-                if ignored > 1:
-                    self._ignored[answer.id] = ignored - 1
-                continue
-            asked = self._asked.pop(answer.id, None)
-            if asked is None:
-                continue
-            asked.timer.cancel()
+        with self._together():
+            for answer in response.answers:
+                self._answered(answer)
+        if self._timer is not None and not self._asked:
+            self._timer.cancel()
+            self._timer = None
+
+    def _answered(self, answer: pb.Answer) -> None:
+        if ignored := self._ignored.pop(answer.id, 0):
+            if ignored > 1:
+                self._ignored[answer.id] = ignored - 1
+            return
+        asked = self._asked.pop(answer.id, None)
+        if asked is not None:
             if answer.reserved:
                 self._hold(asked.question)
             asked.done(answer_from_proto(answer))
@@ -214,9 +226,19 @@ class Consultation:
         self._ignored.clear()
         asked, self._asked = list(self._asked.values()), {}
         for one in asked:
-            one.timer.cancel()
             one.done(None)
         self._lost()
+
+    def _overdue(self) -> None:
+        """Answers what has waited too long, and looks again when the next question has."""
+        now = self._loop.time()
+        while self._asked:
+            number, asked = next(iter(self._asked.items()))
+            if asked.due > now:
+                self._timer = self._loop.call_at(asked.due, self._overdue)
+                return
+            self._late(number)
+        self._timer = None
 
     def _late(self, question_id: int) -> None:
         asked = self._asked.pop(question_id)

@@ -3,9 +3,11 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby, starmap
+from typing import Literal
 
 from headrace.kvcache.v1 import kvcache_pb2 as pb
-from libs.kvcache.values import BlockEvent, CacheState, Hashes
+from libs.kvcache.values import BlockEvent, CacheState, CacheTier, Hashes
 from libs.kvcache.wire import cache_to_proto, event_to_proto
 from libs.streams.client import Dialer
 from libs.streams.standing import Endpoint, StandingStream
@@ -106,8 +108,8 @@ class Reporter:
         else:
             return None
         self._sequence += 1
-        events = [event_to_proto(pool, event) for pool, event in changes]
-        return pb.ReportRequest(executor=self._executor, events=pb.BlockEvents(sequence=self._sequence, events=events))
+        events = pb.BlockEvents(sequence=self._sequence, events=starmap(event_to_proto, _joined(changes)))
+        return pb.ReportRequest(executor=self._executor, events=events)
 
     def on_message(self, data: bytes) -> None:
         if pb.ReportResponse.FromString(data).snapshot_wanted and self._up:
@@ -156,6 +158,19 @@ def _take(changes: deque[_Change]) -> tuple[list[_Change], int]:
         size += more
         taken.append(changes.popleft())
     return taken, size
+
+
+def _joined(changes: Sequence[_Change]) -> Iterator[_Change]:
+    """The same with those as one that follow each other and are alike: the manager pays for each."""
+    for (pool, kind, tier), alike in groupby(changes, key=_kind):
+        events = [event for _, event in alike]
+        whole = [block for event in events for block in event.hashes] if len(events) > 1 else events[0].hashes
+        yield pool, BlockEvent(kind, whole, tier)
+
+
+def _kind(change: _Change) -> tuple[str, Literal["stored", "removed", "cleared"], CacheTier]:
+    pool, event = change
+    return pool, event.kind, event.tier
 
 
 def _size(event: BlockEvent) -> int:

@@ -1,9 +1,10 @@
 """What is said to the KV-cache manager and by it, as plain values; the messages are headrace.kvcache.v1."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
+
+import msgspec
 
 Hashes = Sequence[int]
 """Chained block hashes (libs.tokens.blocks), first block first: unsigned 64-bit integers."""
@@ -24,8 +25,7 @@ class Exactness(IntEnum):
     MODELLED = 2
 
 
-@dataclass(frozen=True, slots=True)
-class BlockEvent:
+class BlockEvent(msgspec.Struct, frozen=True):
     """A change of a prefix cache, in the order in which it happened."""
 
     kind: Literal["stored", "removed", "cleared"]
@@ -34,8 +34,7 @@ class BlockEvent:
     """Where they were stored, or removed from; `cleared` means every tier."""
 
 
-@dataclass(frozen=True, slots=True)
-class CacheInfo:
+class CacheInfo(msgspec.Struct, frozen=True):
     """What a pool's cache on an executor is."""
 
     pool: str
@@ -45,8 +44,7 @@ class CacheInfo:
     exactness: Exactness
 
 
-@dataclass(frozen=True, slots=True)
-class CacheState:
+class CacheState(msgspec.Struct, frozen=True):
     """A pool's cache on an executor, and what is in it."""
 
     info: CacheInfo
@@ -62,8 +60,7 @@ class CacheState:
         yield CacheTier.DISK, self.disk_hashes
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(msgspec.Struct, frozen=True):
     """Where does this prefix lie, and does the work fit on this executor?"""
 
     id: int
@@ -78,8 +75,7 @@ class Question:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class PrefixMatch:
+class PrefixMatch(msgspec.Struct, frozen=True):
     """How much of a prefix an executor holds."""
 
     executor: str
@@ -96,8 +92,7 @@ class PrefixMatch:
         return self.blocks - self.host_blocks - self.disk_blocks
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The answer to a Question."""
 
     matches: Sequence[PrefixMatch]
@@ -112,8 +107,7 @@ class Answer:
         return next((match.blocks for match in self.matches if match.executor == executor), 0)
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True):
     """Blocks held for one work on one executor."""
 
     id: int

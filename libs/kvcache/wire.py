@@ -17,9 +17,9 @@ from libs.kvcache.values import (
 )
 
 
-def question_to_proto(question: Question) -> pb.Question:
-    """Field for field."""
-    return pb.Question(
+def add_question(request: pb.ConsultRequest, question: Question) -> None:
+    """Field for field. What is made in its place need not be copied there."""
+    request.questions.add(
         id=question.id,
         pool=question.pool,
         block_hashes=question.block_hashes,
@@ -36,22 +36,16 @@ def question_from_proto(message: pb.Question) -> Question:
     )
 
 
-def answer_to_proto(question_id: int, answer: Answer) -> pb.Answer:
+def add_answer(response: pb.ConsultResponse, question_id: int, answer: Answer) -> None:
     """The answer under its question's number."""
-    return pb.Answer(
-        id=question_id,
-        matches=[
-            pb.PrefixMatch(
-                executor=match.executor,
-                blocks=match.blocks,
-                host_blocks=match.host_blocks,
-                disk_blocks=match.disk_blocks,
-            )
-            for match in answer.matches
-        ],
-        reserved=answer.reserved,
-        free_blocks=answer.free_blocks,
-    )
+    message = response.answers.add(id=question_id, reserved=answer.reserved, free_blocks=answer.free_blocks)
+    for match in answer.matches:
+        message.matches.add(
+            executor=match.executor,
+            blocks=match.blocks,
+            host_blocks=match.host_blocks,
+            disk_blocks=match.disk_blocks,
+        )
 
 
 def answer_from_proto(message: pb.Answer) -> Answer:
@@ -74,9 +68,9 @@ def reservation_from_proto(message: pb.Reservation) -> Reservation:
     return Reservation(message.id, message.executor, message.pool, message.blocks)
 
 
-def release_to_proto(question_id: int, found_blocks: int | None) -> pb.Release:
+def add_release(request: pb.ConsultRequest, question_id: int, found_blocks: int | None) -> None:
     """Field for field; None is absent."""
-    return pb.Release(id=question_id, found_blocks=found_blocks)
+    request.releases.add(id=question_id, found_blocks=found_blocks)
 
 
 def found_from_proto(message: pb.Release) -> int | None:

@@ -1,48 +1,44 @@
 """Whose deadline is past? Pure, and shared by the stages that keep works."""
 
 import heapq
-from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Generic, TypeVar
 
 SLACK = 1024
-"""Entries that are dead are forgotten when they outnumber the living by this many."""
+"""Deadlines of the dead are forgotten when they outnumber those of the living by this many."""
 
-
-class Kept(Protocol):
-    """Something with an outcome."""
-
-    @property
-    def live(self) -> bool:
-        """Whether its outcome is still awaited."""
-        ...
-
-
-K = TypeVar("K", bound=Kept)
+K = TypeVar("K")
 
 
 class Deadlines(Generic[K]):
-    """The deadlines of works, the nearest first. Bounded by twice the works that are alive, plus SLACK."""
+    """The deadlines of works, the nearest first. Bounded by twice the works that are alive, plus SLACK.
 
-    def __init__(self) -> None:
-        self._heap: list[tuple[float, int, K]] = []
-        self._sequence = 0
+    It knows works by their numbers alone, so that what has ended goes at once: kept for a second, it would be cold in
+    the processor's caches when it goes, and the garbage collector would have looked at it in vain.
 
-    def add(self, deadline: float, kept: K) -> None:
-        """Notes a deadline, in Unix seconds."""
-        self._sequence += 1
-        heapq.heappush(self._heap, (deadline, self._sequence, kept))
+    Args:
+        living: The works whose outcome is awaited, by number. Numbers are never used again.
+    """
+
+    def __init__(self, living: Mapping[int, K]) -> None:
+        self._living = living
+        self._heap: list[tuple[float, int]] = []
+
+    def add(self, deadline: float, number: int) -> None:
+        """Notes the deadline of a work, in Unix seconds."""
+        heapq.heappush(self._heap, (deadline, number))
 
     def passed(self, now: float) -> Iterator[K]:
         """Takes out, and gives, the living whose deadline is reached at `now`. They may end while it runs."""
         while self._heap and self._heap[0][0] <= now:
-            _, _, kept = heapq.heappop(self._heap)
-            if kept.live:
-                yield kept
+            _, number = heapq.heappop(self._heap)
+            if number in self._living:
+                yield self._living[number]
 
-    def prune(self, alive: int) -> None:
-        """Forgets the dead if there are too many; `alive` is the number of the living."""
-        if len(self._heap) > 2 * alive + SLACK:
-            self._heap = [entry for entry in self._heap if entry[2].live]
+    def prune(self) -> None:
+        """Forgets the dead if there are too many."""
+        if len(self._heap) > 2 * len(self._living) + SLACK:
+            self._heap = [entry for entry in self._heap if entry[1] in self._living]
             heapq.heapify(self._heap)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""A frame while it is being written. Needs nothing: engines' children may run in another environment's interpreter."""
+"""A frame while it is being written. Needs nothing but msgspec: engines' children may run in another environment."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

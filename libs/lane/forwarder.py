@@ -7,9 +7,9 @@ stage in front sees a pause, never a gap or a repeat.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import structlog
+from msgspec.structs import replace
 
 from libs.clock import Clock
 from libs.errors import Cancelled, DeadlinePassed, HeadraceError, StageUnavailable
@@ -81,8 +81,8 @@ class Forwarder:
         self._resent = resent
         self._neighbours: dict[str, _Neighbour] = {}
         self._parked: dict[Flight, None] = {}
-        self._deadlines: Deadlines[Flight] = Deadlines()
         self._passages: Passages[Flight] = Passages()
+        self._deadlines = Deadlines(self._passages.works)
         self._sequence = 0
         self._last_ready = clock.monotonic()
 
@@ -123,7 +123,7 @@ class Forwarder:
         """Ends what is past its deadline. To be called several times a second."""
         if self.ready_neighbours():
             self._last_ready = self._clock.monotonic()
-        self._deadlines.prune(self.in_flight)
+        self._deadlines.prune()
         for flight in self._deadlines.passed(self._clock.now() - BACKSTOP_S):
             self._abandon(flight)
             stage = self.name if flight.neighbour is None else f"behind {self.name}"
@@ -158,7 +158,7 @@ class Forwarder:
     def _take(self, flight: Flight) -> None:
         flight.up_id = self._passages.next()
         self._passages.enter(flight.up_id, flight)
-        self._deadlines.add(flight.progress.work.deadline, flight)
+        self._deadlines.add(flight.progress.work.deadline, flight.up_id)
         ready = self.ready_neighbours()
         if not ready and self._clock.monotonic() - self._last_ready > PATIENCE_S:
             error = StageUnavailable(
@@ -195,6 +195,7 @@ class Forwarder:
         if not flight.live:  # ended by whoever was told of the one before it
             return
         flight.up_id = self._passages.renumber(flight.up_id)  # the old one is in use behind until its outcome comes
+        self._deadlines.add(flight.progress.work.deadline, flight.up_id)
         tokens = flight.progress.count
         if counts:
             flight.attempts = flight.attempts + 1 if tokens == flight.sent_tokens else 0

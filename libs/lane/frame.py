@@ -7,9 +7,9 @@ again. An operation of numpy costs a third of a microsecond for one entry and fo
 import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate, repeat
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,8 +29,7 @@ NO_COUNTS: Counts = np.empty(0, COUNT)
 NO_LOG_PROBS: LogProbs = np.empty(0, LOG_PROB)
 
 
-@dataclass(slots=True, eq=False)
-class Frame:
+class Frame(msgspec.Struct, eq=False):
     """Tokens of one engine step, or of several that accumulated, as parallel arrays.
 
     `work_ids`, `offsets` and `counts` run in parallel; `token_ids` is the concatenation. `log_probs` is empty or has
@@ -38,11 +37,11 @@ class Frame:
     share them, and be kept.
     """
 
-    work_ids: Numbers = field(default_factory=lambda: NO_NUMBERS)
-    offsets: Counts = field(default_factory=lambda: NO_COUNTS)
-    counts: Counts = field(default_factory=lambda: NO_COUNTS)
-    token_ids: Counts = field(default_factory=lambda: NO_COUNTS)
-    log_probs: LogProbs = field(default_factory=lambda: NO_LOG_PROBS)
+    work_ids: Numbers = NO_NUMBERS
+    offsets: Counts = NO_COUNTS
+    counts: Counts = NO_COUNTS
+    token_ids: Counts = NO_COUNTS
+    log_probs: LogProbs = NO_LOG_PROBS
 
     @classmethod
     def of(cls, draft: Draft) -> "Frame":

@@ -32,7 +32,7 @@ class Turn:
         self._scheduled = False
 
     def add(self, deliver: Callable[[], None]) -> None:
-        """Calls it, which must not raise, once."""
+        """Calls it once."""
         self._due.append(deliver)
         self._schedule()
 
@@ -42,13 +42,15 @@ class Turn:
             asyncio.get_running_loop().call_soon(self._end)
 
     def _end(self) -> None:
-        for _ in range(DELIVERIES):
-            if not self._due:
-                break
-            self._due.popleft()()
-        self._scheduled = False
-        if self._due:
-            self._schedule()
+        try:
+            for _ in range(DELIVERIES):
+                if not self._due:
+                    break
+                self._due.popleft()()
+        finally:
+            self._scheduled = False
+            if self._due:
+                self._schedule()
 
 
 class NearStage:

@@ -86,30 +86,33 @@ class Passages(Generic[P]):
         """For whoever wants to see whether rows are all different."""
         self.steps: NDArray[np.uint32] = np.arange(rows, dtype=COUNT)
         """0, 1, 2 …"""
+        # The same memory, for single rows: three times as fast as through numpy.
+        self._numbers, self._counts, self._behind = self.numbers.data, self.counts.data, self.behind.data
+        self._fronts, self._lanes = self.fronts.data, self.lanes.data
 
     # --- works -------------------------------------------------------------------------------------
 
     def next(self) -> int:
         """A number that was never used, and whose row is free. It need not be entered."""
         self._sequence += 1
-        while self.numbers[self._sequence & self.mask]:
+        while self._numbers[self._sequence & self.mask]:
             self._sequence += 1
         return self._sequence
 
     def enter(self, number: int, passage: P) -> None:
         """A work is in flight from now on. No tokens come from anywhere before `stream`."""
-        while 2 * len(self.works) >= self.mask or self.numbers[number & self.mask]:
+        while 2 * len(self.works) >= self.mask or self._numbers[number & self.mask]:
             self._grow()
         self.works[number] = passage
         row = number & self.mask
-        self.numbers[row], self.counts[row], self.behind[row] = number, passage.progress.count, 0
-        self.fronts[row], self.lanes[row] = passage.down_id, id(passage.lane)
+        self._numbers[row], self._counts[row], self._behind[row] = number, passage.progress.count, 0
+        self._fronts[row], self._lanes[row] = passage.down_id, id(passage.lane)
         passage.progress.enter(self, number)
 
     def stream(self, number: int, behind: object | None) -> None:
         """Its tokens come from there from now on; None: from nowhere. Ignored for a work that has left."""
         if number in self.works:
-            self.behind[number & self.mask] = 0 if behind is None else id(behind)
+            self._behind[number & self.mask] = 0 if behind is None else id(behind)
 
     def renumber(self, old: int) -> int:
         """Gives a work another number, so that what comes for the old one finds nobody."""
@@ -123,7 +126,7 @@ class Passages(Generic[P]):
     def leave(self, number: int) -> None:
         """A work is in flight no more. Its count stays known, its tokens do not."""
         self.works.pop(number).progress.leave()
-        self.numbers[number & self.mask] = 0
+        self._numbers[number & self.mask] = 0
 
     def check_integrity(self) -> None:
         """Raises AssertionError when rows and works disagree."""
@@ -147,19 +150,19 @@ class Passages(Generic[P]):
 
     def count(self, number: int) -> int:
         """See progress.Home."""
-        return int(self.counts[number & self.mask])
+        return self._counts[number & self.mask]
 
     def streams(self, number: int, behind: object) -> bool:
         """Whether the tokens of a work in flight come from there."""
-        return int(self.behind[number & self.mask]) == id(behind)
+        return self._behind[number & self.mask] == id(behind)
 
     def advance(self, number: int, tokens: int) -> None:
         """Counts tokens; they are to be logged."""
-        self.counts[number & self.mask] += tokens
+        self._counts[number & self.mask] += tokens
 
     def reset(self, number: int) -> None:
         """See progress.Home."""
-        self.counts[number & self.mask] = 0
+        self._counts[number & self.mask] = 0
 
     def log(self, frame: Frame) -> None:
         """Keeps tokens that were counted already, all of them new."""

@@ -1,8 +1,9 @@
 """How far an answer has come, and what it was so far: kept by a stage until the outcome has passed."""
 
 from array import array
-from dataclasses import replace
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from libs.lane.work import Work
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
-from google.protobuf import timestamp_pb2
 
 from headrace.inference.v1 import inference_pb2
 from headrace.lane.v1 import lane_pb2
@@ -25,9 +24,6 @@ from libs.lane.work import (
 )
 from libs.rpc.status import from_failure, to_failure
 
-_OPTIONAL_SAMPLING = (
-    "temperature", "top_p", "top_k", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty",
-)  # fmt: skip
 ROLES: Mapping["inference_pb2.Role.ValueType", str] = {
     inference_pb2.ROLE_SYSTEM: "system",
     inference_pb2.ROLE_USER: "user",
@@ -39,7 +35,7 @@ _ROLE_NUMBERS = {role: number for number, role in ROLES.items()}
 def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
     """The work under its number on a lane."""
     seconds, micros = divmod(round(work.deadline * 1_000_000), 1_000_000)
-    return lane_pb2.Work(
+    message = lane_pb2.Work(
         work_id=work_id,
         request_id=work.request_id,
         tenant=work.tenant,
@@ -47,13 +43,12 @@ def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
         model=work.model,
         pool=work.pool,
         prompt_token_ids=array("I", work.prompt).tobytes(),
-        resumed_token_ids=array("I", work.resumed).tobytes(),
+        resumed_token_ids=array("I", work.resumed).tobytes() if work.resumed else b"",
         block_hashes=array("Q", work.block_hashes).tobytes(),
         block_tokens=work.block_tokens,
         sampling=sampling_to_proto(work.sampling),
         grammar=inference_pb2.Grammar(**{work.grammar.form: work.grammar.text}) if work.grammar else None,
         log_probs=work.log_probs,
-        deadline=timestamp_pb2.Timestamp(seconds=seconds, nanos=micros * 1000),
         traceparent=work.traceparent,
         adapter=work.adapter,
         salt=work.salt,
@@ -61,11 +56,15 @@ def work_to_proto(work_id: int, work: Work) -> lane_pb2.Work:
         weight=work.weight,
         asked=_asked_to_proto(work.asked) if work.asked is not None else None,
     )
+    deadline = message.deadline  # in place: a Timestamp of its own would be made, and copied
+    deadline.seconds, deadline.nanos = seconds, micros * 1000
+    return message
 
 
 def work_from_proto(message: lane_pb2.Work) -> Work:
     """The work without its number. Raises ValueError for what is no run of integers."""
     form = message.grammar.WhichOneof("form") if message.HasField("grammar") else None
+    resumed, deadline = message.resumed_token_ids, message.deadline
     return Work(
         request_id=message.request_id,
         tenant=message.tenant,
@@ -73,13 +72,13 @@ def work_from_proto(message: lane_pb2.Work) -> Work:
         model=message.model,
         pool=message.pool,
         prompt=np.frombuffer(message.prompt_token_ids, COUNT).tolist(),
-        resumed=np.frombuffer(message.resumed_token_ids, COUNT).tolist(),
+        resumed=np.frombuffer(resumed, COUNT).tolist() if resumed else [],
         block_hashes=np.frombuffer(message.block_hashes, HASH).tolist(),
         block_tokens=message.block_tokens,
         sampling=sampling_from_proto(message.sampling),
         grammar=Grammar(form, getattr(message.grammar, form)) if form else None,
         log_probs=message.log_probs,
-        deadline=(message.deadline.seconds * 1_000_000 + message.deadline.nanos // 1000) / 1e6,
+        deadline=(deadline.seconds * 1_000_000 + deadline.nanos // 1000) / 1e6,
         traceparent=message.traceparent,
         adapter=message.adapter,
         salt=message.salt,
@@ -144,18 +143,33 @@ def note_from_proto(message: lane_pb2.Note) -> Note:
 
 def sampling_to_proto(sampling: Sampling) -> inference_pb2.Sampling:
     """Unset stays unset."""
-    message = inference_pb2.Sampling(max_tokens=sampling.max_tokens, ignore_end=sampling.ignore_end)
-    for name in _OPTIONAL_SAMPLING:
-        value = getattr(sampling, name)
-        if value is not None:
-            setattr(message, name, value)
-    return message
+    return inference_pb2.Sampling(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        ignore_end=sampling.ignore_end,
+    )
 
 
 def sampling_from_proto(message: inference_pb2.Sampling) -> Sampling:
     """Stop strings stay behind: they are admission's."""
-    optional = {field.name: value for field, value in message.ListFields() if field.name in _OPTIONAL_SAMPLING}
-    return Sampling(max_tokens=message.max_tokens, ignore_end=message.ignore_end, **optional)
+    given = message.HasField
+    return Sampling(
+        max_tokens=message.max_tokens,
+        temperature=message.temperature if given("temperature") else None,
+        top_p=message.top_p if given("top_p") else None,
+        top_k=message.top_k if given("top_k") else None,
+        seed=message.seed if given("seed") else None,
+        repetition_penalty=message.repetition_penalty if given("repetition_penalty") else None,
+        presence_penalty=message.presence_penalty if given("presence_penalty") else None,
+        frequency_penalty=message.frequency_penalty if given("frequency_penalty") else None,
+        ignore_end=message.ignore_end,
+    )
 
 
 def frame_to_proto(frame: Frame) -> lane_pb2.Frame:

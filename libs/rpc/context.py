@@ -78,6 +78,10 @@ class Context:
         """Sends a message at once. For who looks at `room` before."""
         self._stream.write(self._encode(message))
 
+    def say_bytes(self, message: bytes) -> None:
+        """The same, of a message that is encoded."""
+        self._stream.write(message)
+
     def say_with(self, say: Callable[[], None]) -> None:
         """`say` is called when there is room again, and after `wake`. It may not raise. Until the next `write`."""
         self._stream.say_with(say)

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
+
+import msgspec
 
 Value = str | bool | int | float | Sequence[str]
 """The value of an attribute."""
@@ -23,16 +24,14 @@ class Kind(IntEnum):
     CONSUMER = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(msgspec.Struct, frozen=True):
     """Something that happened within a span."""
 
     time_ns: int
     name: str
 
 
-@dataclass(slots=True)
-class SpanRecord:
+class SpanRecord(msgspec.Struct):
     """One span, as it is exported, stored and shown. Ids are lower-case hexadecimal."""
 
     trace_id: str
@@ -46,8 +45,8 @@ class SpanRecord:
     end_ns: int
     service: str
     instance: str
-    attributes: dict[str, Value] = field(default_factory=dict)
-    events: list[Event] = field(default_factory=list)
+    attributes: dict[str, Value] = {}
+    events: list[Event] = []
     error: str | None = None
     """None unless the span failed; then what a person is to know, perhaps nothing."""
     dropped: int = 0

@@ -167,15 +167,13 @@ class Tracing:
         if above is None:
             number = _RANDOM.getrandbits(128) or 1
             # The lower half decides, as in the SDK's TraceIdRatioBased: all processes decide alike.
-            sampled = (number & 0xFFFF_FFFF_FFFF_FFFF) < self._bound
-            context = TraceContext(f"{number:032x}", _span_id(), 1 if sampled else 0)
-            parent_id = ""
+            if (number & 0xFFFF_FFFF_FFFF_FFFF) >= self._bound:
+                return Span(f"00-{number:032x}-{_span_id()}-00")
+            context, parent_id = TraceContext(f"{number:032x}", _span_id(), 1), ""
         elif above.sampled:
             context, parent_id = TraceContext(above.trace_id, _span_id(), above.flags), above.span_id
         else:
             return Span(parent)
-        if not context.sampled:
-            return Span(str(context))
         start_ns = time.time_ns() if start_time is None else int(start_time * 1e9)
         record = SpanRecord(
             context.trace_id, context.span_id, parent_id, name, kind, start_ns, 0,

@@ -9,18 +9,18 @@ tokens that are whole in the rendered text count; then the marks come out.
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, nodes
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from libs.tokens.looking import LOOP_ATTRIBUTES, looks_into
 
 ROLES = frozenset({"system", "user", "assistant"})
 MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
 """Noncharacters: Unicode keeps them for use inside of a program."""
-
-LOOP_ATTRIBUTES = frozenset({"first", "last", "index", "index0", "revindex", "revindex0", "length"})
-"""That templates ask `loop` for: a truth or a number each."""
 
 NEVER = r"(?!)"
 """A pattern that matches nothing."""
@@ -68,6 +68,14 @@ class ControlTokens:
             return content
         return self._edges.sub(mark, content)
 
+    def begins_at_end(self, text: str) -> bool:
+        """Whether a control token may begin in `text` that goes on behind it."""
+        return any(text.endswith(beginning) for beginning in self._beginnings)
+
+    @cached_property
+    def _beginnings(self) -> frozenset[str]:
+        return frozenset(text[:end] for text in self.ids for end in range(1, len(text)))
+
     def cut(self, text: str) -> Iterable[str]:
         """`text` in parts, every control token cut in two."""
         position = 0
@@ -110,7 +118,12 @@ class ChatTemplate:
         # Not given, though some runtimes do: `strftime_now`. A date would make equal prompts differ, and
         # templates that use it have a fallback.
         try:
-            self._template = environment.from_string(source)
+            tree = environment.parse(source)
+            self.looks = looks_into(tree)
+            """Whether the text around what was said may depend on what was said."""
+            self.texts = frozenset({*variables.values(), *_texts(tree)})
+            """All that stands in the template."""
+            self._template = environment.from_string(tree)
         except TemplateError as error:
             raise ValueError(f"the chat template is not valid: {error}") from error
         # A context by `Template.render` copies jinja's whole chain of globals, which takes longer than the rendering.
@@ -124,19 +137,30 @@ class ChatTemplate:
 
         Raises TemplateRefusedError, and ValueError for an unknown role.
         """
-        for role, _ in messages:
-            if role not in ROLES:
-                raise ValueError(f"no such role: {role!r}")
         mark = next((m for m in MARKS if not any(m in content for _, content in messages)), None)
         if mark is None:
             raise ValueError("the chat uses every noncharacter of Unicode's block U+FDD0")
-        turns = [{"role": role, "content": controls.mark(content, mark)} for role, content in messages]
+        return self.around([(role, controls.mark(content, mark)) for role, content in messages]), mark
+
+    def around(self, messages: Sequence[tuple[str, str]]) -> str:
+        """The same text, of contents in which nothing is to be marked. Raises as `render`."""
+        for role, _ in messages:
+            if role not in ROLES:
+                raise ValueError(f"no such role: {role!r}")
+        turns = [{"role": role, "content": content} for role, content in messages]
         try:
             context = self._template.new_context({**self._names, "messages": turns}, shared=True)
-            text = "".join(self._template.root_render_func(context))
+            return "".join(self._template.root_render_func(context))
         except TemplateError as error:
             raise TemplateRefusedError(str(error)) from error
-        return text, mark
+
+
+def _texts(tree: nodes.Template) -> Iterable[str]:
+    for constant in tree.find_all(nodes.Const):
+        if isinstance(constant.value, str):
+            yield constant.value
+    for data in tree.find_all(nodes.TemplateData):
+        yield data.data
 
 
 def _refuse(message: str) -> NoReturn:

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Encoder
 from libs.tokens.byte_table import ByteTable, byte_table
 from libs.tokens.parts import Parts
 from libs.tokens.seams import separable
+from libs.tokens.shapes import Shapes
 from libs.tokens.template import ChatTemplate, ControlTokens
 from libs.tokens.words import NotByWords, Words, word_pattern
 
@@ -54,6 +55,8 @@ class Tokenizer:
         """Ids that leave no text."""
         self._words = self._words_of(document)
         self._parts = Parts(self._encode_part)
+        alone = self._template if self._full is None else None
+        self._shapes = Shapes(alone, controls, self._parts.encode) if alone is not None else None
         self._before, self._behind = _frame(self._plain)
         vocabulary = self._plain.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
@@ -102,6 +105,8 @@ class Tokenizer:
         """
         if self._template is None:
             raise ValueError("the model has no chat template")
+        if self._shapes is not None and (known := self._shapes.render(messages)) is not None:
+            return known
         marked, mark = self._template.render(messages, self._controls)
         if self._full is not None:
             text = marked.replace(mark, "")

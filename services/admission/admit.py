@@ -100,7 +100,7 @@ def check(request: Request, tenant: Tenant, policy: Policy, now: float) -> Check
     if request.contract and wants_tools(request, policy, on):
         needed = [*needed, "tools"]
     tier = request.tier or tenant.default_tier
-    deadline = deadline_of(request, policy.tiers.get(tier, TierPolicy()), now)
+    deadline = deadline_of(request, policy.tiers.get(tier) or TierPolicy(), now)
     if deadline <= now:
         raise errors.DeadlinePassed("the deadline was past on arrival", metadata={"stage": "admission"})
     whole = on is allowed.on

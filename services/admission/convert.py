@@ -1,9 +1,8 @@
 """Messages of headrace.inference.v1 as the plain values of this service, and back."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from google.protobuf import duration_pb2
 from msgspec.structs import replace
 
 from headrace.inference.v1 import inference_pb2
@@ -33,37 +32,33 @@ def request_from_proto(
     message: inference_pb2.GenerateRequest, *, traceparent: str, call_deadline: float | None, in_session: bool = False
 ) -> Request:
     """A request as its caller wrote it."""
-    text, token_ids = _FORMS.get(message.output_form, (True, False))
-    form = message.grammar.WhichOneof("form")
+    # Of fifteen fields four are set, and asking for each costs more than for those that are.
+    given: dict[str, Any] = {"model": "", "output_form": inference_pb2.OUTPUT_FORM_UNSPECIFIED}
+    for field, value in message.ListFields():
+        name, read = _FIELDS[field.name]
+        given[name] = value if read is None else read(value)
+    text, token_ids = _FORMS.get(given.pop("output_form"), (True, False))
     return Request(
-        model=message.model,
-        chat=turns(message.chat) if message.HasField("chat") else None,
-        prompt=message.prompt if message.HasField("prompt") else None,
-        sampling=_sampling(message.sampling),
-        grammar=Grammar(form, getattr(message.grammar, form)) if form else None,
-        log_probs=message.log_probs,
-        tier=Tier(message.tier) if message.tier in (1, 2) else None,
-        request_id=message.request_id,
-        tags=dict(message.tags),
         text=text,
         token_ids=token_ids,
-        timeout_s=message.timeout.ToMicroseconds() / 1e6 if message.HasField("timeout") else None,
-        resumed=list(message.resumed_token_ids),
-        resumed_version=message.resumed_model_version,
         traceparent=traceparent,
         call_deadline=call_deadline,
         in_session=in_session,
-        contract=message.contract,
-        requires=tuple(message.requires),
+        **given,
     )
 
 
 def _sampling(message: inference_pb2.Sampling) -> SamplingRequest:
-    """What is set; the fields of both have the same names. Asking for each of ten costs five times as much."""
+    """What is set; the fields of both have the same names."""
     given: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
     if "stop" in given:
         given["stop"] = tuple(given["stop"])
     return SamplingRequest(**given)
+
+
+def _grammar(message: inference_pb2.Grammar) -> Grammar | None:
+    form = message.WhichOneof("form")
+    return Grammar(form, getattr(message, form)) if form else None
 
 
 def count_request_from_proto(message: inference_pb2.CountTokensRequest) -> Request:
@@ -77,8 +72,11 @@ def count_request_from_proto(message: inference_pb2.CountTokensRequest) -> Reque
 
 def chunk_to_proto(chunk: Chunk, request_id: str) -> inference_pb2.GenerateResponse:
     """A chunk that is no error; `request_id` on the first one only."""
-    response = inference_pb2.GenerateResponse(text=chunk.text)
     # Most have nothing but their text, and naming the others here would take three times as long.
+    if chunk.finish is None:
+        response = inference_pb2.GenerateResponse(text=chunk.text)
+    else:
+        response = inference_pb2.GenerateResponse(text=chunk.text, finish=finish_fields(chunk.finish))
     if request_id:
         response.request_id = request_id
     if chunk.token_ids:
@@ -91,8 +89,6 @@ def chunk_to_proto(chunk: Chunk, request_id: str) -> inference_pb2.GenerateRespo
         response.waiting = chunk.waiting
     if chunk.restart:
         response.restart = True
-    if chunk.finish is not None:
-        finish_to_proto(chunk.finish, response.finish)
     return response
 
 
@@ -130,27 +126,35 @@ def degradation_trailer(finish: Finish) -> Sequence[tuple[str, str]]:
     return ((DEGRADATION, "".join(c if " " <= c <= "~" else "?" for c in told)),)
 
 
-def finish_to_proto(finish: Finish, message: inference_pb2.Finish) -> None:
-    """Fills in how an answer ended, where it is to stand: a message that is put into another is copied."""
-    message.reason = finish.reason.value  # type: ignore[assignment]  # the same numbers
-    message.stop, message.model = finish.stop, finish.model
-    usage, timings = message.usage, message.timings
-    usage.prompt_tokens = finish.prompt_tokens
-    usage.cached_tokens = finish.cached_tokens
-    usage.output_tokens = finish.output_tokens
-    _duration(finish.queued_s, timings.queued)
-    _duration(finish.first_token_s, timings.first_token)
-    _duration(finish.total_s, timings.total)
-    if finish.tried:
-        message.tried.extend(finish.tried)
+def finish_fields(finish: Finish) -> Any:
+    """How an answer ended, as the fields of a Finish: within the message that has it, given when that is made.
+
+    Setting them one by one takes longer, and a message that is put into another is copied.
+    """
+    fields: dict[str, Any] = {
+        "reason": finish.reason.value,
+        "stop": finish.stop,
+        "model": finish.model,
+        "usage": {
+            "prompt_tokens": finish.prompt_tokens,
+            "cached_tokens": finish.cached_tokens,
+            "output_tokens": finish.output_tokens,
+        },
+        "timings": {
+            "queued": _duration(finish.queued_s),
+            "first_token": _duration(finish.first_token_s),
+            "total": _duration(finish.total_s),
+        },
+        "tried": finish.tried,
+    }
     if finish.degradation.level:
-        message.degradation.level = finish.degradation.level
-        message.degradation.rungs.extend(finish.degradation.rungs)
+        fields["degradation"] = {"level": finish.degradation.level, "rungs": finish.degradation.rungs}
+    return fields
 
 
-def _duration(seconds: float, message: duration_pb2.Duration) -> None:
-    message.seconds, micros = divmod(int(seconds * 1e6), 1_000_000)
-    message.nanos = micros * 1000
+def _duration(seconds: float) -> dict[str, int]:
+    whole, micros = divmod(int(seconds * 1e6), 1_000_000)
+    return {"seconds": whole, "nanos": micros * 1000}
 
 
 def tool_step_to_proto(step: ToolStep) -> inference_pb2.ToolStep:
@@ -168,3 +172,23 @@ def tool_step_to_proto(step: ToolStep) -> inference_pb2.ToolStep:
 def turns(chat: inference_pb2.Chat) -> list[Turn]:
     """The turns of a chat as plain values."""
     return [Turn(ROLES.get(turn.role, ""), turn.content) for turn in chat.messages]
+
+
+_FIELDS: Mapping[str, tuple[str, Callable[[Any], Any] | None]] = {
+    "model": ("model", None),
+    "chat": ("chat", turns),
+    "prompt": ("prompt", None),
+    "sampling": ("sampling", _sampling),
+    "grammar": ("grammar", _grammar),
+    "log_probs": ("log_probs", None),
+    "tier": ("tier", lambda tier: Tier(tier) if tier in (1, 2) else None),
+    "request_id": ("request_id", None),
+    "tags": ("tags", dict),
+    "output_form": ("output_form", None),
+    "timeout": ("timeout_s", lambda timeout: timeout.ToMicroseconds() / 1e6),
+    "resumed_token_ids": ("resumed", list),
+    "resumed_model_version": ("resumed_version", None),
+    "contract": ("contract", None),
+    "requires": ("requires", tuple),
+}
+"""Fields of a GenerateRequest: what they are called here, and how they are read."""

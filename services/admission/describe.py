@@ -10,9 +10,7 @@ from services.admission.ladder import Effects
 
 
 def describe(span: Span, checked: Checked, admitted: Admitted, effects: Effects, now: float) -> None:
-    """Sets what a request is, once it was admitted."""
-    if not span.recording:
-        return
+    """Sets what a request is, once it was admitted. For spans that are recorded."""
     request, work = checked.request, admitted.work
     sampling, grammar = work.sampling, work.grammar
     span.set(names.GEN_AI_OPERATION, names.CHAT if request.chat is not None else names.TEXT_COMPLETION)

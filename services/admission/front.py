@@ -5,10 +5,9 @@ servicer. A request that cites a contract is a conversation of several of these.
 """
 
 import asyncio
-import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import structlog
 from msgspec.structs import replace
 
@@ -34,6 +33,7 @@ from services.admission.limits.limits import Limits, Ticket
 from services.admission.policy import Policy, Storage, Tenant
 from services.admission.prompts import detokenizer, tokenize
 from services.admission.request import Request
+from services.admission.request_ids import RequestIds
 from services.admission.steady import Outlet, Steady
 from services.admission.usage import UsageLedger
 from services.admission.validate import grammar_violations
@@ -48,8 +48,7 @@ MOST_REROUTES = 8
 """A request that was sent to so many models with other tokenizers ends: routes have fewer."""
 
 
-@dataclass(slots=True)
-class _Flight:
+class _Flight(msgspec.Struct):
     """A request in flight."""
 
     generation: Generation
@@ -78,6 +77,7 @@ class Front:
         self._flights: dict[int, _Flight] = {}
         self._numbers: dict[Generation, int] = {}
         self._steady = Steady()
+        self._request_ids = RequestIds()
         self._sequence = 0
         self._lane = forwarder.open(self)
 
@@ -106,7 +106,7 @@ class Front:
         """
         desks = self._desks
         if not request.request_id:
-            request = replace(request, request_id=secrets.token_hex(16))
+            request = replace(request, request_id=self._request_ids.next())
         if request.call_deadline is not None:
             request = replace(request, call_deadline=heard(request.call_deadline, self._clock.now()))
         span.set(names.REQUEST_ID, request.request_id)
@@ -138,7 +138,8 @@ class Front:
         tokenizer = desks.tokenizers.get(checked.spec.name)
         prompt = await tokenize(request, tokenizer)
         admitted = admit(checked, prompt, tokenizer.vocab_size, request.request_id, effects)
-        describe(span, checked, admitted, effects, self._clock.now())
+        if span.recording:
+            describe(span, checked, admitted, effects, self._clock.now())
         degradation = Degradation(effects.level, effects.rungs) if effects.level else UNDEGRADED
         generation = Generation(checked, admitted, detokenizer(request, tokenizer), changed, started, degradation)
         generation.keeps_text = desks.storage(request, tenant) is not Storage.NONE

@@ -1,7 +1,8 @@
 """One Generate call: an answer on a stream of its own.
 
 What there is to say is said in the loop's turn in which it came, by a callback of the stream. The call's task sleeps
-until the answer's end: to wake it for every token, through all the layers around it, cost more than the token.
+until the answer's end: to wake it for every token, through all the layers around it, cost more than the token. The text
+of steady answers (steady.py) is written as it comes, as the bytes that it is.
 """
 
 import asyncio
@@ -10,24 +11,31 @@ from headrace.inference.v1 import inference_pb2
 from libs.rpc.context import Context
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
+from libs.tokens.byte_table import ByteTable
 from services.admission.convert import responses
-from services.admission.generation import Answer, Chunk
+from services.admission.front import Front
+from services.admission.generation import Answer, Chunk, Generation
+from services.admission.steady import Step
 
 
 class Generate:
-    """The answer of one call on its way to the client. What the stream does not take waits merged in the answer.
+    """The answer of one call on its way to the client. What the stream does not take waits merged.
 
     Args:
         context: Of the call; nothing else writes to it until the answer has ended.
         span: Of the request.
+        streams: Of all calls of this process.
     """
 
-    def __init__(self, context: Context, span: Span) -> None:
+    def __init__(self, context: Context, span: Span, streams: "Streams") -> None:
         self.told = False
         """Whether the client has heard anything of the answer."""
         self._context = context
         self._span = span
+        self._streams = streams
         self._answer: Answer | None = None
+        self._text = ""
+        """Of steady tokens, which came after `_rest` and before what is still in the answer."""
         self._news = self._begun = False
         self._rest: list[inference_pb2.GenerateResponse] = []
         self._ending: Chunk | None = None
@@ -44,7 +52,17 @@ class Generate:
         self._context.say_with(self._say)
         if self._news:
             self._context.wake()
-        return await self._last
+        try:
+            return await self._last
+        finally:
+            self._streams.forget(self)
+
+    def say(self, text: str) -> None:
+        """The text of new tokens, of which nothing else is wanted."""
+        if self._text or self._rest or not self._context.room:
+            self._text += text
+        else:
+            self._context.say_bytes(_with_text(text))
 
     def _say(self) -> None:
         try:
@@ -52,6 +70,9 @@ class Generate:
                 if self._rest:
                     self._context.say(self._rest.pop(0))
                     self.told = True
+                elif self._text:
+                    self._context.say_bytes(_with_text(self._text))
+                    self._text = ""
                 elif self._news and self._ending is None:
                     self._take()
                 else:
@@ -72,3 +93,62 @@ class Generate:
         self._rest = responses(chunk, "" if self.told else self._answer.request_id)
         if chunk.finish is not None or chunk.error is not None:
             self._ending = chunk
+        elif chunk.count and isinstance(self._answer, Generation):
+            self._streams.steady(self, self._answer)
+
+
+class Streams:
+    """The calls whose answers are steady."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._outlets: dict[int, _Outlet] = {}
+        """By the identity of their tables."""
+        self._homes: dict[Generate, tuple[_Outlet, int]] = {}
+        self._sequence = 0
+
+    def steady(self, call: Generate, answer: Generation) -> None:
+        """What it says next may come at once with the others', if text is all that there is to it."""
+        if answer.ended or (table := answer.table) is None:
+            return
+        if call not in self._homes:
+            outlet = self._outlets.setdefault(id(table), _Outlet(table))
+            self._sequence += 1
+            outlet.calls[self._sequence] = call
+            self._homes[call] = outlet, self._sequence
+        outlet, number = self._homes[call]
+        if outlet.table is table:
+            self._front.steady(answer, number, outlet)
+
+    def forget(self, call: Generate) -> None:
+        """It has ended."""
+        if (home := self._homes.pop(call, None)) is not None:
+            outlet, number = home
+            del outlet.calls[number]
+            if not outlet.calls:
+                del self._outlets[id(outlet.table)]
+
+
+class _Outlet:
+    """Of the calls with the same vocabulary; see steady.Outlet."""
+
+    def __init__(self, table: ByteTable) -> None:
+        self.table = table
+        self.calls: dict[int, Generate] = {}
+
+    def put(self, step: Step) -> None:
+        numbers, _, texts = step
+        for number, text in zip(numbers, texts, strict=True):
+            if (call := self.calls.get(number)) is not None:
+                call.say(text)
+
+    def left(self) -> None:
+        """What it said is with its call already."""
+
+
+def _with_text(text: str) -> bytes:
+    """A GenerateResponse that has nothing but this text, as bytes."""
+    data = text.encode()
+    if len(data) < 128:  # its length is one byte
+        return b"\x12%c%b" % (len(data), data)
+    return inference_pb2.GenerateResponse(text=text).SerializeToString()

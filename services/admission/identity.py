@@ -16,11 +16,13 @@ FORWARDED = "x-forwarded-client-cert"
 """The metadata in which Envoy tells of the certificate that it has verified."""
 LONGEST = 16_384
 """Characters of a credential."""
+MOST_KEYS = 1024
+"""API keys that are remembered."""
 _SCHEME = "bearer"
 
 
 class Identity:
-    """Finds out who calls; remembers tokens that were good.
+    """Finds out who calls; remembers tokens that were good, and of the policy of now whose keys have come.
 
     Args:
         trust_certificates: Whether FORWARDED is believed. Right only where nobody but an Envoy that removes what
@@ -30,6 +32,9 @@ class Identity:
     def __init__(self, trust_certificates: bool = False) -> None:
         self._trust_certificates = trust_certificates
         self._tokens = Tokens()
+        self._policy: Policy | None = None
+        self._keys: dict[str, Tenant] = {}
+        """By the whole header. A session is asked for its tenant with each request."""
 
     def authenticate(self, metadata: Mapping[str, str], policy: Policy, now: float, peer: Sequence[str] = ()) -> Tenant:
         """The tenant that calls.
@@ -61,6 +66,10 @@ class Identity:
     def _bearer(self, header: str, policy: Policy, now: float) -> Tenant:
         """Keys are random and long, so a plain SHA-256 cannot be turned back, and looking the hash up leaks nothing
         about the key."""
+        if policy is not self._policy:
+            self._policy, self._keys = policy, {}
+        if (known := self._keys.get(header)) is not None:
+            return known
         scheme, _, credential = header.partition(" ")
         credential = credential.strip(" ")
         # Only what is printable in ASCII, and no blank: nothing that another reader could take for something else.
@@ -71,6 +80,9 @@ class Identity:
             raise CredentialsInvalid(f"the credential is longer than {LONGEST} characters")
         tenant = policy.tenants.get(hashlib.sha256(credential.encode()).hexdigest())
         if tenant is not None:
+            if len(self._keys) >= MOST_KEYS:
+                self._keys.clear()
+            self._keys[header] = tenant
             return tenant
         if credential.count(".") != 2:
             raise CredentialsInvalid("nobody has this API key")

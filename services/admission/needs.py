@@ -39,12 +39,12 @@ def capabilities(request: Request, used: Sequence[str]) -> Sequence[str]:
 
 def uses(request: Request) -> Sequence[str]:
     """What a request itself uses, of what can be allowed and switched off; that it came by a session is one more."""
-    used = (
-        ("chat", request.chat is not None),
-        ("grammar", request.grammar is not None),
-        ("log_probs", request.log_probs),
-    )
-    return [name for name, asked in used if asked]
+    used = ["chat"] if request.chat is not None else []
+    if request.grammar is not None:
+        used.append("grammar")
+    if request.log_probs:
+        used.append("log_probs")
+    return used
 
 
 def wants_tools(request: Request, policy: Policy, models: Sequence[ModelSpec]) -> bool:
@@ -56,8 +56,9 @@ def wants_tools(request: Request, policy: Policy, models: Sequence[ModelSpec]) -
 
 def check_capabilities(needed: Sequence[str], models: Sequence[ModelSpec]) -> None:
     """Raises NotSupported, naming what the first model lacks, when none of the models has all that is needed."""
-    if any(set(needed) <= set(spec.capabilities) for spec in models):
-        return
+    for spec in models:
+        if all(map(spec.capabilities.__contains__, needed)):
+            return
     first = models[0]
     missing = ", ".join(repr(each) for each in needed if each not in first.capabilities)
     others = f", nor has one of the {len(models) - 1} that may answer instead all that is needed" if models[1:] else ""

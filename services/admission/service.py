@@ -15,7 +15,7 @@ from services.admission.contracts.approvals import Approvals
 from services.admission.convert import count_request_from_proto, degradation_trailer, request_from_proto
 from services.admission.describe import describe_finish
 from services.admission.front import Front, leaves
-from services.admission.generate import Generate
+from services.admission.generate import Generate, Streams
 from services.admission.observe import Observer
 from services.admission.policy_source import PolicySource
 from services.admission.session import Session
@@ -45,6 +45,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._observer = observer
         self._approvals = approvals
         self._sessions: set[Session] = set()
+        self._streams = Streams(front)
         self._generates = 0
         self._last_call = 0.0
 
@@ -75,7 +76,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def _generate(self, request: inference_pb2.GenerateRequest, context: Context) -> None:
         call = CALL.get()
         span = call.span or Span()
-        generate = Generate(context, span)
+        generate = Generate(context, span, self._streams)
         parsed = request_from_proto(request, traceparent=span.traceparent, call_deadline=call.deadline)
         try:
             answer = await self._front.start(parsed, call.identity, span, generate.changed)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from typing import Any
 
 from headrace.inference.v1 import inference_pb2
 from libs.errors import HeadraceError, Overloaded, RequestInvalid, Violation
@@ -10,11 +11,11 @@ from libs.rpc.status import to_failure
 from libs.telemetry import names
 from libs.telemetry.span import Kind
 from libs.telemetry.tracing import Span, Tracing
-from services.admission.convert import finish_to_proto, notes, request_from_proto
+from services.admission.convert import finish_fields, notes, request_from_proto
 from services.admission.describe import describe_finish
 from services.admission.front import Front
 from services.admission.generation import Answer, Chunk, Generation, parts
-from services.admission.steady import Outlet
+from services.admission.steady import SessionOutlet
 
 MAX_GENERATIONS = 4096
 """In flight on one stream; one more is answered Overloaded."""
@@ -22,6 +23,7 @@ RESPONSE_BYTES = 1_000_000
 """Of text, tokens and log-probabilities in one message, the last generation's excepted: below 4 MiB."""
 RESPONSE_ENDS = 256
 """Failures in one message, each a few kB at most."""
+_ATTRIBUTES = {names.RPC_SYSTEM: "grpc", names.RPC_METHOD: names.SESSION}
 
 
 class Session:
@@ -37,7 +39,7 @@ class Session:
         self._call = call
         self._members: dict[int, _Member] = {}
         self._dirty: dict[_Member, None] = {}
-        self._outlets: dict[int, Outlet] = {}
+        self._outlets: dict[int, SessionOutlet] = {}
         """By the identity of their tables."""
         self._failed: list[inference_pb2.SessionEnd] = []
         self._wake = asyncio.Event()
@@ -61,7 +63,7 @@ class Session:
             names.SESSION,
             self._call.metadata.get("traceparent", ""),
             kind=Kind.SERVER,
-            attributes={names.RPC_SYSTEM: "grpc", names.RPC_METHOD: names.SESSION},
+            attributes=_ATTRIBUTES,
         )
         request = request_from_proto(
             message.request,
@@ -120,7 +122,9 @@ class Session:
         token_ids: list[int] = []
         log_probs: list[float] = []
         told: list[inference_pb2.SessionNote] = []
-        ends, self._failed = self._failed[:RESPONSE_ENDS], self._failed[RESPONSE_ENDS:]
+        ends: list[Any] = self._failed[:RESPONSE_ENDS]
+        """Messages, or their fields."""
+        self._failed = self._failed[RESPONSE_ENDS:]
         self._taken.set()
         size, dirty = 40 * len(ids), self._dirty
         for member in list(dirty):
@@ -150,9 +154,8 @@ class Session:
                     self._steady(member)
             if chunk.finish is not None:
                 describe_finish(member.span, chunk.finish)
-                end = inference_pb2.SessionEnd(id=member.id, request_id=member.request_id)
-                finish_to_proto(chunk.finish, end.finish)
-                ends.append(end)
+                finish = finish_fields(chunk.finish)
+                ends.append({"id": member.id, "request_id": member.request_id, "finish": finish})
                 self._forget(member)
             elif chunk.error is not None:
                 ends.append(
@@ -188,7 +191,7 @@ class Session:
         if isinstance(answer, Generation) and not answer.ended and (table := answer.table) is not None:
             outlet = self._outlets.get(id(table))
             if outlet is None:
-                outlet = self._outlets[id(table)] = Outlet(table, self._wake.set)
+                outlet = self._outlets[id(table)] = SessionOutlet(table, self._wake.set)
             self._front.steady(answer, member.id, outlet)
 
     def _fail(self, member: "_Member", error: HeadraceError) -> None:

@@ -4,13 +4,13 @@ Answer by answer, a step touches a dozen objects for each token, and none of the
 20 ms: 6 µs per token, where the same loop over warm objects takes 1.7. Here such answers are rows of arrays, and a step
 is a few operations of numpy and a list of texts.
 
-An answer on a session is steady from when its first tokens have been taken, if text is all that is wanted of it, it has
+An answer is steady from when its first tokens have been taken, if text is all that is wanted of it, it has
 no stop strings, and many tokens are to come. It leaves when it ends, begins anew, or gets a token that ends within a
 character: then its Generation is told what passed here, and goes on as any other.
 """
 
 from collections.abc import Callable
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,24 @@ Step = tuple[list[int], list[int], list[str]]
 """The client's numbers, each once; how many tokens each has got; and their text."""
 
 
-class Outlet:
+class Outlet(Protocol):
+    """Where the texts of several answers go, of models with the same vocabulary."""
+
+    @property
+    def table(self) -> ByteTable:
+        """Of that vocabulary."""
+        ...
+
+    def put(self, step: Step) -> None:
+        """Takes in what a step brought."""
+        ...
+
+    def left(self) -> None:
+        """One of the answers goes on elsewhere: what it says next comes behind what it has said here."""
+        ...
+
+
+class SessionOutlet:
     """Where the texts of one session go, of models with the same vocabulary. What waits here is joined answer by
     answer, so it is bounded by what these may say.
 
@@ -61,6 +78,10 @@ class Outlet:
         if len(self._steps) > MOST_STEPS:
             self._steps = [_joined(self._steps)]
         self.filled()
+
+    def left(self) -> None:
+        """See Outlet."""
+        self.apart = self.apart or bool(self._steps)
 
     def take(self, most_bytes: int) -> tuple[Step, bool]:
         """What waits, of about so many bytes at most; and whether it has to go apart from what else there is."""
@@ -119,13 +140,15 @@ class Steady:
             generation, outlet = self._works.pop(row)
             self._numbers[row] = 0
             generation.steady = False
-            outlet.apart = outlet.apart or (goes_on and bool(outlet))
+            if goes_on:
+                outlet.left()
 
     def pass_on(self, frame: Frame) -> Frame:
         """Hands the tokens of steady answers to their outlets; returns the rest of the frame."""
-        numbers, counts, entries = frame.work_ids, frame.counts.astype(np.int64), len(frame)
+        entries = len(frame)
         if min(len(self._works), entries) < LEAST:
             return frame
+        numbers, counts = frame.work_ids, frame.counts.astype(np.int64)
         rows = numbers % ROWS
         steady = (self._numbers[rows] == numbers) & (counts <= WIDTH) & (counts > 0)
         outlets, places = self._outlets[rows], np.flatnonzero(steady)

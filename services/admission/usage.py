@@ -1,11 +1,11 @@
 """Tokens used, per tenant. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 
-@dataclass(slots=True)
-class Usage:
+class Usage(msgspec.Struct):
     """What one tenant used since this process started."""
 
     requests: int = 0
@@ -36,13 +36,13 @@ class UsageLedger:
 
     def begin(self, tenant: str) -> None:
         """A request was admitted."""
-        usage = self._tenants.setdefault(tenant, Usage())
+        usage = self._of(tenant)
         usage.requests += 1
         usage.running += 1
 
     def refuse(self, tenant: str) -> None:
         """A request was not admitted."""
-        self._tenants.setdefault(tenant, Usage()).refused += 1
+        self._of(tenant).refused += 1
 
     def end(self, tenant: str, prompt_tokens: int, cached_tokens: int, output_tokens: int) -> None:
         """A request has ended, well or not; what was computed is counted once. Raises KeyError without `begin`."""
@@ -53,3 +53,9 @@ class UsageLedger:
         usage.prompt_tokens += prompt_tokens
         usage.cached_tokens += cached_tokens
         usage.output_tokens += output_tokens
+
+    def _of(self, tenant: str) -> Usage:
+        usage = self._tenants.get(tenant)
+        if usage is None:
+            usage = self._tenants[tenant] = Usage()
+        return usage

@@ -41,10 +41,12 @@ def violations(request: Request) -> Iterator[Violation]:
         yield from grammar_violations(request.grammar)
     if request.request_id and not _REQUEST_ID.fullmatch(request.request_id):
         yield Violation("request_id", "has to be 1 to 64 characters of A-Z a-z 0-9 . _ -")
-    yield from _tags(request)
+    if request.tags:
+        yield from _tags(request)
     if request.contract and not _CONTRACT.fullmatch(request.contract):
         yield Violation("contract", "is no name: 1 to 63 characters of A-Z a-z 0-9 . _ -")
-    yield from _requires(request.requires)
+    if request.requires:
+        yield from _requires(request.requires)
     if request.timeout_s is not None and request.timeout_s <= 0:
         yield Violation("timeout", f"is {request.timeout_s} s; it has to be more than 0")
 

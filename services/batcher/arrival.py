@@ -1,8 +1,9 @@
 """May a work wait? Judged when it comes, so that who is refused knows it at once, with the figures and with when
 to come back; what has begun elsewhere was accepted once and is let in."""
 
-from dataclasses import replace
 from math import inf
+
+from msgspec.structs import replace
 
 from libs.errors import DeadlinePassed, HeadraceError, Overloaded
 from libs.lane.work import Tier, Work
@@ -38,10 +39,10 @@ class Arrival:
         if work.resumed:
             return None, None
         drain = pool.drain_rate(now)
-        tokens, waiting, ahead, own = len(work.prompt), pool.queue.waiting_tokens(work.tier), 0, 0
+        tokens, waiting, ahead = len(work.prompt), pool.queue.waiting_tokens(work.tier), 0
+        entry = Entry(held.key, work.tier, tokens, now, work.tenant, work.weight, held.due)
         if len(pool.queue):
-            entry = Entry(held.key, work.tier, tokens, now, work.tenant, work.weight, held.due)
-            ahead, own = pool.queue.tokens_ahead(entry, coming=True), pool.queue.own_ahead(entry)
+            ahead = pool.queue.tokens_ahead(entry, coming=True)
         limits = rules.limits
         if waiting and 2 * ahead >= waiting:  # else its turn comes soon: it is not what makes the queue too long
             most = promise.token_limit(rules.target_s, drain, limits.tokens)
@@ -56,6 +57,7 @@ class Arrival:
         if estimate is None:
             return None, None
         if (rate := pool.standing.rate(work.tenant, work.tier, now)) is not None:
+            own = pool.queue.own_ahead(entry)
             estimate = promise.measured(estimate, own, rate, self._most(pool, work, own, drain))
             estimate = replace(estimate, standing=work.tier is Tier.INTERACTIVE)
         due_s = held.due - now

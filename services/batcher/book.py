@@ -22,6 +22,7 @@ from services.batcher.held import NOTHING, Held, Place
 from services.batcher.lengths import Lengths
 from services.batcher.memory import Memory
 from services.batcher.observe import Observer
+from services.batcher.parking import Parked
 from services.batcher.pool import Pool
 from services.batcher.queue import Entry
 from services.batcher.rules import Rules
@@ -48,7 +49,7 @@ class Book:
         self.executors: dict[str, Executor] = {}
         self.passages: Passages[Held] = Passages()
         self.held = self.passages.works
-        self.deadlines: Deadlines[Held] = Deadlines()
+        self.deadlines = Deadlines(self.held)
         self.lengths = Lengths()
         self.demands = Demands()
 
@@ -88,12 +89,12 @@ class Book:
 
     # --- the steps of a work -----------------------------------------------------------------------
 
-    def enter(self, pool: Pool, held: Held) -> None:
+    def enter(self, pool: Pool, held: Held, parked: Parked | None = None) -> None:
         """A work came: it waits. What has begun elsewhere waits in front."""
         self.passages.enter(held.key, held)
         held.lane.held[held.down_id] = held
-        self.deadlines.add(held.work.deadline, held)
-        self._wait(pool, held, front=bool(held.work.resumed))
+        self.deadlines.add(held.work.deadline, held.key)
+        self._wait(pool, held, parked, front=bool(held.work.resumed))
         pool.held += 1
         pool.rivals.came(held.work.tenant, held.work.weight, held.arrived)
         self.demands.arrived(pool.name, self.clock.now())
@@ -103,7 +104,7 @@ class Book:
         """A work of the batcher's own: it does not wait, and is no demand."""
         self.passages.enter(held.key, held)
         held.lane.held[held.down_id] = held
-        self.deadlines.add(held.work.deadline, held)
+        self.deadlines.add(held.work.deadline, held.key)
 
     def place(self, pool: Pool, held: Held, executor: Executor, blocks: int, compute: int, reason: str) -> None:
         """A work leaves the queue, or has left a slot somewhere else: it has a slot and blocks; it is not running
@@ -188,7 +189,7 @@ class Book:
         held.told = NOTHING
         held.queued_since = self.clock.monotonic()
         held.queue_span = self.tracing.start(names.QUEUE, held.work.traceparent, attributes={names.REASON: why})
-        self._wait(self.pools[held.work.pool], held, front=True)
+        self._wait(self.pools[held.work.pool], held, None, front=True)
 
     def stop(self, held: Held, error: HeadraceError) -> None:
         """Ends a work from this side, wherever it stands."""
@@ -252,15 +253,15 @@ class Book:
             )
         assert {held.work.pool for held in [*self.held.values(), *placed]} <= self.pools.keys()
 
-    def _wait(self, pool: Pool, held: Held, *, front: bool) -> None:
+    def _wait(self, pool: Pool, held: Held, parked: Parked | None, *, front: bool) -> None:
         held.place = Place.WAITING
         work = held.work
         entry = Entry(held.key, work.tier, held.prompt_tokens, held.queued_since, work.tenant, work.weight, held.due)
         if front:
-            pool.queue.push_front(entry)
+            pool.queue.push_front(entry, parked)
         else:
-            pool.queue.push(entry)
-        pool.standing.came(work.tenant, work.tier, self.clock.monotonic())
+            pool.queue.push(entry, parked)
+        pool.standing.came(work.tenant, work.tier, held.queued_since)
 
     def _leave_queue(self, pool: Pool, held: Held, tokens: int, now: float) -> None:
         """A work waits no more. `tokens` of its prompt go to an executor."""

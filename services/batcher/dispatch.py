@@ -8,7 +8,8 @@ Late binding: this runs whenever something has come free, not when a work arrive
 blocks a queue behind it. Policies that bind early are asked once, on arrival, and never find a seat taken.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from libs.errors import DeadlinePassed
 from libs.lane.work import Tier
@@ -18,6 +19,7 @@ from services.batcher.book import Book
 from services.batcher.executors import Executor
 from services.batcher.held import Held, Place
 from services.batcher.memory import Ask, Reply
+from services.batcher.parking import Parked
 from services.batcher.policies.policy import Asked, Choice, Pick, Policy
 from services.batcher.pool import LEAD, Pool, lead
 from services.batcher.pressure import GROWTH, Pressure
@@ -52,16 +54,30 @@ class Dispatch:
         self._pressure = pressure
         self._pick = pick
         self._recollection = Recollection(book)
+        self._heard: dict[Pool, None] | None = None
+        """Pools for whose works the manager has answered, while answers that came together are taken in."""
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What the manager answers in here came together: who waited for it is dispatched at the end, in one go."""
+        heard = self._heard = {}
+        try:
+            yield
+        finally:
+            self._heard = None
+            for pool in heard:
+                self.pump(pool)
 
     def arrived(self, pool: Pool, held: Held) -> None:
-        """A work has entered the queue. Where several executors could remember its prefix, the manager is asked
-        first who does, unless the work can run now and that is worth more."""
+        """A work enters the queue. Where several executors could remember its prefix, the manager is asked first who
+        does, unless the work can run now and that is worth more."""
         hashes = held.work.block_hashes
         if not hashes or len(pool.executors) < 2 or self._runs_unasked(pool, held):
+            self._book.enter(pool, held)
             self.pump(pool)
             return
         on = _look(held)
-        pool.queue.park(held.key, self._book.clock.monotonic() + LOOK_S, on)
+        self._book.enter(pool, held, Parked(held.arrived + LOOK_S, on))
         ask = Ask(self._book.next(), pool.name, hashes, "", 0, held.work.traceparent)
         self._book.memory.ask(ask, lambda reply: self._looked(pool, held, on, reply))
 
@@ -70,7 +86,7 @@ class Dispatch:
         nobody computes any of its prefix, and little is to be gained."""
         return (
             pool.policy.late
-            and len(pool.queue) == 1
+            and not pool.queue
             and any(seat.open and seat.free_slots > 0 for seat in pool.seats)
             and pool.flock.leader(held.work.block_hashes, 0) is None
             and not pool.worth.asking(held.prompt_tokens, pool.speed(held.arrived).seat_prefill)
@@ -79,8 +95,8 @@ class Dispatch:
     def pump(self, pool: Pool) -> None:
         """Dispatches from the head of the queue as long as there is a place for the head. Called while it runs, by what
         it has caused, it begins anew when it is through: so no chain of answers that come at once is ever deep."""
-        if not pool.queue and not pool.pumped:  # nothing waits: the usual case where there is room
-            pool.freed.clear()
+        if not pool.pumped and not pool.queue.runnable and not any(map(pool.queue.waits_for, pool.freed)):
+            pool.freed.clear()  # nobody can be placed: the usual case where there is room
             pool.due = False
             pool.looked_through(False, self._book.clock.monotonic())
             return
@@ -163,8 +179,7 @@ class Dispatch:
         """
         hold_s = self._may_hold(pool, held, now)
         if hold_s > 0:
-            remembered = max((match.tokens for match in held.matches.values()), default=0)
-            blocks = remembered // held.work.block_tokens if held.work.block_tokens else 0
+            blocks = held.remembered // held.work.block_tokens if held.work.block_tokens else 0
             if now < held.due and (led := pool.flock.leader(held.work.block_hashes, blocks)) is not None:
                 leader, common = led
                 why = f"{common} blocks of its prompt are being computed on {leader.executor}"
@@ -196,12 +211,16 @@ class Dispatch:
 
     def started(self, executor: Executor, keys: Iterable[int]) -> None:
         """Tokens of these works came: of some it is the first."""
-        now = self._book.clock.monotonic()
+        book, now = self._book, self._book.clock.monotonic()
+        pools: dict[Pool, None] = {}
         for key in executor.prefilling.keys() & set(keys):
             held = executor.prefilling[key]
             executor.started(held, now)
-            pool = self._book.pools[held.work.pool]
-            self._recollection.computed(held, executor, pool.started(key, executor.name), len(held.work.block_hashes))
+            pool = book.pools[held.work.pool]
+            pools[pool] = None
+            if followers := pool.started(key, executor.name):
+                self._recollection.computed(held, executor, followers, len(held.work.block_hashes))
+        for pool in pools:
             self.pump(pool)
 
     def shut(self, executor: Executor, pool: str) -> None:
@@ -214,7 +233,10 @@ class Dispatch:
                 held.looked, held.looked_at = True, self._book.clock.monotonic()
                 held.matches = self._recollection.heard(pool, held, reply.matches)
             pool.queue.unpark(on)
-            self.pump(pool)
+            if self._heard is None:
+                self.pump(pool)
+            else:
+                self._heard[pool] = None
 
     def _hold(self, pool: Pool, held: Held, choice: Choice, now: float) -> None:
         if held.hold_until is None:
@@ -252,8 +274,7 @@ class Dispatch:
         blocks = seat.blocks_for(held.given_tokens) if pool.policy.late else 0
         book.place(pool, held, executor, blocks, compute, reason)
         if held.work.block_tokens:
-            known = max((other.tokens for other in held.matches.values()), default=0)
-            pool.flock.lead(held.key, executor.name, hashes, known // held.work.block_tokens)
+            pool.flock.lead(held.key, executor.name, hashes, held.remembered // held.work.block_tokens)
         held.reservation = reservation = book.next()
         assert held.dispatch_span is not None
         ask = Ask(reservation, pool.name, hashes, executor.name, blocks, held.dispatch_span.traceparent)

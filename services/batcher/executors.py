@@ -129,7 +129,8 @@ class Executor:
         held.executor, held.blocks, held.compute, held.context, held.growing = None, 0, 0, 0, False
         if self._shut_until.pop(pool, None) is not None:
             self.refresh(now)
-        self._forget()
+        if pool not in self.info.models:
+            self._forget()
 
     def grow(self, held: Held, blocks: int, tokens: int) -> None:
         """Gives a work more blocks, for so many tokens in all."""

@@ -7,14 +7,14 @@ prefix then. (TensorRT-LLM's scheduler defers such requests inside one engine; h
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 LEAST_BLOCKS = 1
 """Blocks that a follower must spare itself at least."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leader:
+class Leader(msgspec.Struct, frozen=True):
     """A work that computes a prefix."""
 
     key: int

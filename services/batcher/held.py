@@ -1,9 +1,10 @@
 """A work that the batcher holds, from its arrival to its outcome."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Protocol
+
+from msgspec.structs import replace
 
 from libs.lane.progress import Progress
 from libs.lane.stage import Sink
@@ -141,6 +142,11 @@ class Held:
         """Tokens that it would have to compute on an executor; the last one in any case."""
         match = self.matches.get(executor) if self.matches else None
         return max(self.prompt_tokens - match.tokens, 1) if match is not None else max(self.prompt_tokens, 1)
+
+    @property
+    def remembered(self) -> int:
+        """Tokens of its prompt that some executor remembers, as far as is known."""
+        return max([match.tokens for match in self.matches.values()], default=0)
 
     @property
     def partial(self) -> bool:

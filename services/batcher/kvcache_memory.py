@@ -6,6 +6,7 @@ the manager once, to hear who remembers its prefix, and not a second time; and m
 
 import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import count
 
@@ -54,6 +55,8 @@ class KvCacheMemory:
     """
 
     def __init__(self, instance: str, dialer: Dialer, endpoint: Endpoint, budget_s: float = BUDGET_S) -> None:
+        self.together: Callable[[], AbstractContextManager[None]] = nullcontext
+        """Is entered for answers that came together; see Batcher."""
         self._loop = asyncio.get_running_loop()
         self._numbers: Iterator[int] = count(FIRST_NUMBER)
         self._accounts: dict[tuple[str, str], _Account] = {}
@@ -61,8 +64,9 @@ class KvCacheMemory:
         """By work: where it has blocks, or waits for them."""
         self._settling: asyncio.TimerHandle | None = None
         self._consultation = Consultation(
-            instance, dialer, endpoint, budget_s, recalled=self._recalled, lost=self._lost
-        )
+            instance, dialer, endpoint, budget_s,
+            recalled=self._recalled, lost=self._lost, together=lambda: self.together(),
+        )  # fmt: skip
 
     @property
     def up(self) -> bool:

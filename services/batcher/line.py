@@ -166,7 +166,7 @@ class Lines:
     @property
     def withholds(self) -> bool:
         """Whether works could run whose tenants were set aside."""
-        return any(line.row for line in self._aside)
+        return bool(self._aside) and any(line.row for line in self._aside)
 
     def check_integrity(self) -> None:
         """Raises AssertionError when the order of the lines is not that of the counters."""

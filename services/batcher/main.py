@@ -38,6 +38,7 @@ async def run(settings: Settings, runtime: Runtime) -> None:
         mesh.owns(demand.close)
         await demand.start()
         batcher.starved = demand.starved
+        memory.together = batcher.together
 
         def look_after() -> None:
             batcher.tick()

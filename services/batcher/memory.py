@@ -1,14 +1,14 @@
 """What the batcher asks of the KV-cache manager, and what it does without one."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from libs.kvcache.values import PrefixMatch
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """Where does this prefix lie, and does the work fit on this executor?"""
 
     reservation: int
@@ -22,8 +22,7 @@ class Ask:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(msgspec.Struct, frozen=True):
     """The manager's answer."""
 
     reserved: bool

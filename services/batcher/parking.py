@@ -2,8 +2,18 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from services.batcher.ordered import LazyHeap
+
+
+class Parked(NamedTuple):
+    """Until when a work lets others pass, and for what: an executor that remembers its prefix, another work that
+    computes it, or an answer."""
+
+    until: float
+    """Monotonic seconds."""
+    on: str
 
 
 class Parking:
@@ -41,6 +51,10 @@ class Parking:
     def waiting_for(self, on: str) -> list[int]:
         """The works that are parked for something, in order of arrival."""
         return sorted(self._by.get(on, ()))
+
+    def waits_for(self, on: str) -> bool:
+        """Whether works are parked for something."""
+        return on in self._by
 
     def tokens_for(self, on: str) -> int:
         """What the works that are parked for something have to compute there."""

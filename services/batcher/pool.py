@@ -120,7 +120,8 @@ class Pool:
         """A work on an executor has its first token: who was held back for either is looked at again. Returns those
         that waited for its prefix."""
         followers = self.flock.ended(key)
-        self.queue.unpark(lead(key))
+        if followers:
+            self.queue.unpark(lead(key))
         self.freed.add(executor)
         return followers
 

@@ -6,8 +6,10 @@ nothing, so an estimate errs to the early side, and only a work is refused that 
 the median of its expected length, not its max_tokens.
 """
 
-from dataclasses import dataclass, replace
 from math import inf
+
+import msgspec
+from msgspec.structs import replace
 
 LEAST_RETRY_S, MOST_RETRY_S = 0.05, 30.0
 RETRY_UNMEASURED_S = 1.0
@@ -23,8 +25,7 @@ as something always waits, a shorter one costs no throughput, and fewer of its w
 own prompts are not in it: else long ones would hardly ever be accepted, since the queue is always nearly full."""
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """What stands between a work that comes now and its last token, in seconds and in tokens."""
 
     ahead_s: float

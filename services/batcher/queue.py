@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from math import inf
 
+import msgspec
+
 from libs.lane.work import Tier
 from services.batcher.fairness import UNIT, Counters
 from services.batcher.line import CAME_BACK, Line, Lines
 from services.batcher.ordered import Item, LazyHeap
-from services.batcher.parking import Parking
+from services.batcher.parking import Parked, Parking
 
 AGE_S = 30.0
 """After this long in the queue, async work is ordered as if it were interactive."""
@@ -39,8 +41,7 @@ class Limits:
     """See AGE_S; of the async tier."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """A work in the queue."""
 
     key: int
@@ -57,8 +58,7 @@ class Entry:
     """Monotonic seconds at which its first token should be there; infinite when there is no promise to keep."""
 
 
-@dataclass(slots=True)
-class _Waiting:
+class _Waiting(msgspec.Struct):
     """A work and where it stands."""
 
     entry: Entry
@@ -103,23 +103,24 @@ class WaitQueue:
             return f"{waiting_tokens} prompt tokens wait; with {tokens} more the limit of {limits.tokens} is passed"
         return None
 
-    def push(self, entry: Entry) -> None:
-        """Adds a new work. Raises ValueError when it is here already."""
-        self._add(entry, _order(entry))
+    def push(self, entry: Entry, parked: Parked | None = None) -> None:
+        """Adds a new work, parked if need be. Raises ValueError when it is here already."""
+        self._add(entry, _order(entry), parked)
 
-    def push_front(self, entry: Entry) -> None:
+    def push_front(self, entry: Entry, parked: Parked | None = None) -> None:
         """Puts a work back that was running, before the new ones of its tenant.
 
         Never refused: it was let in before. Raises ValueError when it is here already.
         """
-        self._add(entry, CAME_BACK)
+        self._add(entry, CAME_BACK, parked)
 
     def peek(self, now: float, age_s: float = AGE_S) -> Entry | None:
         """The work that runs next; None when each that is here is parked.
 
         Within a tenant, those that can still be in time go before those that are late: see `Line`, also for why.
         """
-        self._age(now - age_s)
+        if self._ageing:
+            self._age(now - age_s)
         for lines in self._classes.values():
             if (line := lines.first()) is not None:
                 return self._works[line.head(now)].entry
@@ -174,6 +175,10 @@ class WaitQueue:
         """The works that are parked for something, in order of arrival."""
         return self._parking.waiting_for(on)
 
+    def waits_for(self, on: str) -> bool:
+        """Whether works are parked for something."""
+        return self._parking.waits_for(on)
+
     def awaited(self, on: str) -> int:
         """Tokens that the works that are parked for something will have to compute there."""
         return self._parking.tokens_for(on)
@@ -223,13 +228,15 @@ class WaitQueue:
             coming: Whether the other tenants that wait count as if they went on sending: what fairness lets pass of
                 each is then not bounded by what waits of it now. Under a lasting overload that is how it is.
         """
-        ahead = sum(lines.tokens for tier, lines in self._classes.items() if tier < entry.tier)
-        lines = self._classes[entry.tier].by_tenant
-        served, turns = self._counters.served(entry.tenant), 0.0
+        ahead = sum([lines.tokens for tier, lines in self._classes.items() if tier < entry.tier])
+        lines, turns = self._classes[entry.tier].by_tenant, 0.0
         if (own := lines.get(entry.tenant)) is not None:
             before = own.tokens_before(_order(entry), entry.key, entry.arrived)
             ahead += before
             turns = before / entry.weight
+            if len(lines) == 1:
+                return ahead
+        served = self._counters.served(entry.tenant)
         step = -(-len(lines) // SAMPLE) or 1
         passing, cost = 0.0, self._counters.cost
         for line in islice(lines.values(), 0, None, step):
@@ -244,6 +251,11 @@ class WaitQueue:
         """Of these tokens, those of its own tenant and class."""
         own = self._classes[entry.tier].by_tenant.get(entry.tenant)
         return own.tokens_before(_order(entry), entry.key, entry.arrived) if own is not None else 0
+
+    @property
+    def runnable(self) -> bool:
+        """Whether there is a work that may run: one that is not parked, and whose tenant has turns."""
+        return any(lines.heads for lines in self._classes.values())
 
     def __len__(self) -> int:
         return len(self._works)
@@ -280,12 +292,15 @@ class WaitQueue:
         self._parking.check_integrity()
         self._counters.check_integrity()
 
-    def _add(self, entry: Entry, order: float) -> None:
+    def _add(self, entry: Entry, order: float, parked: Parked | None) -> None:
         if entry.key in self._works:
             raise ValueError(f"work {entry.key} is in the queue already")
         item = (order, entry.key, entry.tokens)
         line = self._classes[entry.tier].enter(entry.tenant, entry.weight)
-        line.show(item)
+        if parked is None:
+            line.show(item)
+        else:
+            self._parking.add(entry.key, *parked)
         self._works[entry.key] = _Waiting(entry, item, line)
         tier = self._tiers[entry.tier]
         tier.works += 1

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
+import msgspec
+
 from libs.lane.work import Tier
 from services.batcher.queue import Entry
 
@@ -56,8 +58,7 @@ class Saturation:
         return self.wait >= before.wait + RISE or self.refused >= before.refused + RISE
 
 
-@dataclass(slots=True)
-class Came:
+class Came(msgspec.Struct):
     """Of one tenant."""
 
     works: float = 0.0

@@ -9,6 +9,7 @@ and by `tick`. So the simulator runs this very code in virtual time.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 
 import structlog
@@ -117,7 +118,7 @@ class Batcher:
     def tick(self) -> None:
         """Ends what is past its deadline and tries again what waits. To be called several times a second."""
         book, now = self._book, self._clock.monotonic()
-        book.deadlines.prune(len(book.held))
+        book.deadlines.prune()
         for held in book.deadlines.passed(self._clock.now()):
             self._observer.expired(held.work.pool)
             book.stop(held, passed(held, now, book.pools[held.work.pool].told))
@@ -133,6 +134,11 @@ class Batcher:
         if not self.draining:
             self._warmth.tick()
         self._observer.pools(book.pools.values())
+
+    def together(self) -> AbstractContextManager[None]:
+        """To be around answers of the KV-cache manager that came together: what they are about is dispatched at its
+        end."""
+        return self._dispatch.together()
 
     def close(self) -> None:
         """Closes all lanes to executors."""
@@ -205,7 +211,6 @@ class Batcher:
                 self._observer.expired(pool.name)
             lane.sink.on_outcome(down_id, Outcome(error=refusal, output_tokens=len(work.resumed)))
             return
-        book.enter(pool, held)
         self._dispatch.arrived(pool, held)
         if held.place is Place.WAITING:
             self._tell(pool, held)

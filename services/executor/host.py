@@ -4,11 +4,11 @@ No policy is here: what runs when and where was decided in front. An executor on
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
 import numpy as np
+from msgspec.structs import replace
 
 from libs.catalogue import model_of
 from libs.errors import Cancelled, HeadraceError, NoExecutor, StageUnavailable

@@ -30,7 +30,7 @@ class Consulting:
         self._tracing = tracing
         self._wake = wake
         self._batcher = ""
-        self._answers: list[pb.Answer] = []
+        self._answers: list[tuple[int, Answer]] = []
         self._recalls: set[tuple[str, str]] = set()
 
     async def take(self, data: bytes) -> bool:
@@ -54,8 +54,7 @@ class Consulting:
             if drift is not None:
                 self._upkeep.drifted(drift)
         for question in request.questions:
-            answer = self._answer(wire.question_from_proto(question))
-            self._answers.append(wire.answer_to_proto(question.id, answer))
+            self._answers.append((question.id, self._answer(wire.question_from_proto(question))))
         if request.questions:
             self._upkeep.asked()
         return len(self._answers) < MAX_ANSWERS
@@ -66,9 +65,10 @@ class Consulting:
             return None
         answers, self._answers = self._answers[:MAX_ANSWERS], self._answers[MAX_ANSWERS:]
         recalls, self._recalls = self._recalls, set()
-        return pb.ConsultResponse(
-            answers=answers, recalls=[pb.Recall(executor=executor, pool=pool) for executor, pool in recalls]
-        )
+        response = pb.ConsultResponse(recalls=[pb.Recall(executor=executor, pool=pool) for executor, pool in recalls])
+        for number, answer in answers:
+            wire.add_answer(response, number, answer)
+        return response
 
     def ended(self) -> None:
         """The batcher's grace period begins."""

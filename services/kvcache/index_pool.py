@@ -11,8 +11,8 @@ from services.kvcache.index_table import BlockTable, Moves
 SWEEP_SHARE, SWEEP_SETS = 8, 1024
 """Swept when one block in so many is held by nobody, or when more sets than this, and than the rest, are stale."""
 MANY, KEPT = 64, 64
-"""From here on, the bits of a mask are found all at once, and the last so many answers about as many executors are
-kept: everybody asks about a prefix that everybody holds."""
+"""From here on, the bits of a mask are found all at once; and so many of the last answers are kept: everybody asks
+about a prefix that everybody holds."""
 
 
 class PoolIndex:
@@ -192,15 +192,13 @@ class PoolIndex:
         others = [number for number in lower if mask >> number & 1]
         for number in others:
             mask ^= 1 << number
-        key, many = (mask, depth), mask.bit_count() >= MANY
-        matches = self._kept.get(key) if many else None
+        matches = self._kept.get((mask, depth))
         if matches is None:
             found = sorted([str(self._names[number]) for number in _bits(mask)])
             matches = [PrefixMatch(name, depth) for name in found]
-            if many:
-                if len(self._kept) >= KEPT:
-                    self._kept.clear()
-                self._kept[key] = matches
+            if len(self._kept) >= KEPT:
+                self._kept.clear()
+            self._kept[mask, depth] = matches
         if others:
             matches = matches + [PrefixMatch(str(self._names[number]), depth, *lower[number]) for number in others]
             matches.sort(key=lambda match: match.executor)

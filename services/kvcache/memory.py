@@ -199,6 +199,8 @@ class Memory:
         every = self.index.match(pool, hashes)
         asked = _of(executor, every) if executor else None
         some = every if len(every) <= MAX_MATCHES else islice(self._in_turn(every), MAX_LOOKED)
+        if some is every and not self.trust.doubts(pool):
+            return every, asked or PrefixMatch(executor, 0)
         best = sorted(islice(self.trust.tell(pool, some), MAX_MATCHES), key=_longest_first)
         if asked is not None and len(every) > MAX_MATCHES and all(match.executor != executor for match in best):
             best += self.trust.tell(pool, [asked])

@@ -209,6 +209,10 @@ class Trust:
         self._accounts.pop((executor, pool), None)
         self._doubt(executor, pool, False)
 
+    def doubts(self, pool: str) -> bool:
+        """Whether there are executors of which not everything is told."""
+        return pool in self._doubted
+
     def tell(self, pool: str, matches: Iterable[PrefixMatch]) -> Iterator[PrefixMatch]:
         """What of these matches batchers hear, in their order: but what is told of a device alone can be shorter than
         what comes behind it. Looks at no more of them than are asked for."""

@@ -1,11 +1,11 @@
 """The monolith's settings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from libs import settings
-from libs.settings import PREFIX, SettingsInvalid
+from libs.settings import PREFIX, Process, SettingsInvalid
 from services.admission import config as admission
 from services.batcher import config as batcher
 from services.kvcache import config as kvcache
@@ -41,9 +41,21 @@ def parse(environ: Mapping[str, str]) -> Settings:
             parsed[service] = settings.parse(kind, environment_of(service, environ))
         except SettingsInvalid as invalid:
             faults += [f"{service}: {line}" for line in str(invalid).splitlines()]
+    faults += _clashes({service: one.process for service, one in parsed.items()})
     if faults:
         raise SettingsInvalid("\n".join(faults))
     return Settings(**parsed)
+
+
+def _clashes(processes: Mapping[str, Process]) -> Iterator[str]:
+    """What is set for all and can only be one's."""
+    owners: dict[int, str] = {}
+    for service, process in processes.items():
+        listens = process.listen.rpartition(":")[2]
+        ports = {"LISTEN": int(listens) if listens.isdecimal() else 0, "METRICS_PORT": process.metrics_port}
+        for name, port in ports.items():
+            if port and owners.setdefault(port, service) != service:
+                yield f"{service}: port {port} is {owners[port]}'s already; set {PREFIX}{service.upper()}_{name}"
 
 
 def environment_of(service: str, environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -4,7 +4,8 @@ In this order: it is known and not switched off, it can what the work needs, a v
 (`route`), the breaker of that version's pool is closed, and the prompt is made of its tokens.
 """
 
-from dataclasses import dataclass, replace
+import msgspec
+from msgspec.structs import replace
 
 from libs.catalogue import ModelSpec
 from libs.errors import ModelUnknown, NotSupported, Rerouted, StageUnavailable
@@ -18,8 +19,7 @@ BREAKER = "breaker"
 """Set in the metadata of the StageUnavailable of a work that a breaker does not let through: the pool."""
 
 
-@dataclass(slots=True)
-class Candidate:
+class Candidate(msgspec.Struct):
     """A model that may answer."""
 
     work: Work
@@ -54,7 +54,7 @@ class Candidate:
             "model": route.model, "pool": route.pool, "adapter": route.adapter, "salt": route.salt, "asked": None,
             "block_hashes": hashes if same else (), "block_tokens": block_tokens, "sampling": sampling,
         }  # fmt: skip
-        return replace(work, **{**own, **changes})  # type: ignore[arg-type]
+        return replace(work, **{**own, **changes})
 
 
 def consider(

@@ -1,7 +1,8 @@
 """What the journeys of one router share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Protocol
 
 from libs.clock import Clock
@@ -63,12 +64,17 @@ class NoTexts:
 class Alarm:
     """Something that a journey wants to be called for at a time."""
 
-    __slots__ = ("live", "ring")
+    __slots__ = ("_number", "_ringing", "ring")
 
-    def __init__(self, ring: Callable[[], None]) -> None:
+    def __init__(self, ring: Callable[[], None], number: int, ringing: "dict[int, Alarm]") -> None:
         self.ring = ring
-        self.live = True
-        """Whether it is still wanted."""
+        self._number = number
+        self._ringing = ringing
+        ringing[number] = self
+
+    def stop(self) -> None:
+        """It is not wanted any more."""
+        self._ringing.pop(self._number, None)
 
 
 class Parked(Protocol):
@@ -95,13 +101,20 @@ class Context:
     shadows: Shadows = field(default_factory=Shadows)
     hedges: dict[str, Hedging] = field(default_factory=dict)
     """By alias; forgotten with its route."""
-    alarms: Deadlines[Alarm] = field(default_factory=Deadlines)
-    """In monotonic seconds; at most two of each work in flight."""
+    ringing: dict[int, Alarm] = field(default_factory=dict)
+    """Alarms that are wanted, by number; at most two of each work in flight."""
+    alarms: Deadlines[Alarm] = field(init=False)
+    """When they ring, in monotonic seconds."""
     parked: dict[Parked, None] = field(default_factory=dict)
     """At most MOST_PARKED."""
     draining: bool = False
     stirred: Callable[[], None] = lambda: None
     """Called when there is something to look after soon: an alarm, or a parked work."""
+
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    def __post_init__(self) -> None:
+        self.alarms = Deadlines(self.ringing)
 
     def hedging(self, alias: str) -> Hedging:
         """Of a route."""
@@ -111,7 +124,8 @@ class Context:
 
     def alarm(self, when: float, ring: Callable[[], None]) -> Alarm:
         """Calls `ring` at `when`, in monotonic seconds, unless it is not wanted any more by then."""
-        alarm = Alarm(ring)
-        self.alarms.add(when, alarm)
+        number = next(self._numbers)
+        self.alarms.add(when, number)
+        alarm = Alarm(ring, number, self.ringing)
         self.stirred()
         return alarm

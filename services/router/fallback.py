@@ -7,7 +7,8 @@ begun, and what was asked for by its own name, has one candidate alone.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from libs.errors import (
     DeadlinePassed,
@@ -25,8 +26,7 @@ from services.router.policy import Cascade, RouteRules
 from services.router.rules import Choice
 
 
-@dataclass(frozen=True, slots=True)
-class Try:
+class Try(msgspec.Struct, frozen=True):
     """A model that may answer."""
 
     model: str
@@ -36,15 +36,13 @@ class Try:
     """By what its answer is judged: it is of a cascade, and others follow in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Wait so long for one of those in front to come back."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(msgspec.Struct, frozen=True):
     """Nothing behind this is tried."""
 
 

@@ -12,7 +12,8 @@ batcher's matter. Most works need none of this, and their frames pass as they ar
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from libs.catalogue import model_of
 from libs.errors import Cancelled, DeadlinePassed, HeadraceError, NoExecutor, Rerouted, StageUnavailable
@@ -324,7 +325,7 @@ class Journey:
         """Wants no alarm any more."""
         self._context.parked.pop(self, None)
         for alarm in self._alarms:
-            alarm.live = False
+            alarm.stop()
         self._alarms.clear()
 
     def _handed_back(self) -> bool:

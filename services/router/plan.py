@@ -1,7 +1,8 @@
 """Everything that is decided about a work when it arrives. Pure."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from libs.lane.work import Asked, Tier, Work
 from services.router import fallback
@@ -11,8 +12,7 @@ from services.router.route import Catalogue
 from services.router.rules import Facts, choose
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(msgspec.Struct, frozen=True):
     """How a work is to be answered."""
 
     steps: Sequence[Step]

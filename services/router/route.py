@@ -9,7 +9,10 @@ What keeps prefixes apart follows the adapter that is chosen; a tenant that admi
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
+from msgspec.structs import replace
 
 from libs.catalogue import ModelSpec, model_of, pin, salted, unpin, unsalted
 from libs.errors import ModelUnknown, NoExecutor, SwitchedOff, Violation
@@ -66,20 +69,25 @@ class Catalogue:
     """Works in the batchers' queues, by base model; only of models whose routes look at it."""
     versions: Mapping[str, Mapping[str, PoolState]] = field(init=False)
     """Of each base model its entries of `pools`, in order: sorted out once, not for every work."""
+    ready: Mapping[str, Mapping[str, int]] = field(init=False)
+    """Of each base model the copies that can answer, by pool, in order."""
 
     def __post_init__(self) -> None:
         versions: dict[str, dict[str, PoolState]] = {}
+        ready: dict[str, dict[str, int]] = {}
         for pool, state in sorted(self.pools.items()):
             versions.setdefault(model_of(pool), {})[pool] = state
+            if state.ready:
+                ready.setdefault(model_of(pool), {})[pool] = state.ready
         object.__setattr__(self, "versions", versions)
+        object.__setattr__(self, "ready", ready)
 
     def breaker(self, pool: str) -> BreakerRule:
         """The rule of a pool's breaker."""
         return self.breakers.get(model_of(pool)) or self.breakers.get(DEFAULT) or _BREAKER
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """Where a work goes, and why."""
 
     model: str
@@ -149,15 +157,14 @@ def _resumed(work: Work, spec: ModelSpec, catalogue: Catalogue, named: str, now:
 
 def _new(work: Work, spec: ModelSpec, catalogue: Catalogue, named: str, now: float) -> Route:
     base = spec.base or spec.name
-    versions = catalogue.versions.get(base, {})
-    ready = {pool: state.ready for pool, state in sorted(versions.items()) if state.ready}
-    if ready:
+    if ready := catalogue.ready.get(base):
         pool = _share(work.request_id, ready)
         reason = f"{named}; {ready[pool]} copies of {pool} are ready"
         if len(ready) > 1:
             reason += f", {sum(ready.values())} of all versions"
         return Route(spec.name, pool, spec.adapter, spec.salt, reason)
-    recent = [pool for pool, state in sorted(versions.items()) if _recent(state, now)]
+    versions = catalogue.versions.get(base, {})
+    recent = [pool for pool, state in versions.items() if _recent(state, now)]
     current = versions.get(spec.pool, PoolState())
     if recent and not current.coming:
         pool = spec.pool if spec.pool in recent else recent[0]

@@ -68,7 +68,7 @@ class Router:
     @property
     def hurries(self) -> bool:
         """Whether `tick` is to come a hundred times a second, rather than a few times."""
-        return bool(len(self._context.alarms) or self._context.parked)
+        return bool(self._context.ringing or self._context.parked)
 
     def when_stirred(self, stirred: Callable[[], None]) -> None:
         """Has `stirred` called when there is something new to hurry for."""
@@ -90,7 +90,7 @@ class Router:
         now = context.clock.monotonic()
         self._learn(now)
         for alarm in context.alarms.passed(now):
-            alarm.live = False
+            alarm.stop()
             alarm.ring()
         for journey in list(context.parked):
             if journey in context.parked:  # else it was ended by whoever heard of one before it
@@ -100,7 +100,7 @@ class Router:
         """Shows where the breakers stand. To be called once a second."""
         context = self._context
         context.observer.positions(context.breakers.positions(context.clock.monotonic()), len(context.parked))
-        context.alarms.prune(context.forwarder.in_flight)
+        context.alarms.prune()
 
     async def explain(self, work: Work) -> Sequence[Decision]:
         """The rule, the models that it passes over, the route, and what the batcher says."""

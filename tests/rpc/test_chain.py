@@ -4,6 +4,8 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+from msgspec import structs
+
 from libs.catalogue import Scaling, Simulation
 from libs.clock import SystemClock
 from libs.errors import Cancelled, DeadlinePassed, ModelUnknown, NoExecutor, Overloaded
@@ -183,14 +185,14 @@ async def test_a_router_that_dies_costs_no_token_and_mixes_no_versions() -> None
         answers = Answers()
         lane = front.open(answers)
         for index, one in enumerate(works):
-            lane.submit(index, replace(one, pool=""))
+            lane.submit(index, structs.replace(one, pool=""))
         await answers.until(lambda a: len(a.tokens) == 8 and all(len(t) > 10 for t in a.tokens.values()))
         # From here on, everything new goes to the new version.
         mesh.known = replace(
             mesh.known, models={NEW.name: NEW}, pools={NEW.pool: PoolState(9), OLD.pool: PoolState(leaving=1)}
         )
         await routers["router-0"].cut()
-        lane.submit(8, replace(work(0, tokens=20), pool=""))
+        lane.submit(8, structs.replace(work(0, tokens=20), pool=""))
         await answers.until(lambda a: len(a.outcomes) == 9)
         assert [answers.tokens[i] for i in range(8)] == old, "each ended where it began"
         assert answers.tokens[8] == new[0][:20]

@@ -427,6 +427,23 @@ async def test_too_many_questions_are_answered_at_once(batcher: Consultation, mo
     assert [answer is None for answer in answers] == [False, False, False, True, True]
 
 
+async def test_changes_that_are_alike_are_told_as_one_and_in_their_order(executor: Executor) -> None:
+    executor.store(1)
+    executor.store(1, 2, 3)
+    executor.change(BlockEvent("removed", (3,)), BlockEvent("removed", (2,)))
+    executor.store(2)
+    executor.change(BlockEvent("stored", (4,), CacheTier.HOST))
+    told = executor.reporter.take()
+    assert told is not None
+    events = pb.ReportRequest.FromString(told).events.events
+    assert [(list(event.stored.hashes), list(event.removed.hashes), CacheTier(event.tier)) for event in events] == [
+        ([1, 1, 2, 3], [], CacheTier.DEVICE),
+        ([], [3, 2], CacheTier.DEVICE),
+        ([2], [], CacheTier.DEVICE),
+        ([4], [], CacheTier.HOST),
+    ]
+
+
 async def test_too_many_events_become_a_snapshot(
     manager: Manager, executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from grpc import StatusCode, aio
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from headrace.inference.v1 import inference_pb2

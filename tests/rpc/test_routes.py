@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from msgspec import structs
+
 from headrace.lane.v1 import lane_pb2, lane_pb2_grpc
 from libs.catalogue import ModelSpec, Simulation, model_of
 from libs.clock import SystemClock
@@ -63,7 +65,7 @@ class Mesh:
 
 def asked(index: int = 0, tokens: int = 20, **changes: object) -> Work:
     made = Asked("r", "quick")
-    return work(index, tokens=tokens, model="r", pool="", asked=replace(made, **changes))  # type: ignore[arg-type]
+    return work(index, tokens=tokens, model="r", pool="", asked=structs.replace(made, **changes))
 
 
 @asynccontextmanager
@@ -102,7 +104,7 @@ async def mesh(route: RouteRules, down: Sequence[ModelSpec] = ()) -> AsyncIterat
 
 
 async def answer_of(model: ModelSpec, *works: Work) -> list[list[int]]:
-    return await reference([replace(one, model=model.name, pool=model.pool) for one in works], model)
+    return await reference([structs.replace(one, model=model.name, pool=model.pool) for one in works], model)
 
 
 async def test_a_streamed_answer_in_doubt_begins_anew_over_the_wire() -> None:

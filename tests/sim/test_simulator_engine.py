@@ -1,10 +1,11 @@
 """The fast engine against the simulated model, step by step, on random loads."""
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
+from msgspec.structs import replace
 
 from libs.catalogue import ModelSpec, Simulation
 from libs.lane.work import Outcome, Sampling, Tier, Work

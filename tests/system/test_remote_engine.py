@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import structlog
+from msgspec import structs
 
 from libs.catalogue import ModelSpec, Price, Remote
 from libs.catalogue.options import Breaker
@@ -75,7 +76,7 @@ class Loaded:
             f"r{work_id}", "t", Tier.INTERACTIVE, "distant", prompt, Sampling(max_tokens, temperature=0.0),
             time.time() + seconds, chat=chat,
         )  # fmt: skip
-        work = replace(work, **fields)
+        work = structs.replace(work, **fields)
         self.heard.resumed[work_id] = len(work.resumed)
         self.runner.submit(work_id, work)
         return work_id

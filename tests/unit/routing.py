@@ -44,7 +44,7 @@ def catalogue(*routes: RouteRules, ready: str = MODELS, **changes: object) -> Ca
 
 def asked(index: int = 0, alias: str = "r", tokens_of: str = "a", **changes: object) -> Work:
     """A work that asks for a route; `changes` of the work, and of what it asks by."""
-    ours = {name: changes.pop(name) for name in list(changes) if name in Asked.__dataclass_fields__}
+    ours = {name: changes.pop(name) for name in list(changes) if name in Asked.__struct_fields__}
     made = Asked(alias, tokens_of, **ours)  # type: ignore[arg-type]
     return work(index, **{"model": alias, "pool": "", "asked": made, **changes})  # type: ignore[arg-type]
 

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
+from msgspec.structs import replace
 
 from headrace.inference.v1 import inference_pb2
 from libs.clock import ManualClock
@@ -26,7 +26,7 @@ from libs.telemetry.tracing import Span, untraced
 from libs.tokens.detokenize import Detokenizer
 from services.admission import session as session_module
 from services.admission.admit import admit, check
-from services.admission.convert import chunk_to_proto, finish_to_proto
+from services.admission.convert import chunk_to_proto, finish_fields
 from services.admission.generation import Chunk, Finish, Generation
 from services.admission.request import Request, SamplingRequest
 from services.admission.session import Session
@@ -262,9 +262,7 @@ def test_messages_say_the_same() -> None:
     message = chunk_to_proto(out.chunks[0], "r")
     assert (message.request_id, message.text, list(message.token_ids)) == ("r", "Hi", tokens("Hi"))
     assert list(message.log_probs) == [-1.0, -1.0]
-    expected = inference_pb2.Finish()
-    finish_to_proto(finish, expected)
-    assert message.finish == expected
+    assert message.finish == inference_pb2.Finish(**finish_fields(finish))
     assert message.finish.reason == inference_pb2.FINISH_REASON_STOP
     assert message.finish.usage == inference_pb2.Usage(prompt_tokens=2, cached_tokens=1, output_tokens=2)
     assert message.finish.timings.queued.ToMicroseconds() == 250_000

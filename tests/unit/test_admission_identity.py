@@ -296,3 +296,25 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         identity.authenticate(bearer(token({**CLAIMS, "n": number}, key=ED, algorithm="EdDSA", kid="ed")), POLICY, NOW)
     assert len(identity._tokens._good) == 8 < MOST_CACHED
     assert identity.authenticate(bearer(token()), POLICY, NOW + CACHED_S).name == "signed"
+
+
+def test_a_key_is_remembered_for_as_long_as_the_policy_is_the_same() -> None:
+    identity, metadata = Identity(), {"authorization": "Bearer secret"}
+    for _ in range(2):
+        assert identity.authenticate(metadata, POLICY, NOW) is TENANTS["keyed"]
+    off = replace(POLICY, tenants_off={"keyed": "unpaid"})
+    with pytest.raises(SwitchedOff):
+        identity.authenticate(metadata, off, NOW)
+    moved = replace(POLICY, tenants=dict.fromkeys(POLICY.tenants, TENANTS["other"]))
+    assert identity.authenticate(metadata, moved, NOW) is TENANTS["other"]
+    with pytest.raises(CredentialsInvalid):
+        identity.authenticate(metadata, replace(POLICY, tenants={}), NOW)
+
+
+def test_no_more_keys_are_remembered_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.admission.identity.MOST_KEYS", 2)
+    identity = Identity()
+    for blanks in range(5):
+        metadata = {"authorization": "Bearer" + " " * (blanks + 1) + "secret"}
+        assert identity.authenticate(metadata, POLICY, NOW) is TENANTS["keyed"]
+        assert len(identity._keys) <= 2

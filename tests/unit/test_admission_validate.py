@@ -1,12 +1,13 @@
 """Every violation of a request, at once."""
 
 import pytest
+from google.protobuf import json_format
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.inference.v1 import inference_pb2
 from libs.errors import RequestInvalid
-from libs.lane.work import Grammar
+from libs.lane.work import Grammar, Tier
 from libs.rpc.status import to_status
 from services.admission.convert import request_from_proto
 from services.admission.request import Request, SamplingRequest, Turn
@@ -144,6 +145,27 @@ requests = st.builds(
     tags=st.dictionaries(st.text(max_size=3), st.text(max_size=3), max_size=3),
     resumed_token_ids=st.lists(st.integers(0, 2**32 - 1), max_size=5),
 )
+
+
+def test_every_field_of_a_request_is_read() -> None:
+    fields = {
+        "model": "m", "chat": {"messages": [{"role": "ROLE_USER", "content": "hi"}]}, "log_probs": True,
+        "sampling": {"max_tokens": 3, "stop": ["x"]}, "grammar": {"regex": "a+"}, "tier": "TIER_ASYNC",
+        "request_id": "r", "tags": {"a": "b"}, "output_form": "OUTPUT_FORM_TEXT_AND_TOKEN_IDS", "timeout": "2s",
+        "resumed_token_ids": [1, 2], "resumed_model_version": "m@1", "contract": "c", "requires": ["tools"],
+    }  # fmt: skip
+    message = json_format.ParseDict(fields, inference_pb2.GenerateRequest())
+    unread = {field.name for field in message.DESCRIPTOR.fields} - {field.name for field, _ in message.ListFields()}
+    assert unread == {"prompt"}  # which cannot be where a chat is
+    assert request_from_proto(message, traceparent="t", call_deadline=9.0, in_session=True) == Request(
+        model="m", chat=[Turn("user", "hi")], sampling=SamplingRequest(max_tokens=3, stop=("x",)),
+        grammar=Grammar("regex", "a+"), log_probs=True, tier=Tier.ASYNC, request_id="r", tags={"a": "b"}, text=True,
+        token_ids=True, timeout_s=2.0, resumed=[1, 2], resumed_version="m@1", contract="c", requires=("tools",),
+        traceparent="t", call_deadline=9.0, in_session=True,
+    )  # fmt: skip
+    empty = inference_pb2.GenerateRequest()
+    assert request_from_proto(empty, traceparent="", call_deadline=None) == Request(model="")
+    assert request_from_proto(inference_pb2.GenerateRequest(prompt=""), traceparent="", call_deadline=None).prompt == ""
 
 
 @given(requests)

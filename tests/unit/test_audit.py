@@ -1,5 +1,6 @@
 """The audit log: what is kept, for how long, and what is taken out of it."""
 
+import re
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from libs.clock import SystemClock
 from services.admission.audit import Audit, Entry, store
+from services.admission.audit import redact as redaction
 from services.admission.audit.redact import redact
 from services.admission.audit.store import Search, Store
 from services.admission.policy import Storage
@@ -44,6 +46,20 @@ def test_what_looks_like_personal_data_is_replaced_by_its_kind(text: str, left: 
 @given(st.text(st.characters(categories=["L", "Z"]), max_size=300))
 def test_texts_of_letters_stay_as_they_are(text: str) -> None:
     assert redact(text) == text
+
+
+ONE_PASS = re.compile(redaction._FIRST.pattern.replace("[^ ]*?", "", 1), re.VERBOSE)
+PIECES = st.sampled_from([
+    " ", "  ", "\n", "\t", "word ", "a@b.cc", "1.2.3.4", "::", "fe80::1", "12:30", "+49 (30) 123-4567", "1234567",
+    "4111 1111 1111 1111", "DE89 3704 0044 0532 0130 00", "DE89 ABCD EFGH IJKL", "sk-", "eyJ", "AKIA", "ghp_",
+    "abcdefghijklmnopqr", "٣٤٥٦٧٨٩", "é", ",", "(", "@", ":",
+])  # fmt: skip
+
+
+@settings(deadline=None)
+@given(st.lists(PIECES | st.text(max_size=2), max_size=20).map("".join))
+def test_what_is_replaced_is_what_one_pass_over_everything_finds(text: str) -> None:
+    assert redact(text) == ONE_PASS.sub(lambda found: redaction._replaced(found.lastgroup or "", found[0]), text)
 
 
 ADDRESS = st.from_regex(r"[a-z]{1,10}@[a-z]{1,10}\.[a-z]{2,3}", fullmatch=True)

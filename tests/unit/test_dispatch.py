@@ -49,6 +49,18 @@ def test_where_several_could_remember_a_prefix_the_manager_is_asked_first() -> N
     rig.all_right()
 
 
+def test_who_is_heard_of_together_is_placed_in_the_order_of_the_queue() -> None:
+    rig = large("a", "b", reply="later")
+    rig.submit(tier=Tier.ASYNC, **prompt(1))
+    rig.submit(**prompt(2))
+    with rig.batcher.together():
+        rig.memory.answer(knows(a=1))
+        rig.memory.answer(knows(a=1))
+        assert waiting(rig) == [1, 0]
+        assert not rig.memory.asked
+    assert [tuple(ask.block_hashes) for ask, _ in rig.memory.asked] == [(2,), (1,)]
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_without_an_answer_in_time_it_goes_on_without(late: bool) -> None:
     rig = large("a", "b", reply="later")

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from libs.catalogue import salted
 from libs.errors import NotSupported
@@ -50,7 +51,7 @@ def test_an_isolated_tenant_runs_where_prefixes_are_kept_apart_or_not_found() ->
 
 
 def test_a_form_of_grammar_is_not_another() -> None:
-    error = refusal(replace(ASKS_ALL, grammar=Grammar("ebnf", "a")), EVERYTHING)
+    error = refusal(structs.replace(ASKS_ALL, grammar=Grammar("ebnf", "a")), EVERYTHING)
     assert error is not None
     assert error.message.endswith("a grammar in the form ebnf")
 
@@ -77,20 +78,22 @@ FIT = work(prompt=3, sampling=Sampling(8))
 @pytest.mark.parametrize(
     ("unfit", "subjects"),
     [
-        (replace(FIT, prompt=()), ["input"]),
-        (replace(FIT, prompt=(1,) * 16), ["input"]),
-        (replace(FIT, prompt=(1,) * 15 + (100,)), ["input", "input"]),
-        (replace(FIT, prompt=(100,), resumed=(-1,)), ["input", "resumed_token_ids"]),
+        (structs.replace(FIT, prompt=()), ["input"]),
+        (structs.replace(FIT, prompt=(1,) * 16), ["input"]),
+        (structs.replace(FIT, prompt=(1,) * 15 + (100,)), ["input", "input"]),
+        (structs.replace(FIT, prompt=(100,), resumed=(-1,)), ["input", "resumed_token_ids"]),
         (
-            replace(FIT, sampling=Sampling(0, temperature=math.nan, top_p=0.0, top_k=-1, repetition_penalty=0.0)),
+            structs.replace(
+                FIT, sampling=Sampling(0, temperature=math.nan, top_p=0.0, top_k=-1, repetition_penalty=0.0)
+            ),
             ["sampling.max_tokens", "sampling.top_k", "sampling.temperature", "sampling.top_p",
              "sampling.repetition_penalty"],
         ),
         (
-            replace(FIT, sampling=Sampling(8, presence_penalty=3, frequency_penalty=-3)),
+            structs.replace(FIT, sampling=Sampling(8, presence_penalty=3, frequency_penalty=-3)),
             ["sampling.presence_penalty", "sampling.frequency_penalty"],
         ),
-        (replace(FIT, prompt=(), grammar=Grammar("ebnf", " ")), ["input", "grammar.ebnf"]),
+        (structs.replace(FIT, prompt=(), grammar=Grammar("ebnf", " ")), ["input", "grammar.ebnf"]),
     ],
 )  # fmt: skip
 def test_everything_that_is_wrong_is_named_at_once(unfit: Work, subjects: list[str]) -> None:
@@ -100,16 +103,16 @@ def test_everything_that_is_wrong_is_named_at_once(unfit: Work, subjects: list[s
 def test_what_is_right_passes() -> None:
     edge = Sampling(1, temperature=0.0, top_p=1.0, top_k=0, repetition_penalty=10.0, presence_penalty=-2.0)
     schema = Grammar("json_schema", '{"type": "object"}')
-    assert faults(replace(FIT, prompt=(0,) * 15, resumed=(99,), sampling=edge, grammar=schema), 16, 100) == []
+    assert faults(structs.replace(FIT, prompt=(0,) * 15, resumed=(99,), sampling=edge, grammar=schema), 16, 100) == []
 
 
 def test_what_is_not_known_is_left_to_the_engine() -> None:
-    assert prompt_faults(replace(FIT, prompt=(10**6,) * 500)) == []
-    assert prompt_faults(replace(FIT, prompt=())) != []
+    assert prompt_faults(structs.replace(FIT, prompt=(10**6,) * 500)) == []
+    assert prompt_faults(structs.replace(FIT, prompt=())) != []
 
 
 def test_prompts_are_judged_in_the_words_of_admission() -> None:
-    long = replace(FIT, prompt=(60,) * 100)
+    long = structs.replace(FIT, prompt=(60,) * 100)
     assert [violation.description for violation in prompt_faults(long, 100, 50)] == [
         "has 100 tokens; at most 99 are allowed",
         "has ids outside the vocabulary of 50",
@@ -128,6 +131,6 @@ def test_prompts_are_judged_in_the_words_of_admission() -> None:
     ],
 )
 def test_grammars_that_need_no_compiler_to_be_refused(grammar: Grammar, said: str) -> None:
-    [violation] = faults(replace(FIT, grammar=grammar))
+    [violation] = faults(structs.replace(FIT, grammar=grammar))
     assert violation == grammar_violation(grammar, violation.description)
     assert violation.description.startswith(said)

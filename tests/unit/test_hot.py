@@ -1,9 +1,9 @@
 """Which prefixes are worth having everywhere."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from libs.lane.work import Work
 from services.batcher import hot as hot_module

@@ -1,10 +1,9 @@
 """What travels on a lane, into messages and back."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from headrace.lane.v1 import lane_pb2
 from libs.errors import Overloaded

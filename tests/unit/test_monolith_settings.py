@@ -35,3 +35,13 @@ def test_every_fault_is_told_with_its_service() -> None:
         "batcher: HEADRACE_INSTANCE is not set",
         "kvcache: HEADRACE_INSTANCE is not set",
     ]
+
+
+def test_a_port_that_several_would_have_is_told() -> None:
+    with pytest.raises(SettingsInvalid) as raised:
+        parse({**COMMON, "HEADRACE_METRICS_PORT": "9000", "HEADRACE_BATCHER_METRICS_PORT": "0"})
+    assert str(raised.value).splitlines() == [
+        f"{service}: port 9000 is admission's already; set HEADRACE_{service.upper()}_METRICS_PORT"
+        for service in ("router", "kvcache")
+    ]
+    assert parse({**COMMON, "HEADRACE_ADMISSION_METRICS_PORT": "9000"}).admission.process.metrics_port == 9000

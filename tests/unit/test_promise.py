@@ -1,11 +1,11 @@
 """What is promised to a work that comes now, and what is refused."""
 
-from dataclasses import replace
 from math import inf
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from services.batcher.promise import (
     ACCEPTED,

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from msgspec import structs
 
 from libs.errors import (
     Cancelled,
@@ -287,7 +288,7 @@ def test_a_breaker_opens_is_probed_and_closes() -> None:
 def test_who_names_a_model_is_told_that_its_breaker_is_open() -> None:
     it = Routed(known=catalogue(breakers={"a": BreakerRule(min_works=2)}))
     for index in range(3):
-        it.lane.submit(index, replace(asked(index), model="a", asked=None))
+        it.lane.submit(index, structs.replace(asked(index), model="a", asked=None))
         if index < 2:
             it.end("a", FAILED)
     error = error_of(it, 2)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from headrace.policy.v1 import policy_pb2
 from libs.errors import ModelUnknown, NotSupported, Rerouted, StageUnavailable, SwitchedOff
@@ -181,12 +182,12 @@ def test_what_was_tried_before_it_was_made_anew_is_not_tried_again() -> None:
 def test_what_has_begun_and_what_was_named_has_one_candidate() -> None:
     route = RouteRules("r", "a", RULES, ALL, canary=Canary("d", 1.0), hedge=Hedge(), shadow=Shadow("b", 1.0))
     known = catalogue(route)
-    begun = plan_of(replace(asked(), resumed=(1,), pool="b@1"), known, None)
+    begun = plan_of(structs.replace(asked(), resumed=(1,), pool="b@1"), known, None)
     assert [step.model for step in begun.steps if isinstance(step, Try)] == ["r"]
     assert (begun.asked, begun.hedge, begun.shadow) == (None, None, False)
-    named = plan_of(replace(asked(), model="c", asked=None), known, None)
+    named = plan_of(structs.replace(asked(), model="c", asked=None), known, None)
     assert [step.model for step in named.steps if isinstance(step, Try)] == ["c"]
-    anywhere = plan_of(replace(asked(), resumed=(1,)), known, None)
+    anywhere = plan_of(structs.replace(asked(), resumed=(1,)), known, None)
     assert [step.model for step in anywhere.steps if isinstance(step, Try)] == ["d"], "who began it nobody knows"
     assert not anywhere.shadow
 
@@ -202,7 +203,7 @@ def test_extras_are_for_those_who_may_have_them() -> None:
 
 
 def test_an_alias_of_an_old_admission_process_is_a_route_all_the_same() -> None:
-    plan = plan_of(replace(asked(tenant="acme"), asked=None), catalogue(RouteRules("r", "a", RULES)), None)
+    plan = plan_of(structs.replace(asked(tenant="acme"), asked=None), catalogue(RouteRules("r", "a", RULES)), None)
     assert (plan.rule, plan.asked) == ("rule acme", Asked("r", "a"))
 
 
@@ -260,7 +261,7 @@ def test_an_open_breaker_lets_nothing_new_through() -> None:
         considered("b", breakers=breakers)
     assert raised.value.metadata[BREAKER] == "b@1"
     assert raised.value.retry_after_s == 5.0
-    begun = replace(asked(), model="b", resumed=(1,), pool="b@1")
+    begun = structs.replace(asked(), model="b", resumed=(1,), pool="b@1")
     assert consider(begun, None, "b", catalogue(), breakers, NOW).going().pool == "b@1"
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -19,12 +19,15 @@ from libs.lane.work import FinishReason, Note, Outcome
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
 from libs.tasks import Tasks
-from libs.telemetry.tracing import untraced
+from libs.telemetry.tracing import Span, untraced
 from libs.tokens.byte_table import BYTES, ByteTable
 from libs.tokens.tokenizer import Tokenizer
 from services.admission import steady
+from services.admission.convert import request_from_proto
+from services.admission.generate import Generate, Streams
+from services.admission.generation import Chunk
 from services.admission.session import Session
-from services.admission.steady import MOST_STEPS, Outlet
+from services.admission.steady import MOST_STEPS, SessionOutlet
 from tests.unit.fronts import front
 from tests.unit.lanes import HandStage
 from tests.unit.letters import POLICY, SPEC, TENANT
@@ -115,6 +118,92 @@ class Many:
             self.take()
 
 
+class Listener:
+    """The client of one call, as the call's context shows it: it takes as many messages as the test says."""
+
+    def __init__(self) -> None:
+        self.takes = 0
+        self.messages: list[pb.GenerateResponse] = []
+        self._say: Callable[[], None] = lambda: None
+        self._due = False
+
+    @property
+    def room(self) -> bool:
+        return self.takes > 0
+
+    def say_with(self, say: Callable[[], None]) -> None:
+        self._say = say
+
+    def wake(self) -> None:
+        self._due = True
+
+    def say(self, message: pb.GenerateResponse) -> None:
+        assert self.room
+        self.takes -= 1
+        self.messages.append(message)
+
+    def say_bytes(self, message: bytes) -> None:
+        self.say(pb.GenerateResponse.FromString(message))
+
+    def turn(self) -> None:
+        """The end of a turn of the loop."""
+        if self._due and self.room:
+            self._due = False
+            self._say()
+
+    def take(self, messages: int) -> None:
+        """There is room for so many more."""
+        self.takes += messages
+        self._say()
+
+
+class ManyCalls(Many):
+    """The same answers, each on a stream of its own."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        super().__init__(texts)
+        self.listeners = {number: Listener() for number in self.texts}
+        self.streams = Streams(self.front)
+        self.last: dict[int, asyncio.Task[Chunk]] = {}
+
+    async def begin(self) -> None:
+        await self.tokenizers.loaded()
+        for number, listener in self.listeners.items():
+            call = Generate(listener, Span(), self.streams)  # type: ignore[arg-type]
+            request = pb.GenerateRequest(
+                model="letters", prompt="hello", request_id=f"r{number}", log_probs=number == 1
+            )
+            parsed = request_from_proto(request, traceparent="", call_deadline=None)
+            answer = await self.front.start(parsed, TENANT, Span(), call.changed)
+            (self.works[number],) = self.router.lane.works.keys() - self.works.values()
+            self.last[number] = asyncio.create_task(call.end(answer))
+            await asyncio.sleep(0)
+            listener.takes = 3
+
+    def step(self, counts: Sequence[int]) -> None:
+        super().step(counts)
+        self.turn()
+
+    def turn(self) -> None:
+        for listener in self.listeners.values():
+            listener.turn()
+
+    def take(self) -> None:
+        for listener in self.listeners.values():
+            listener.take(1)
+
+    def take_all(self) -> None:
+        for listener in self.listeners.values():
+            listener.take(1000)
+
+    def text(self, number: int) -> str:
+        """What the client has of an answer."""
+        text = ""
+        for message in self.listeners[number].messages:
+            text = message.text if message.restart else text + message.text
+        return text
+
+
 counts = st.lists(st.sampled_from([1, 1, 1, 1, 1, 1, 2, 3, 0]), min_size=MEMBERS, max_size=MEMBERS)
 numbers = st.integers(1, MEMBERS)
 happenings = st.lists(
@@ -177,9 +266,71 @@ async def all_read(said: list[str], happens: list[tuple[str, object]]) -> None:
     usage = {number: end.finish.usage.output_tokens for number, end in many.ends.items()}
     assert usage == {number: last[number] + made[number] for number in many.works}
     assert many.front.usage.tenants["t"].output_tokens == sum(usage.values())
-    kept = {each.entry.request_id: each.entry.answer for each in many.front._desks.audit._waiting}
+    kept = {entry.request_id: entry.answer for entry, _ in many.front._desks.audit._waiting}
     assert kept == {f"r{n}": many.texts[n][: last[n]].decode(errors="ignore") for n in many.works}
     assert not many.front._steady._works
+
+
+@settings(deadline=None, max_examples=60)
+@given(said=st.lists(texts, min_size=MEMBERS, max_size=MEMBERS), happens=happenings)
+def test_each_caller_reads_its_whole_answer_once(said: list[str], happens: list[tuple[str, object]]) -> None:
+    asyncio.run(all_called(said, happens))
+
+
+async def all_called(said: list[str], happens: list[tuple[str, object]]) -> None:
+    many = ManyCalls(said)
+    await many.begin()
+    for what, which in happens:
+        match what:
+            case "step":
+                many.step(which)  # type: ignore[arg-type]
+            case "take":
+                many.take()
+            case "take all":
+                many.take_all()
+            case "restart":
+                assert isinstance(which, int)
+                many.restart(which)
+                many.turn()
+            case "end":
+                assert isinstance(which, int)
+                many.end(which)
+                many.turn()
+    last = {number: many.router.lane.made[work] for number, work in many.works.items()}
+    for number in many.works:
+        many.end(number)
+    many.take_all()
+    ends = {number: await task for number, task in many.last.items()}
+    expected = {number: text[: last[number]].decode(errors="replace") for number, text in many.texts.items()}
+    assert {number: many.text(number) for number in many.works} == expected
+    assert all(end.finish is not None for end in ends.values())
+    for listener in many.listeners.values():
+        assert [message.HasField("finish") for message in listener.messages].index(True) == len(listener.messages) - 1
+    assert not many.front._steady._works
+    assert not many.streams._homes
+    assert not many.streams._outlets
+
+
+async def test_steady_calls_write_a_token_as_it_comes() -> None:
+    many = ManyCalls(["a plain answer of some length"] * MEMBERS)
+    await many.begin()
+    many.take_all()
+    many.step([1] * MEMBERS)
+    flights = [flight.generation for flight in many.front._flights.values()]
+    assert [generation.steady for generation in flights] == [False] + [True] * (MEMBERS - 1)
+    for _ in range(3):
+        many.step([1] * MEMBERS)
+    assert [generation.tokens for generation in flights] == [4] + [1] * (MEMBERS - 1)
+    assert {number: many.text(number) for number in many.works} == dict.fromkeys(many.works, "a pl")
+    assert {len(listener.messages) for listener in many.listeners.values()} == {4}
+    many.listeners[2].takes = 0
+    many.step([3] * MEMBERS)
+    many.step([1] * MEMBERS)
+    assert many.text(2) == "a pl"
+    many.listeners[2].take(1)
+    assert many.text(2) == many.text(3) == "a plain "
+    for task in many.last.values():
+        task.cancel()
 
 
 async def test_steady_answers_do_not_pass_their_generations() -> None:
@@ -203,7 +354,7 @@ async def test_steady_answers_do_not_pass_their_generations() -> None:
 
 def test_an_outlet_joins_what_waits_and_tells_it_in_parts() -> None:
     filled: list[bool] = []
-    outlet = Outlet(ByteTable([b"a"]), lambda: filled.append(True))
+    outlet = SessionOutlet(ByteTable([b"a"]), lambda: filled.append(True))
     for _ in range(MOST_STEPS + 2):
         outlet.put(([7, 3], [1, 2], ["a", "bb"]))
     assert len(filled) == MOST_STEPS + 2

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from tokenizers import Tokenizer as Encoder
 
 from libs.errors import NotSupported
@@ -35,8 +36,8 @@ def test_the_tensors_of_a_plain_work() -> None:
         "exclude_input_in_output": [True], "end_id": [7], "pad_id": [0], "stop_words_list": [8, 9, 1, 2],
         "return_perf_metrics": [True],
     }  # fmt: skip
-    assert told(WORK)["seed"] == seed != told(replace(WORK, request_id="other"))["seed"]
-    resumed = replace(WORK, resumed=[1, 2])
+    assert told(WORK)["seed"] == seed != told(structs.replace(WORK, request_id="other"))["seed"]
+    resumed = structs.replace(WORK, resumed=[1, 2])
     assert told(resumed)["seed"] == [seed[0] + 2]
     assert told(resumed, from_start=True)["seed"] == seed, "the same random numbers, since all is made again"
 
@@ -49,7 +50,7 @@ def test_the_batch_is_in_front_where_there_is_one() -> None:
 
 
 def test_an_ignored_end_is_no_token() -> None:
-    tensors = told(replace(WORK, sampling=Sampling(10, ignore_end=True)))
+    tensors = told(structs.replace(WORK, sampling=Sampling(10, ignore_end=True)))
     assert tensors["end_id"] == [-1]
     assert "stop_words_list" not in tensors
 
@@ -69,7 +70,7 @@ def test_an_end_that_nobody_knows_is_the_servers_matter() -> None:
     ],
 )
 def test_sampling(sampling: Sampling, expected: dict[str, list[float]]) -> None:
-    tensors = told(replace(WORK, sampling=sampling))
+    tensors = told(structs.replace(WORK, sampling=sampling))
     assert {name: tensors[name] for name in ("temperature", "runtime_top_k", "runtime_top_p") if name in tensors} == (
         expected
     )
@@ -79,7 +80,7 @@ def test_older_names_and_missing_inputs() -> None:
     model = facts("tensorrt_llm")
     inputs = {name: datatype for name, datatype in model.inputs.items() if name not in ("seed", "pad_id")}
     old = replace(model, inputs={**inputs, "random_seed": "UINT64"})
-    work = replace(WORK, sampling=Sampling(10, seed=3))
+    work = structs.replace(WORK, sampling=Sampling(10, seed=3))
     names = {each.name for each in request.inputs(work, "tensorrt_llm", old, LIMITS, [1], 10)}
     assert "random_seed" in names
     assert not names & {"seed", "pad_id"}
@@ -87,7 +88,7 @@ def test_older_names_and_missing_inputs() -> None:
 
 def test_text_grammar_and_adapter() -> None:
     weights = Tensor("lora_weights", "FP16", (2, 4), bytes(16))
-    work = replace(WORK, grammar=Grammar("ebnf", "root ::= \u00fc"))
+    work = structs.replace(WORK, grammar=Grammar("ebnf", "root ::= \u00fc"))
     for with_weights in (False, True):
         tensors = {
             each.name: each
@@ -108,7 +109,7 @@ def test_a_stop_asks_for_nothing() -> None:
 
 
 def test_an_answer_ends_with_the_context() -> None:
-    work = replace(WORK, sampling=Sampling(200), resumed=[1, 2])
+    work = structs.replace(WORK, sampling=Sampling(200), resumed=[1, 2])
     assert request.answer_tokens(work, LIMITS, from_start=False) == 95
     assert request.answer_tokens(work, LIMITS, from_start=True) == 97
     assert request.answer_tokens(work, replace(LIMITS, context_tokens=0), from_start=False) == 198

@@ -1,9 +1,9 @@
 """What TensorRT-LLM is asked for."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from libs.lane.work import Grammar, Sampling, Tier, Work
 from services.executor.trtllm import ask

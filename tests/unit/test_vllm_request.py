@@ -1,9 +1,10 @@
 """What vLLM's child is asked to do for a work, and what a folder says of its model."""
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import pytest
+from msgspec.structs import replace
 
 from libs.lane.work import Sampling, Tier, Work
 from services.executor.vllm.facts import facts_of

@@ -1,8 +1,7 @@
 """Prefixes that are brought to executors before they are asked for."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from libs.errors import Cancelled, StageUnavailable
 from libs.lane.work import FinishReason, Outcome, Tier

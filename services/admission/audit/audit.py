@@ -6,13 +6,12 @@
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-import msgspec
 import structlog
+from msgspec.structs import replace
 
 from libs.clock import Clock
 from services.admission.audit.entry import Entry
@@ -25,16 +24,15 @@ log = structlog.get_logger()
 MOST_WAITING = 10_000
 MOST_WAITING_TEXT = 32 * 1024 * 1024
 """Characters of prompts and answers that wait to be written."""
-BATCH = 256
+BATCH = 64
+"""Entries between which the writer lets others run: it may hold the interpreter for half a millisecond, not for two."""
 GATHER_S = 0.1
 """For which the writer lets entries gather: waking it for each costs requests more than the writing."""
 EXPIRE_S = 3600.0
 """Between two looks for files that are too old."""
 
 
-class _Waiting(NamedTuple):
-    entry: Entry
-    storage: Storage
+_Waiting = tuple[Entry, Storage]
 
 
 class Audit:
@@ -81,9 +79,7 @@ class Audit:
         with self._lock:
             full = len(self._waiting) >= MOST_WAITING or self._text + size > MOST_WAITING_TEXT
             if not full:
-                self._sequence += 1
-                numbered = msgspec.structs.replace(entry, instance=self._instance, sequence=self._sequence)
-                self._waiting.append(_Waiting(numbered, storage))
+                self._waiting.append((entry, storage))
                 self._text += size
         if full:
             self._lost(1, "the disk is slower than requests come")
@@ -106,10 +102,10 @@ class Audit:
     def _delete(self, tenant: str) -> int:
         with self._disk:
             with self._lock:
-                kept = deque(each for each in self._waiting if each.entry.tenant != tenant)
+                kept = deque(each for each in self._waiting if each[0].tenant != tenant)
                 gone = len(self._waiting) - len(kept)
                 self._waiting = kept
-                self._text = sum(len(each.entry.prompt) + len(each.entry.answer) for each in kept)
+                self._text = _characters(kept)
             return gone + self._store.delete(tenant)
 
     def _run(self) -> None:
@@ -129,21 +125,32 @@ class Audit:
                 expired = self._clock.monotonic()
                 self._expire()
 
-    def _take(self) -> Sequence[_Waiting]:
+    def _take(self) -> Sequence[tuple[int, _Waiting]]:
+        """The entries that came first, with their numbers."""
         with self._lock:
             batch = [self._waiting.popleft() for _ in range(min(BATCH, len(self._waiting)))]
-            self._text -= sum(len(each.entry.prompt) + len(each.entry.answer) for each in batch)
-        return batch
+            self._text -= _characters(batch)
+            numbered = list(enumerate(batch, self._sequence + 1))
+            self._sequence += len(batch)
+        return numbered
 
-    def _write(self, batch: Sequence[_Waiting]) -> None:
+    def _write(self, batch: Sequence[tuple[int, _Waiting]]) -> None:
         try:
             with self._disk:
-                dropped = self._store.append([_fit(each) for each in batch])
+                dropped = self._store.append([self._fit(*entry, sequence) for sequence, entry in batch])
         except OSError as error:
             self._lost(len(batch), str(error))
             return
         if dropped:
             self._lost(dropped, "a tenant's file of today is full")
+
+    def _fit(self, entry: Entry, storage: Storage, sequence: int) -> Entry:
+        """The entry as it may be kept."""
+        instance = self._instance
+        if storage is Storage.FULL:
+            return replace(entry, instance=instance, sequence=sequence)
+        prompt, answer = redact(entry.prompt), redact(entry.answer)
+        return replace(entry, prompt=prompt, answer=answer, instance=instance, sequence=sequence)
 
     def _expire(self) -> None:
         try:
@@ -160,9 +167,5 @@ class Audit:
         log.error("audit entries lost", entries=count, error=why)
 
 
-def _fit(waiting: _Waiting) -> Entry:
-    """The entry as it may be kept."""
-    entry = waiting.entry
-    if waiting.storage is Storage.FULL:
-        return entry
-    return msgspec.structs.replace(entry, prompt=redact(entry.prompt), answer=redact(entry.answer))
+def _characters(entries: Iterable[_Waiting]) -> int:
+    return sum(len(entry.prompt) + len(entry.answer) for entry, _ in entries)

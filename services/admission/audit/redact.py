@@ -14,8 +14,9 @@ LEAST_DIGITS = 7
 """Of a number that nothing else is known of: shorter ones are years, sizes and counts."""
 CARD_DIGITS = range(12, 20)
 
-_CANDIDATE = re.compile(
+_FIRST = re.compile(
     r"""
+    [^ ]*?           # the first of its run
     (?<! [\w.+%-] )  # at the beginning of a word: so each character is looked at a few times, not 64
     (?! [A-Za-z]{1,15} [.,;!?]? \s )  # nearly every word of a text: too short for a secret, and without a digit or @
     (?:
@@ -28,18 +29,39 @@ _CANDIDATE = re.compile(
     """,
     re.VERBOSE,
 )
+_SUSPECT = re.compile(r"[0-9@:\x80-\U0010ffff] (?<! : (?! [0-9A-Fa-f]{0,4} : ) )", re.VERBOSE)
+"""Stands in every candidate but secrets, with no blank in front of it. Not every digit is one of ASCII."""
+_ANY = re.compile("[^ ]")
+_SECRETS = [re.compile(f"{begins}[-_A-Za-z0-9.]{{16}}") for begins in ("k", "gh[po]", "xox[abp]", "AKIA", "eyJ")]
+"""Each begins with a literal, which `re` finds ten times as fast as a choice. Where none is found is no secret."""
 _DECIMAL = re.compile(r"\d+\.\d+")
 
 
 def redact(text: str) -> str:
     """The text with e-mail addresses, keys, bank accounts, cards, IP addresses, and long numbers, as of telephones and
-    papers, replaced by their kind: "[EMAIL]". Linear in its length: some 0.03 µs per character, 0.6 at worst."""
-    return _CANDIDATE.sub(_replace, text)
+    papers, replaced by their kind: "[EMAIL]". Linear in its length: some 0.01 µs per character, 0.6 at worst.
+
+    Only runs between blanks that something suspect is in are looked at: in most texts few.
+    """
+    suspect = _ANY if any(secret.search(text) for secret in _SECRETS) else _SUSPECT
+    kept: list[str] = []
+    done = at = 0
+    while (hit := suspect.search(text, at)) is not None:
+        found = _FIRST.match(text, max(text.rfind(" ", at, hit.start()) + 1, at))
+        if found is None:
+            at = text.find(" ", hit.end())
+            if at < 0:
+                break
+            continue
+        kind = found.lastgroup or ""
+        begin, at = found.span(kind)
+        kept += text[done:begin], _replaced(kind, found[kind])
+        done = at
+    return "".join(kept) + text[done:] if kept else text
 
 
-def _replace(match: re.Match[str]) -> str:
-    found = match[0]
-    match match.lastgroup:
+def _replaced(kind: str, found: str) -> str:
+    match kind:
         case "email":
             return "[EMAIL]"
         case "secret":
@@ -53,7 +75,7 @@ def _replace(match: re.Match[str]) -> str:
 
 
 def _number(found: str) -> str:
-    digits = "".join(character for character in found if character.isdigit())
+    digits = "".join(filter(str.isdigit, found))
     if len(digits) < LEAST_DIGITS or _DECIMAL.fullmatch(found):
         return found
     return "[CARD]" if len(digits) in CARD_DIGITS and luhn.is_valid(digits) else "[NUMBER]"

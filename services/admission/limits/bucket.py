@@ -63,9 +63,11 @@ class Rate:
 
     def add(self, units: float, now: float) -> None:
         """So many came."""
-        self._value = self._value * exp(-max(now - self._at, 0.0) / REMEMBERED_S) + units / REMEMBERED_S
+        if now > self._at:
+            self._value *= exp((self._at - now) / REMEMBERED_S)
+            self._at = now
+        self._value += units / REMEMBERED_S
         self._usual += (units - self._usual) * 0.1 if self._usual else units
-        self._at = max(now, self._at)
 
     def at(self, now: float) -> float:
         """Units per second."""

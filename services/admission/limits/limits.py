@@ -23,6 +23,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 
+import msgspec
+
 from libs.errors import QuotaExceeded
 from services.admission.limits.account import Account, Broken, Demand
 from services.admission.policy import Tenant
@@ -39,8 +41,7 @@ Told = Mapping[str, Mapping[str, Demand]]
 """What each process has announced: by instance, then by tenant."""
 
 
-@dataclass(slots=True)
-class Ticket:
+class Ticket(msgspec.Struct):
     """A request that is in; to be settled when it ends."""
 
     tenant: str

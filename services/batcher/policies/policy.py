@@ -1,8 +1,9 @@
 """What a dispatch policy is asked, and what it answers. Pure."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 from services.batcher.seat import Seat
 
@@ -10,8 +11,7 @@ Pick = Callable[[int], int]
 """`pick(n)` gives a random index below n."""
 
 
-@dataclass(frozen=True, slots=True)
-class Match:
+class Match(msgspec.Struct, frozen=True):
     """How much of a prompt an executor remembers, in tokens."""
 
     device: int
@@ -26,8 +26,7 @@ class Match:
         return self.device + self.host + self.disk
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """A work that is to be placed."""
 
     prompt_tokens: int
@@ -51,8 +50,7 @@ class Asked:
     """Whether anybody will read the reason: else it may be empty, since to word it takes as long as to find it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """Where a work goes, or what it waits for, and why."""
 
     seat: Seat | None

@@ -20,9 +20,10 @@ The weights below were chosen by replaying a trace of conversations on 16 and 64
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from services.batcher.policies.policy import Asked, Choice, Match, Pick
+import msgspec
+
+from services.batcher.policies.policy import Asked, Choice, Pick
 from services.batcher.scheduling import SchedulingRules
 from services.batcher.seat import Affinity, Seat
 
@@ -50,11 +51,9 @@ LOOK_AGAIN = 0.5
 """Share of the foreseen wait after which a work that is held back is looked at again."""
 WORTH = 0.1
 """Share of its prompt that a work must find beyond what it would find elsewhere, to be held back for it."""
-_NOTHING = Match(0)
 
 
-@dataclass(slots=True)
-class _Best:
+class _Best(msgspec.Struct):
     """The seats of least cost."""
 
     cost: float = float("inf")
@@ -82,8 +81,10 @@ class Promise:
             if not seat.open:
                 continue
             capacity = seat.capacity
-            match = matches.get(seat.executor, _NOTHING) if matches else _NOTHING
-            compute = asked.prompt_tokens - match.device - (1 - HOST_COST) * match.host - (1 - DISK_COST) * match.disk
+            compute, remembered = float(asked.prompt_tokens), 0
+            if (match := matches.get(seat.executor)) is not None:
+                compute -= match.device + (1 - HOST_COST) * match.host + (1 - DISK_COST) * match.disk
+                remembered = match.tokens
             backlog, whole = seat.backlog_s(now), capacity.blocks * overcommit
             cost = backlog + PREFILL_WEIGHT * compute / rate
             cost += MEMORY_S * seat.reserved / whole + SLOTS_S * seat.works / capacity.slots
@@ -97,10 +98,10 @@ class Promise:
             elif not self._has_room(seat, backlog):
                 prefill += 1
                 cost += seat.awaited / rate
-                if match.tokens and cost < busy.cost:
-                    busy.cost, busy.seats, busy.remembered = cost, [seat], match.tokens
+                if remembered and cost < busy.cost:
+                    busy.cost, busy.seats, busy.remembered = cost, [seat], remembered
             elif free.seats is None or cost < free.cost:
-                free.cost, free.seats, free.remembered = cost, [seat], match.tokens
+                free.cost, free.seats, free.remembered = cost, [seat], remembered
             elif cost == free.cost:
                 free.seats.append(seat)
         if free.seats is None:

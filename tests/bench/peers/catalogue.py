@@ -29,4 +29,3 @@ SYSTEMS: dict[str, type[System]] = {
     "litellm": LiteLlm,
 }
 USUAL = [name for name in SYSTEMS if name not in ("headrace_traced", "dynamo_kv")]
-OURS = ("headrace", "headrace_traced")

@@ -16,7 +16,7 @@ from tests.bench.peers.systems.http_engines import DEATH_STEP_US
 from tests.bench.peers.systems.system import System
 from tests.system.mesh import Mesh
 
-SERVING = ("admission", "router", "batcher", "kvcache", "monolith")
+SERVING = ("admission", "router", "batcher", "kvcache")
 FORMS = {
     "generate": pb.OUTPUT_FORM_TEXT, "session": pb.OUTPUT_FORM_TEXT,
     "generate_ids": pb.OUTPUT_FORM_TOKEN_IDS, "session_ids": pb.OUTPUT_FORM_TOKEN_IDS,
@@ -32,7 +32,7 @@ class Headrace(System):
 
     note = "Headrace, whole mesh, no tracing"
     doors = tuple(FORMS)
-    charged = SERVING
+    charged: tuple[str, ...] = SERVING
     trace_ratio = 0.0
     monoliths = 0
 
@@ -54,7 +54,7 @@ class Headrace(System):
         with on_core(self.cores.system):
             self.mesh = mesh.__enter__()
         for name, pids in self.groups().items():
-            if name not in SERVING:
+            if name not in self.charged:
                 move(pids, self.cores.load)
 
     def stop(self) -> None:
@@ -66,7 +66,7 @@ class Headrace(System):
     def groups(self) -> dict[str, list[int]]:
         """By service."""
         snapshot = self._mesh.snapshot()
-        found: dict[str, list[int]] = {name: [] for name in (*SERVING, "engine", "rest")}
+        found: dict[str, list[int]] = {name: [] for name in (*self.charged, "engine", "rest")}
         known = set()
         for component in snapshot.components:
             name = "engine" if component.service == "executor" else component.service
@@ -125,4 +125,5 @@ class HeadraceMonolith(Headrace):
     """Its four services in one process, as the peers' frontends are one."""
 
     note = "Headrace, its services in one process, no tracing"
+    charged = ("monolith",)
     monoliths = 1
