@@ -6,7 +6,7 @@ from typing import Protocol
 from grpc import aio
 
 from libs.lane.client import RemoteStage
-from libs.lane.near import NearStage, Turn
+from libs.lane.near import NearStage
 from libs.lane.stage import Stage
 from libs.streams.client import Dialer
 from libs.tasks import Tasks
@@ -32,12 +32,11 @@ class StageFinder:
         self._connect = connect
         self._dialer = dialer
         self._tasks = tasks
-        self._turn = Turn()
         self._here: dict[str, NearStage] = {}
 
     def serve(self, endpoint: str, stage: Stage, stirred: Callable[[], None]) -> None:
         """From now on this stage is found here."""
-        self._here[endpoint] = NearStage(endpoint, stage, stirred, self._turn)
+        self._here[endpoint] = NearStage(endpoint, stage, stirred)
 
     def at(self, endpoint: str) -> NeighborStage:
         """The stage at host:port."""

@@ -5,52 +5,21 @@ middle of telling something to the one in front, and what comes in one turn goes
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
 
 import structlog
 
+from libs import tick
 from libs.lane.outbox import Outbox
 from libs.lane.served import ServedLane
 from libs.lane.stage import LaneNotReady, Sink, Stage
 from libs.lane.work import Decision, QueueState, Work
+from libs.tick import TELL
 
 log = structlog.get_logger()
 
 REOPEN_S = 0.05
 """After a lane broke, by a bug in either stage."""
-DELIVERIES = 64
-"""In one turn of the loop, at most: then others have theirs."""
-
-
-class Turn:
-    """Who has something to deliver at the end of this turn of the loop. What is delivered may give others something to
-    deliver: that goes in the same turn."""
-
-    def __init__(self) -> None:
-        self._due: deque[Callable[[], None]] = deque()
-        self._scheduled = False
-
-    def add(self, deliver: Callable[[], None]) -> None:
-        """Calls it once."""
-        self._due.append(deliver)
-        self._schedule()
-
-    def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            asyncio.get_running_loop().call_soon(self._end)
-
-    def _end(self) -> None:
-        try:
-            for _ in range(DELIVERIES):
-                if not self._due:
-                    break
-                self._due.popleft()()
-        finally:
-            self._scheduled = False
-            if self._due:
-                self._schedule()
 
 
 class NearStage:
@@ -59,14 +28,12 @@ class NearStage:
     Args:
         endpoint: host:port at which others reach it.
         stirred: Called when works or cancels have come.
-        turn: Of all stages of this process.
     """
 
-    def __init__(self, endpoint: str, stage: Stage, stirred: Callable[[], None], turn: Turn) -> None:
+    def __init__(self, endpoint: str, stage: Stage, stirred: Callable[[], None]) -> None:
         self.endpoint = endpoint
         self.stage = stage
         self.stirred = stirred
-        self.turn = turn
 
     def open(self, sink: Sink) -> "NearLane":
         """A lane that is ready at once."""
@@ -94,6 +61,7 @@ class NearLane:
         self._works: dict[int, Work] = {}
         self._cancels: list[int] = []
         self._due = self._closed = False
+        self._tick = tick.of_loop()
         self._open()
 
     def _open(self) -> None:
@@ -116,12 +84,12 @@ class NearLane:
     def close(self) -> None:
         if not self._closed:
             self._closed, self.ready = True, False
-            self._near.turn.add(self._behind.close)
+            self._tick.add(TELL, self._behind.close)
 
     def _wake(self) -> None:
         if not self._due:
             self._due = True
-            self._near.turn.add(self._deliver)
+            self._tick.add(TELL, self._deliver)
 
     def _deliver(self) -> None:
         self._due = False

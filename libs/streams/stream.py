@@ -7,9 +7,11 @@ from typing import Protocol
 
 import grpc
 
+from libs import tick
 from libs.streams.call import MESSAGE_BYTES, NO_HEADERS, OK, Ended, Headers, Metadata
 from libs.streams.compression import Incompressible, inflate
 from libs.streams.frames import DATA, FRAME_BYTES, head
+from libs.tick import SAY
 
 PREFIX = 5
 """Bytes in front of each message: whether it is compressed, and its length."""
@@ -64,9 +66,9 @@ class Stream:
     """
 
     __slots__ = (
-        "_carrier", "_due", "_ended", "_inbox", "_loop", "_on_message", "_partial", "_reader", "_say", "_unsent",
-        "_writer", "allowance", "begun", "credit", "half_closed", "headers", "number", "on_gone", "over", "unread",
-        "window",
+        "_carrier", "_due", "_ended", "_inbox", "_loop", "_on_message", "_partial", "_reader", "_say", "_tick",
+        "_unsent", "_writer", "allowance", "begun", "credit", "half_closed", "headers", "number", "on_gone", "over",
+        "unread", "window",
     )  # fmt: skip
 
     def __init__(self, carrier: Carrier, number: int, window: int, headers: Headers | None = None) -> None:
@@ -97,6 +99,7 @@ class Stream:
         self._unsent = b""
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
+        self._tick = tick.of_loop()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[Ended] = self._loop.create_future()
 
@@ -125,7 +128,7 @@ class Stream:
         """There is something to say: `say` is called once, at the end of this turn of the loop, if there is room."""
         if not self._due and not self.over:
             self._due = True
-            self._loop.call_soon(self._said)
+            self._tick.add(SAY, self._said)
 
     async def read(self) -> bytes | None:
         """The next message; None when the call has ended or the other side will say no more. Only as much comes in

@@ -6,6 +6,9 @@ server's CPU went there.
 
 import asyncio
 
+from libs import tick
+from libs.tick import SEND
+
 MOST_BYTES = 65_536
 """That wait for the end of the turn; more goes out at once, so that the socket can say stop."""
 
@@ -15,6 +18,7 @@ class Writes:
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
+        self._tick = tick.of_loop()
         self._parts: list[bytes] = []
         self._bytes = 0
 
@@ -30,7 +34,7 @@ class Writes:
     def add(self, data: bytes) -> None:
         """Goes out at the end of this turn of the loop."""
         if not self._parts:
-            asyncio.get_running_loop().call_soon(self.flush)
+            self._tick.add(SEND, self.flush)
         self._parts.append(data)
         self._bytes += len(data)
         if self._bytes > MOST_BYTES:

@@ -122,8 +122,7 @@ class Session:
         token_ids: list[int] = []
         log_probs: list[float] = []
         told: list[inference_pb2.SessionNote] = []
-        ends: list[Any] = self._failed[:RESPONSE_ENDS]
-        """Messages, or their fields."""
+        ends: list[Any] = self._failed[:RESPONSE_ENDS]  # messages, or the fields of one
         self._failed = self._failed[RESPONSE_ENDS:]
         self._taken.set()
         size, dirty = 40 * len(ids), self._dirty

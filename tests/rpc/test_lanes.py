@@ -18,7 +18,7 @@ from libs.lane import served as served_lane
 from libs.lane.client import RemoteStage
 from libs.lane.draft import Draft
 from libs.lane.frame import Frame
-from libs.lane.near import NearStage, Turn
+from libs.lane.near import NearStage
 from libs.lane.stage import Lane, LaneNotReady, Sink
 from libs.lane.wire import frame_from_proto, work_to_proto
 from libs.lane.work import FinishReason, Note, Outcome, QueueState, Tier, Work
@@ -65,7 +65,7 @@ class Pair:
         """Args:
         near: As from a service in the same process.
         """
-        nearby = NearStage(self.served.endpoint, self.stage, lambda: None, Turn())
+        nearby = NearStage(self.served.endpoint, self.stage, lambda: None)
         lane: Lane = (nearby if near else self.remote).open(self.sink)
         await until(lambda: lane.ready)
         return lane
