@@ -99,15 +99,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._last_call = asyncio.get_running_loop().time()
         if self._front.draining:
             raise leaves("this process is draining")
-        session = Session(self._front, self._tracing, CALL.get())
+        session = Session(self._front, self._tracing, CALL.get(), context.wake)
         self._sessions.add(session)
         reader = asyncio.create_task(_read(context, session), name="session-reader")
         self._observer.sessions(1)
         try:
             await context.send_initial_metadata(())
-            while await session.wait():
-                if (message := session.take()).ByteSize():  # who has just begun has nothing to say yet
-                    await context.write(message)
+            await session.tell(context)
             if not session.leaving:
                 await reader  # raises what ended the reading
         finally:

@@ -1,12 +1,17 @@
-"""One Session stream: many generations in, and what has accumulated of all of them out."""
+"""One Session stream: many generations in, and what has accumulated of all of them out.
+
+What there is to say is said in the loop's turn in which it came, by a callback of the stream, as in generate.py.
+"""
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from headrace.inference.v1 import inference_pb2
 from libs.errors import HeadraceError, Overloaded, RequestInvalid, Violation
 from libs.rpc.call import Call
+from libs.rpc.context import Context
 from libs.rpc.status import to_failure
 from libs.telemetry import names
 from libs.telemetry.span import Kind
@@ -31,9 +36,12 @@ class Session:
 
     Bounded: MAX_GENERATIONS, each of whose output waits merged until it is written. A client that does not
     read what became of as many is not read from either.
+
+    Args:
+        wake: Called when there is something to say, or nothing will be any more.
     """
 
-    def __init__(self, front: Front, tracing: Tracing, call: Call) -> None:
+    def __init__(self, front: Front, tracing: Tracing, call: Call, wake: Callable[[], None]) -> None:
         self._front = front
         self._tracing = tracing
         self._call = call
@@ -42,7 +50,7 @@ class Session:
         self._outlets: dict[int, SessionOutlet] = {}
         """By the identity of their tables."""
         self._failed: list[inference_pb2.SessionEnd] = []
-        self._wake = asyncio.Event()
+        self._wake = wake
         self._taken = asyncio.Event()
         self._closed = False
         self.leaving = False
@@ -89,12 +97,12 @@ class Session:
     def half_close(self) -> None:
         """The client sends nothing more: the stream ends when the last generation has."""
         self._closed = True
-        self._wake.set()
+        self._wake()
 
     def leave(self) -> None:
         """The process ends: the stream does, too, as soon as nothing runs on it. New generations are handed back."""
         self.leaving = True
-        self._wake.set()
+        self._wake()
 
     def abandon(self) -> None:
         """The stream has gone: everything on it stops."""
@@ -105,14 +113,34 @@ class Session:
                 member.span.end()
         self._members.clear()
 
-    async def wait(self) -> bool:
-        """Waits until there is something to write; False when there is not and never will be."""
-        while not (self._dirty or self._failed or any(self._outlets.values())):
-            if (self._closed or self.leaving) and not self._members:
-                return False
-            self._wake.clear()
-            await self._wake.wait()
-        return True
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to say."""
+        return bool(self._dirty or self._failed) or any(self._outlets.values())
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to say, and never will be."""
+        return (self._closed or self.leaving) and not self._members and not self.has_news
+
+    async def tell(self, context: Context) -> None:
+        """Says what accumulates, until the session is over. Nothing else writes to the call meanwhile."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def say() -> None:
+            try:
+                while context.room and self.has_news:
+                    if (message := self.take()).ByteSize():  # who has just begun has nothing to say yet
+                        context.say(message)
+                if self.over and not done.done():
+                    done.set_result(None)
+            except Exception as error:  # nothing may be raised here; the call's task raises it
+                if not done.done():
+                    done.set_exception(error)
+
+        context.say_with(say)
+        context.wake()
+        await done
 
     def take(self) -> inference_pb2.SessionResponse:
         """One message with what has accumulated."""
@@ -190,7 +218,7 @@ class Session:
         if isinstance(answer, Generation) and not answer.ended and (table := answer.table) is not None:
             outlet = self._outlets.get(id(table))
             if outlet is None:
-                outlet = self._outlets[id(table)] = SessionOutlet(table, self._wake.set)
+                outlet = self._outlets[id(table)] = SessionOutlet(table, self._wake)
             self._front.steady(answer, member.id, outlet)
 
     def _fail(self, member: "_Member", error: HeadraceError) -> None:
@@ -198,7 +226,7 @@ class Session:
         request_id = error.metadata.get("request_id", member.request_id)
         self._failed.append(inference_pb2.SessionEnd(id=member.id, request_id=request_id, failure=to_failure(error)))
         self._forget(member)
-        self._wake.set()
+        self._wake()
 
     def _forget(self, member: "_Member") -> None:
         member.span.end()
@@ -216,7 +244,7 @@ class _Member:
         member_id: int,
         request: inference_pb2.GenerateRequest,
         dirty: "dict[_Member, None]",
-        wake: asyncio.Event,
+        wake: Callable[[], None],
     ) -> None:
         self.id = member_id
         self._asked_id = request.request_id
@@ -236,7 +264,7 @@ class _Member:
         if self.answer is not None and not self.told:
             self.news = True
             self._dirty[self] = None
-            self._wake.set()
+            self._wake()
 
     @property
     def request_id(self) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -118,13 +119,20 @@ class Executor:
         self.reporter.push("p", events)
 
 
-@pytest.fixture
-async def manager() -> AsyncIterator[Manager]:
+@asynccontextmanager
+async def managing() -> AsyncIterator[Manager]:
+    """A manager that has started."""
     one = Manager()
     await one.start()
     yield one
     await one.kill()
     await one.channels.close()
+
+
+@pytest.fixture
+async def manager() -> AsyncIterator[Manager]:
+    async with managing() as one:
+        yield one
 
 
 @pytest.fixture

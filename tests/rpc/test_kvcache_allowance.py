@@ -9,7 +9,7 @@ from services.batcher import kvcache_memory
 from services.batcher.kvcache_memory import CALM_PERIODS, KvCacheMemory
 from services.batcher.memory import Ask, Reply
 from services.kvcache.trust import COMPARISONS
-from tests.rpc.test_kvcache import PATIENT_S, Executor, Manager, until
+from tests.rpc.test_kvcache import PATIENT_S, Executor, Manager, managing, until
 
 CAPACITY = 100
 
@@ -38,11 +38,8 @@ class Works:
 
 @pytest.fixture
 async def manager() -> AsyncIterator[Manager]:
-    one = Manager()
-    await one.start()
-    yield one
-    await one.kill()
-    await one.channels.close()
+    async with managing() as one:
+        yield one
 
 
 @pytest.fixture(autouse=True)

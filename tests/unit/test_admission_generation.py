@@ -283,7 +283,7 @@ class Streams:
         tokenizers.want({"letters": SPEC})
         self.tokenizers = tokenizers
         self.front = front(self.forwarder, lambda: POLICY, tokenizers, self.clock, self.tasks, Path("nowhere"))
-        self.session = Session(self.front, untraced(), Call("/x", identity=TENANT))
+        self.session = Session(self.front, untraced(), Call("/x", identity=TENANT), lambda: None)
 
     async def begin(self, number: int, **changes: object) -> None:
         await self.tokenizers.loaded()
@@ -311,7 +311,7 @@ async def test_a_step_of_many_generations_is_one_message() -> None:
         await streams.begin(number)
     streams.session.take()
     streams.answer("Hi")
-    assert await streams.session.wait()
+    assert streams.session.has_news
     response = streams.session.take()
     assert streams.said(response) == {3: "Hi", 1: "Hi", 2: "Hi"}
     assert list(response.counts) == [2, 2, 2]
@@ -319,8 +319,9 @@ async def test_a_step_of_many_generations_is_one_message() -> None:
     response = streams.session.take()
     assert sorted(end.id for end in response.ends) == [1, 2, 3]
     assert all(end.finish.usage.output_tokens == 3 for end in response.ends)
+    assert not streams.session.over
     streams.session.half_close()
-    assert not await streams.session.wait()
+    assert streams.session.over
     assert streams.front.usage.tenants["t"].output_tokens == 9
     assert streams.front.in_flight == 0
 
@@ -403,7 +404,8 @@ async def test_a_client_that_does_not_read_its_failures_is_not_read_from(monkeyp
     ends: list[int] = []
     while len(ends) < 10:
         async with asyncio.timeout(5):
-            assert await streams.session.wait()
+            while not streams.session.has_news:
+                await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert len(streams.session._failed) <= 4
         part: Sequence[inference_pb2.SessionEnd] = streams.session.take().ends

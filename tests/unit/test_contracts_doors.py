@@ -32,7 +32,7 @@ class Door:
         self.tokenizers = Tokenizers(lambda source, cache: tokenizer(), None, tasks)  # type: ignore[arg-type]
         self.tokenizers.want({"letters": SPEC})
         self.front = front(forwarder, lambda: POLICY, self.tokenizers, clock, tasks, folder)
-        self.session = Session(self.front, untraced(), Call("/x", identity=TENANT))
+        self.session = Session(self.front, untraced(), Call("/x", identity=TENANT), lambda: None)
 
     async def begin(self, number: int = 1) -> None:
         await self.tokenizers.loaded()

@@ -59,7 +59,7 @@ class Many:
         self.tokenizers = Tokenizers(lambda source, cache: tokenizer(), None, tasks)  # type: ignore[arg-type]
         self.tokenizers.want({"letters": SPEC})
         self.front = front(forwarder, lambda: POLICY, self.tokenizers, clock, tasks, Path("nowhere"))
-        self.session = Session(self.front, untraced(), Call("/x", identity=TENANT))
+        self.session = Session(self.front, untraced(), Call("/x", identity=TENANT), lambda: None)
         self.works: dict[int, int] = {}
         self.read: dict[int, str] = {}
         self.counted: dict[int, int] = {}
