@@ -76,7 +76,7 @@ class Loaded:
     def work(self, question: str, *, tokens: int = 16, **changes: Any) -> Work:
         """A greedy work. `resumed` and all other fields of Work may be given; sampling's by their names."""
         subject = self.subject
-        names = Sampling.__dataclass_fields__
+        names = Sampling.__struct_fields__
         sampling = {name: changes.pop(name) for name in list(changes) if name in names}
         ids = subject.tokenizer.render_chat([("user", question)])
         prompt = changes.pop("prompt", ids)
