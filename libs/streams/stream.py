@@ -18,8 +18,7 @@ PREFIX = 5
 CREDIT = 524_288
 """Bytes that have been read before the other side is told that it may send as many again."""
 WINDOW = MESSAGE_BYTES + PREFIX + CREDIT
-"""Bytes that the other side may send ahead of what has been read here. The longest message fits, also where it is not
-told yet of what was read before: nothing of a message is read until all of it is there."""
+"""Bytes that the other side may send ahead of what it knows to have been read: the longest message always fits."""
 
 
 class Carrier(Protocol):
