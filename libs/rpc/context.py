@@ -82,12 +82,27 @@ class Context:
         """The same, of a message that is encoded."""
         self._stream.write(message)
 
-    def say_with(self, say: Callable[[], None]) -> None:
-        """`say` is called when there is room again, and after `wake`. It may not raise. Until the next `write`."""
-        self._stream.say_with(say)
+    async def speak(self, say: Callable[[], bool]) -> None:
+        """Has `say` called now, when there is room again, and after `wake`, until it says that it is done. Nothing else
+        writes to the call meanwhile. Raises what `say` raises."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def turn() -> None:
+            try:
+                over = say()
+            except Exception as error:  # nothing may be raised here; the call's task raises it
+                if not done.done():
+                    done.set_exception(error)
+            else:
+                if over and not done.done():
+                    done.set_result(None)
+
+        self._stream.say_with(turn)
+        self._stream.wake()
+        await done
 
     def wake(self) -> None:
-        """There is something to say: `say` is called once, at the end of this turn of the loop, if there is room."""
+        """There is something to say for who speaks: once, at the end of this turn of the loop, if there is room."""
         self._stream.wake()
 
     async def send_initial_metadata(self, metadata: Metadata) -> None:

@@ -5,8 +5,6 @@ until the answer's end: to wake it for every token, through all the layers aroun
 of steady answers (steady.py) is written as it comes, as the bytes that it is.
 """
 
-import asyncio
-
 from headrace.inference.v1 import inference_pb2
 from libs.rpc.context import Context
 from libs.telemetry import names
@@ -39,7 +37,6 @@ class Generate:
         self._news = self._begun = False
         self._rest: list[inference_pb2.GenerateResponse] = []
         self._ending: Chunk | None = None
-        self._last: asyncio.Future[Chunk] = asyncio.get_running_loop().create_future()
 
     def changed(self, _: object) -> None:
         """There is something to take."""
@@ -49,13 +46,12 @@ class Generate:
     async def end(self, answer: Answer) -> Chunk:
         """Tells the answer as it comes; returns its last chunk, all of which but the error has been said."""
         self._answer = answer
-        self._context.say_with(self._say)
-        if self._news:
-            self._context.wake()
         try:
-            return await self._last
+            await self._context.speak(self._say)
         finally:
             self._streams.forget(self)
+        assert self._ending is not None
+        return self._ending
 
     def say(self, text: str) -> None:
         """The text of new tokens, of which nothing else is wanted."""
@@ -64,24 +60,19 @@ class Generate:
         else:
             self._context.say_bytes(_with_text(text))
 
-    def _say(self) -> None:
-        try:
-            while self._context.room:
-                if self._rest:
-                    self._context.say(self._rest.pop(0))
-                    self.told = True
-                elif self._text:
-                    self._context.say_bytes(_with_text(self._text))
-                    self._text = ""
-                elif self._news and self._ending is None:
-                    self._take()
-                else:
-                    break
-            if self._ending is not None and not self._rest and not self._last.done():
-                self._last.set_result(self._ending)
-        except Exception as error:  # nothing may be raised here; the call's task raises it
-            if not self._last.done():
-                self._last.set_exception(error)
+    def _say(self) -> bool:
+        while self._context.room:
+            if self._rest:
+                self._context.say(self._rest.pop(0))
+                self.told = True
+            elif self._text:
+                self._context.say_bytes(_with_text(self._text))
+                self._text = ""
+            elif self._news and self._ending is None:
+                self._take()
+            else:
+                break
+        return self._ending is not None and not self._rest
 
     def _take(self) -> None:
         assert self._answer is not None

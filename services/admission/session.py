@@ -125,22 +125,14 @@ class Session:
 
     async def tell(self, context: Context) -> None:
         """Says what accumulates, until the session is over. Nothing else writes to the call meanwhile."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def say() -> None:
-            try:
-                while context.room and self.has_news:
-                    if (message := self.take()).ByteSize():  # who has just begun has nothing to say yet
-                        context.say(message)
-                if self.over and not done.done():
-                    done.set_result(None)
-            except Exception as error:  # nothing may be raised here; the call's task raises it
-                if not done.done():
-                    done.set_exception(error)
+        def say() -> bool:
+            while context.room and self.has_news:
+                if (message := self.take()).ByteSize():  # who has just begun has nothing to say yet
+                    context.say(message)
+            return self.over
 
-        context.say_with(say)
-        context.wake()
-        await done
+        await context.speak(say)
 
     def take(self) -> inference_pb2.SessionResponse:
         """One message with what has accumulated."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from libs import settings
 from libs.settings import PREFIX, Process, SettingsInvalid
@@ -28,15 +28,9 @@ def parse(environ: Mapping[str, str]) -> Settings:
 
     Raises SettingsInvalid with every fault at once, each behind the service that lacks it.
     """
-    kinds = {
-        "admission": admission.Settings,
-        "router": router.Settings,
-        "batcher": batcher.Settings,
-        "kvcache": kvcache.Settings,
-    }
     parsed: dict[str, Any] = {}
     faults: list[str] = []
-    for service, kind in kinds.items():
+    for service, kind in get_type_hints(Settings).items():
         try:
             parsed[service] = settings.parse(kind, environment_of(service, environ))
         except SettingsInvalid as invalid:

@@ -1,8 +1,8 @@
 """Admission, router, batcher and KV-cache manager in one process: a mesh for one machine, or one per machine.
 
 They are the services that they are apart, each with its port, its health, its metrics and its record in etcd; so
-processes of either kind can serve in one mesh. But their lanes are function calls: a request costs half of the CPU, and
-all of them the memory of one. What is lost is that each can be scaled, restarted and killed without the others.
+processes of either kind can serve in one mesh. But their lanes are function calls: a request costs two thirds of the
+CPU, and they have half of the memory. What is lost is that each can be scaled, restarted and killed without the others.
 
 Each leans on those that start before it, and ends before them.
 """

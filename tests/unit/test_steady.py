@@ -117,6 +117,31 @@ class Many:
         while self.session._dirty or any(self.session._outlets.values()):
             self.take()
 
+    def play(self, happens: list[tuple[str, object]]) -> tuple[dict[int, int], dict[int, int], dict[int, str]]:
+        """What happens, and the end of all; tokens of each answer that became void, those of its end, and its text."""
+        void = dict.fromkeys(self.works, 0)
+        for what, which in happens:
+            match what:
+                case "step":
+                    self.step(which)  # type: ignore[arg-type]
+                case "take":
+                    self.take()
+                case "take all":
+                    self.take_all()
+                case "restart":
+                    assert isinstance(which, int)
+                    void[which] += self.router.lane.made[self.works[which]]
+                    self.restart(which)
+                    void[which] -= self.router.lane.made[self.works[which]]
+                case "end":
+                    assert isinstance(which, int)
+                    self.end(which)
+        last = {number: self.router.lane.made[work] for number, work in self.works.items()}
+        for number in self.works:
+            self.end(number)
+        self.take_all()
+        return void, last, {n: text[: last[n]].decode(errors="replace") for n, text in self.texts.items()}
+
 
 class Listener:
     """The client of one call, as the call's context shows it: it takes as many messages as the test says."""
@@ -124,15 +149,18 @@ class Listener:
     def __init__(self) -> None:
         self.takes = 0
         self.messages: list[pb.GenerateResponse] = []
-        self._say: Callable[[], None] = lambda: None
+        self._say: Callable[[], bool] = lambda: False
+        self._over = asyncio.Event()
         self._due = False
 
     @property
     def room(self) -> bool:
         return self.takes > 0
 
-    def say_with(self, say: Callable[[], None]) -> None:
+    async def speak(self, say: Callable[[], bool]) -> None:
         self._say = say
+        self.wake()
+        await self._over.wait()
 
     def wake(self) -> None:
         self._due = True
@@ -149,12 +177,16 @@ class Listener:
         """The end of a turn of the loop."""
         if self._due and self.room:
             self._due = False
-            self._say()
+            self._speak()
 
     def take(self, messages: int) -> None:
         """There is room for so many more."""
         self.takes += messages
-        self._say()
+        self._speak()
+
+    def _speak(self) -> None:
+        if self._say():
+            self._over.set()
 
 
 class ManyCalls(Many):
@@ -182,6 +214,14 @@ class ManyCalls(Many):
 
     def step(self, counts: Sequence[int]) -> None:
         super().step(counts)
+        self.turn()
+
+    def restart(self, number: int) -> None:
+        super().restart(number)
+        self.turn()
+
+    def end(self, number: int) -> None:
+        super().end(number)
         self.turn()
 
     def turn(self) -> None:
@@ -238,28 +278,7 @@ def test_each_client_reads_its_whole_answer_once(
 async def all_read(said: list[str], happens: list[tuple[str, object]]) -> None:
     many = Many(said)
     await many.begin()
-    made = dict.fromkeys(many.works, 0)
-    for what, which in happens:
-        match what:
-            case "step":
-                many.step(which)  # type: ignore[arg-type]
-            case "take":
-                many.take()
-            case "take all":
-                many.take_all()
-            case "restart":
-                assert isinstance(which, int)
-                made[which] += many.router.lane.made[many.works[which]]
-                many.restart(which)
-                made[which] -= many.router.lane.made[many.works[which]]
-            case "end":
-                assert isinstance(which, int)
-                many.end(which)
-    last = {number: many.router.lane.made[work] for number, work in many.works.items()}
-    for number in many.works:
-        many.end(number)
-    many.take_all()
-    expected = {number: text[: last[number]].decode(errors="replace") for number, text in many.texts.items()}
+    made, last, expected = many.play(happens)
     assert many.read == expected
     assert many.counted == last
     assert many.log_probs == [float(-token) for token in many.texts[1][: last[1]]]
@@ -280,28 +299,8 @@ def test_each_caller_reads_its_whole_answer_once(said: list[str], happens: list[
 async def all_called(said: list[str], happens: list[tuple[str, object]]) -> None:
     many = ManyCalls(said)
     await many.begin()
-    for what, which in happens:
-        match what:
-            case "step":
-                many.step(which)  # type: ignore[arg-type]
-            case "take":
-                many.take()
-            case "take all":
-                many.take_all()
-            case "restart":
-                assert isinstance(which, int)
-                many.restart(which)
-                many.turn()
-            case "end":
-                assert isinstance(which, int)
-                many.end(which)
-                many.turn()
-    last = {number: many.router.lane.made[work] for number, work in many.works.items()}
-    for number in many.works:
-        many.end(number)
-    many.take_all()
+    _, _, expected = many.play(happens)
     ends = {number: await task for number, task in many.last.items()}
-    expected = {number: text[: last[number]].decode(errors="replace") for number, text in many.texts.items()}
     assert {number: many.text(number) for number in many.works} == expected
     assert all(end.finish is not None for end in ends.values())
     for listener in many.listeners.values():

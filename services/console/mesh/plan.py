@@ -49,7 +49,7 @@ STOP_ORDER = ("envoy", "monolith", "admission", "router", "batcher", "executor",
 """From the clients inwards: nothing loses what it leans on before it has ended itself."""
 RESTART_ORDER = ("etcd", "kvcache", "placement", "executor", "batcher", "router", "admission", "monolith")
 """Of a rolling restart. Without Envoy, which is the door: streams through it end with it."""
-IN_MONOLITH = ("admission", "router", "batcher", "kvcache")
+IN_MONOLITH: tuple[Service, ...] = ("admission", "router", "batcher", "kvcache")
 """Services of a monolith, which is a process that holds them all."""
 DOORS = ("admission", "monolith")
 """Where Envoy sends requests."""
@@ -148,11 +148,7 @@ def draw(options: Options) -> Plan:
     etcd = f"{HOST}:{etcd_port}"
     parts = [Component("etcd", "etcd", etcd_port, {etcd_port: "clients", etcd_port + 1: "peers"})]
     counts: dict[Service, int] = {"placement": options.placements, "executor": options.executors}
-    apart: dict[Service, int] = {
-        "admission": options.admissions, "router": options.routers,
-        "batcher": options.batchers, "kvcache": options.kvcaches,
-    }  # fmt: skip
-    counts |= apart if not options.monoliths else {"monolith": options.monoliths}
+    counts |= {"monolith": options.monoliths} if options.monoliths else _apart(options)
     faults = [*_faults(options, counts)]
     if faults:
         raise OptionsInvalid("\n".join(faults))
@@ -172,6 +168,11 @@ def draw(options: Options) -> Plan:
     )
     _check_distinct(plan)
     return plan
+
+
+def _apart(options: Options) -> dict[Service, int]:
+    """How many there are of what a monolith has one each of."""
+    return {service: getattr(options, f"{service}s") for service in IN_MONOLITH}
 
 
 def _process(options: Options, service: Service, number: int, etcd: str) -> Component:
@@ -224,9 +225,9 @@ def _faults(options: Options, counts: Mapping[Service, int]) -> Iterator[str]:
         yield f"--engine {','.join(unknown)}: there are {', '.join(ENGINES)}"
     if len(options.engines) > options.executors:
         yield f"--engine {options.engine}: {len(options.engines)} engines need as many --executors"
-    for part in IN_MONOLITH if options.monoliths else ():
-        if (apart := getattr(options, f"{part}s")) != 1:
-            yield f"--{part}s {apart}: --monoliths {options.monoliths} have one each"
+    for service, count in _apart(options).items():
+        if options.monoliths and count != 1:
+            yield f"--{service}s {count}: --monoliths {options.monoliths} have one each"
     for service, count in counts.items():
         most = STAGE_OFFSETS["admission" if service == "monolith" else service][1]
         if not 1 <= count <= most:
