@@ -120,7 +120,8 @@ class Answer:
             except HeadraceError as error:
                 if self._over:  # cancelled while it was waiting here
                     raise StopAsyncIteration from None
-                await self._pause(error)
+                if not await self._pause(error):
+                    raise
                 continue
             self._request.request_id = self._attempt.request_id or self._request.request_id
             self._begun = self._begun or bool(chunk.text or chunk.token_ids)
@@ -136,8 +137,8 @@ class Answer:
             if chunk != NOTHING:
                 return chunk
 
-    async def _pause(self, error: HeadraceError) -> None:
-        """Waits until it makes sense to send again; raises the error where it does not."""
+    async def _pause(self, error: HeadraceError) -> bool:
+        """Waits until it makes sense to send again; whether it ever does."""
         if self._attempt is not None:
             self._request.request_id = self._attempt.request_id or self._request.request_id
             self._attempt = None
@@ -146,20 +147,19 @@ class Answer:
             isinstance(error, CapacityError) and error.retry_after is not None
         )
         if not again or self._failures >= self._policy.attempts or (self._begun and not self._policy.resume):
-            raise error
-        if self._loose:
-            raise error
-        if (error.retry_after or 0.0) > self._policy.longest_delay:
-            raise error
+            return False
+        if self._loose or (error.retry_after or 0.0) > self._policy.longest_delay:
+            return False
         # Not a secret: it keeps clients from coming back all at once.
         delay = self._policy.delay(self._failures, error.retry_after, random.random())  # noqa: S311
         remaining = self._remaining()
         if remaining is not None and delay >= remaining:
-            raise error
+            return False
         await asyncio.sleep(delay)
         self.resent += 1
         del self._request.resumed_token_ids[:]
         self._request.resumed_token_ids.extend(self._tokens)
+        return True
 
     def _remaining(self) -> float | None:
         """Seconds that are left."""

@@ -27,6 +27,8 @@ class Context:
         encode: Makes bytes of a message.
     """
 
+    __slots__ = ("_code", "_deadline", "_decode", "_details", "_encode", "_stream", "_trailers")
+
     def __init__(self, stream: Stream, decode: Callable[[bytes], Any], encode: Callable[[Any], bytes]) -> None:
         self._stream = stream
         self._decode = decode

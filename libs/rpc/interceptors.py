@@ -86,12 +86,11 @@ def errors(inner: Handler) -> Handler:
         try:
             return await inner(request, context)
         except HeadraceError as error:
-            failure = error
+            failure = error.with_traceback(None)  # which holds this frame: the two would wait for the garbage collector
         except asyncio.CancelledError:
             # Our own task being cancelled means that the RPC has gone: let it go. A CancelledError that
             # comes from something awaited would, let out, leave the caller hanging.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
+            if _cancelled():
                 raise
             failure = Cancelled("the call was cancelled inside the mesh")
         except aio.AbortError:
@@ -106,6 +105,12 @@ def errors(inner: Handler) -> Handler:
         return await context.abort(CODES[status.code], status.message, trailing_metadata=trailer)
 
     return handle
+
+
+def _cancelled() -> bool:
+    """Whether the current task is to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def deadline(clock: Clock) -> Layer:

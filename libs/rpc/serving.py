@@ -71,14 +71,12 @@ def _handler(path: str, method: Any, wrap: Wrap) -> Handler:
     decode, encode = method.request_deserializer or bytes, method.response_serializer or bytes
 
     async def serve(stream: Stream) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        stream.on_gone = task.cancel
+        stream.on_gone = _cancel_of_current()  # in no variable: the error that a task ends with holds this frame
         if stream.over:
             return
-        context = Context(stream, decode, encode)
+        context, loop = Context(stream, decode, encode), asyncio.get_running_loop()
         remaining = context.time_remaining()
-        alarm = None if remaining is None else asyncio.get_running_loop().call_later(remaining, _too_late, stream, task)
+        alarm = None if remaining is None else loop.call_later(remaining, _too_late, stream, stream.on_gone)
         try:
             try:
                 request = context.requests() if method.request_streaming else await context.request()
@@ -108,6 +106,13 @@ def _handler(path: str, method: Any, wrap: Wrap) -> Handler:
     return serve
 
 
-def _too_late(stream: Stream, task: "asyncio.Task[Any]") -> None:
+def _cancel_of_current() -> Callable[[], object]:
+    """Cancels the task that runs now."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancel
+
+
+def _too_late(stream: Stream, cancel: Callable[[], object]) -> None:
     stream.end(Ended(grpc.StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed"))
-    task.cancel()
+    cancel()

@@ -65,9 +65,9 @@ class Stream:
     """
 
     __slots__ = (
-        "_carrier", "_due", "_ended", "_inbox", "_loop", "_on_message", "_partial", "_reader", "_say", "_tick",
-        "_unsent", "_writer", "allowance", "begun", "credit", "half_closed", "headers", "number", "on_gone", "over",
-        "unread", "window",
+        "_carrier", "_due", "_ended", "_inbox", "_on_message", "_partial", "_reader", "_say", "_tick", "_unsent",
+        "_writer", "allowance", "begun", "credit", "half_closed", "headers", "number", "on_gone", "over", "unread",
+        "window",
     )  # fmt: skip
 
     def __init__(self, carrier: Carrier, number: int, window: int, headers: Headers | None = None) -> None:
@@ -99,8 +99,7 @@ class Stream:
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._tick = tick.of_loop()
-        self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[Ended] = self._loop.create_future()
+        self._ended: asyncio.Future[Ended] = asyncio.Future()
 
     @property
     def room(self) -> bool:
@@ -135,7 +134,7 @@ class Stream:
         while not self._inbox:
             if self.half_closed or self._ended.done():
                 return None
-            self._reader = self._loop.create_future()
+            self._reader = asyncio.Future()
             await self._reader
         message, size = self._inbox.popleft()
         self._carrier.consumed(self, size)
@@ -144,7 +143,7 @@ class Stream:
     async def room_again(self) -> None:
         """Waits until there is room, or the call is over. Takes the place of `say_with`."""
         while not self.room and not self.over:
-            self._writer = self._loop.create_future()
+            self._writer = asyncio.Future()
             self._say = self._wake_writer
             await self._writer
 
@@ -176,9 +175,8 @@ class Stream:
             self.begin()
         size = len(message) + PREFIX
         data = len(message).to_bytes(PREFIX, "big") + message
-        if not self._unsent and size <= FRAME_BYTES and size <= self.window:
-            taken = self._carrier.carry(size)
-            self.window -= taken
+        if not self._unsent and size <= min(FRAME_BYTES, self.window):
+            self.window -= (taken := self._carrier.carry(size))
             if taken == size:
                 self._carrier.send(head(size, DATA, 0, self.number) + data)
                 return
@@ -253,8 +251,9 @@ class Stream:
     def refuse(self, code: grpc.StatusCode, why: str) -> None:
         """What came cannot be taken: the call ends."""
         self._partial.clear()
+        on_gone = self.on_gone
         self.end(Ended(code, why))
-        self.on_gone()
+        on_gone()
 
     def closed_by_other(self) -> None:
         """The other side will say no more."""
@@ -267,17 +266,18 @@ class Stream:
             self._ended.set_result(ended)
             self._say()  # for whoever waits for room
         self._wake_reader()
+        if self.over:  # these know this stream, too: all of them would lie around until the garbage collector comes
+            self._say = self.on_gone = self._on_message = _nothing
 
     def gone(self, ended: Ended) -> None:
         """It ended, and nothing can be written any more."""
-        self.over = True
+        self.over, on_gone = True, self.on_gone
         self.broke(ended)
-        self.on_gone()
+        on_gone()
 
     def _said(self) -> None:
         self._due = False
-        if self.room:
-            self._say()
+        self.has_room()
 
     def _deliver(self, message: bytes, size: int) -> None:
         if self._on_message is None:
@@ -296,5 +296,5 @@ class Stream:
             self._writer.set_result(None)
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     pass

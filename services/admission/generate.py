@@ -25,6 +25,8 @@ class Generate:
         streams: Of all calls of this process.
     """
 
+    __slots__ = ("_answer", "_begun", "_context", "_ending", "_news", "_rest", "_span", "_streams", "_text", "told")
+
     def __init__(self, context: Context, span: Span, streams: "Streams") -> None:
         self.told = False
         """Whether the client has heard anything of the answer."""

@@ -286,7 +286,8 @@ class Generation:
                 degradation=self.degradation,
                 tried=self._tried,
             )
-        self._changed(self)
+        changed, self._changed = self._changed, lambda _: None  # who listens knows this answer, too
+        changed(self)
 
     def take(self) -> Chunk:
         """What has accumulated; it is not here any more."""
