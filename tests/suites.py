@@ -1,4 +1,4 @@
-"""Runs all tests in two halves at once: those that start processes, and beside them, on what CPU is left, all others.
+"""Runs all tests in two halves at once: those that start meshes, and beside them, on what CPU is left, all others.
 
     python -m tests.suites [arguments of pytest for both]
 
@@ -11,8 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
-SYSTEM, OTHERS = ["tests/system"], ["tests/unit", "tests/rpc", "tests/sim"]
+ENGINES = sorted(str(path) for path in Path("tests/system").glob("test_*engine*.py"))
+"""Of an engine each, without a mesh around it."""
+SYSTEM = ["tests/system", *(f"--ignore={path}" for path in ENGINES)]
+OTHERS = ["tests/unit", "tests/rpc", "tests/sim", *ENGINES]
 NICE = 5
 """Of the others: they keep a quarter of a core. Tests of processes mostly wait, and find one when they do not."""
 _CLOSING = re.compile(r"^(=+ )?\d+ [a-z]+(, \d+ [a-z]+)* in [\d.]+s( \([\d:]+\))?( =+)?$")
@@ -24,11 +28,14 @@ def main(arguments: list[str]) -> int:
     begin = time.monotonic()
     with tempfile.TemporaryFile("w+") as told:
         others = subprocess.Popen(
-            ["nice", "-n", str(NICE), *command(OTHERS), *arguments], stdout=told, stderr=subprocess.STDOUT, text=True
+            ["nice", "-n", str(NICE), *command("others", OTHERS), *arguments],
+            stdout=told,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         counts: dict[str, int] = {}
         try:
-            system = subprocess.Popen([*command(SYSTEM), *arguments], stdout=subprocess.PIPE, text=True)
+            system = subprocess.Popen([*command("system", SYSTEM), *arguments], stdout=subprocess.PIPE, text=True)
             assert system.stdout is not None
             show(system.stdout, counts)
             codes = [system.wait(), others.wait()]
@@ -41,9 +48,9 @@ def main(arguments: list[str]) -> int:
     return max(codes, key=abs)
 
 
-def command(folders: list[str]) -> list[str]:
-    """pytest on these, its folders of temporary files apart from those of the other half."""
-    return [sys.executable, "-m", "pytest", "-o", f"cache_dir=.pytest_cache/{len(folders)}", *folders]
+def command(half: str, tests: list[str]) -> list[str]:
+    """pytest on these, what it remembers apart from the other half's."""
+    return [sys.executable, "-m", "pytest", "-o", f"cache_dir=.pytest_cache/{half}", *tests]
 
 
 def show(lines: Iterable[str], counts: dict[str, int]) -> None:
