@@ -60,8 +60,7 @@ def python_of(name: str) -> Path:
 
 
 def _folder(environment: Environment) -> Path:
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    told = "\n".join([version, *environment.alone, *environment.packages])
+    told = "\n".join([sys.version, sys.base_prefix, *environment.alone, *environment.packages])
     return CACHE / "tools" / f"peer-{environment.name}-{blake2b(told.encode(), digest_size=6).hexdigest()}"
 
 
