@@ -129,8 +129,9 @@ class NearLane:
         self._works.clear()
         self._cancels.clear()
         self._behind.close()
-        self._sink.on_broken(reason)
-        asyncio.get_running_loop().call_later(REOPEN_S, self._reopen)
+        if not self._closed:  # else whoever failed has closed it before, and hears of it no more
+            self._sink.on_broken(reason)
+            asyncio.get_running_loop().call_later(REOPEN_S, self._reopen)
 
     def _reopen(self) -> None:
         if not self._closed:

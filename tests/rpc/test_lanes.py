@@ -18,7 +18,7 @@ from libs.lane import served as served_lane
 from libs.lane.client import RemoteStage
 from libs.lane.draft import Draft
 from libs.lane.frame import Frame
-from libs.lane.near import NearStage
+from libs.lane.near import REOPEN_S, NearStage
 from libs.lane.stage import Lane, LaneNotReady, Sink
 from libs.lane.wire import frame_from_proto, work_to_proto
 from libs.lane.work import FinishReason, Note, Outcome, QueueState, Tier, Work
@@ -367,6 +367,26 @@ async def test_a_bug_in_one_stage_breaks_its_lane_and_nothing_else_of_the_proces
         await until(lambda: it.behind is not first and it.behind.works)
         it.behind.run()
         await until(lambda: it.sink.tokens == {2: answer(work(2))})
+
+
+async def test_a_stage_that_closes_its_lane_and_fails_hears_of_it_no_more() -> None:
+    class Closing(Log):
+        def on_frame(self, frame: Frame) -> None:
+            lane.close()
+            raise ZeroDivisionError
+
+    async with pair() as it:
+        it.sink = Closing()
+        lane = await it.open(near=True)
+        lane.submit(1, work(1))
+        await until(lambda: it.behind.works)
+        with capture_logs() as logs:
+            it.behind.run()
+            await until(lambda: it.behind.closed)
+        assert [entry["event"] for entry in logs] == ["lane failed"]
+        await asyncio.sleep(2 * REOPEN_S)
+        assert it.sink.events == ["ready"]
+        assert len(it.stage.lanes) == 1
 
 
 async def test_a_stage_is_not_entered_while_it_tells_something() -> None:
