@@ -13,7 +13,7 @@ doubt by its mean log-probability. Since an answer does not depend on the thresh
 Cost counts tokens of prompts and answers alike, each model's in its own tokens. "Always large" is the last model alone.
 A question is answered rightly when the answer has the word; "wrong and kept" are wrong answers that were not doubted.
 The area under the curve says how well the log-probability alone tells right from wrong: 0.5 is chance. The runs are in
-one process, without the mesh: what the mesh does around the judge is tested in tests/unit/test_router_journey.py.
+one process, without the mesh: what the mesh does around the judge is tested in tests/unit/test_router_extras.py.
 """
 
 import argparse
