@@ -1,10 +1,9 @@
 """Finds the spans of a request in trace files.
 
-Files are searched as bytes, through memory maps, and only lines that hold the id are parsed: 100 MB take
-a fraction of a second. Lines that are cut off, or not spans, are passed over.
+Files are searched as bytes, and only lines that hold the id are parsed: 100 MB take a fraction of a second. Lines
+that are cut off, or not spans, are passed over.
 """
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,16 +56,9 @@ def _scan(traces_dir: Path, text: str) -> Iterator[SpanRecord]:
 
 def _scan_file(path: Path, needle: bytes) -> Iterator[SpanRecord]:
     with path.open("rb") as file:
-        if file.seek(0, 2) == 0:  # nothing to map
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            at = data.find(needle)
-            while at >= 0:
-                start = data.rfind(b"\n", 0, at) + 1
-                end = data.find(b"\n", at)
-                end = len(data) if end < 0 else end
+        for line in file:
+            if needle in line:
                 try:
-                    yield from decode_line(data[start:end])
+                    yield from decode_line(line)
                 except MalformedLine:
                     pass
-                at = data.find(needle, end)

@@ -25,6 +25,9 @@ ZERO = 0x9E3779B97F4A7C15
 
 _KEY, _SET = 8, 4
 _LINE = ROW * _KEY
+_SPARE = _KEY
+"""Bytes behind the last row: up to Python 3.11.3 `mmap.find` reads one byte more than it is to search (gh-105235), and
+dies where there is none. Debian 12 has 3.11.2."""
 _EMPTY = bytes(_KEY)
 _WIDTH, _PLACE, _NONE = (
     np.array(ROW),
@@ -48,7 +51,7 @@ class Rows:
         self._half = FIRST
         self._mask = FIRST - 1
         """Of as many rows as there is memory for: twice `_half` while it grows."""
-        self._key_memory = _memory(FIRST * _LINE)
+        self._key_memory = _memory(FIRST * _LINE + _SPARE)
         self._set_memory = _memory(FIRST * ROW * _SET)
         self._search = self._key_memory.find
         self._view()
@@ -130,7 +133,7 @@ class Rows:
         self.key_cells.release()
         self.set_cells.release()
         del self.keys, self.sets, self._grid
-        self._key_memory.resize(2 * self._half * _LINE)
+        self._key_memory.resize(2 * self._half * _LINE + _SPARE)
         self._set_memory.resize(2 * self._half * ROW * _SET)
         self._view()
 
@@ -156,10 +159,10 @@ class Rows:
 
     def _view(self) -> None:
         self._masks = np.array(self._mask)
-        self.keys = np.frombuffer(self._key_memory, np.int64)
+        self.keys = np.frombuffer(self._key_memory, np.int64, (self._mask + 1) * ROW)
         self.sets = np.frombuffer(self._set_memory, np.uint32)
         self._grid = self.keys.reshape(-1, ROW)
-        self.key_cells = memoryview(self._key_memory).cast("Q")
+        self.key_cells = memoryview(self._key_memory)[:-_SPARE].cast("Q")
         self.set_cells = memoryview(self._set_memory).cast("I")
 
 
