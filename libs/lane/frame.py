@@ -72,9 +72,13 @@ class Frame(msgspec.Struct, eq=False):
             return self.under(numbers)
         taken = np.zeros(len(self), bool)
         taken[np.array(places, NUMBER)] = True
-        tokens = taken.repeat(self.counts)
+        return self.where(taken).under(numbers)
+
+    def where(self, taken: NDArray[np.bool_]) -> "Frame":
+        """The entries for which that is true."""
+        tokens = taken if len(self.token_ids) == len(taken) else taken.repeat(self.counts)
         log_probs = self.log_probs[tokens] if len(self.log_probs) else self.log_probs
-        return Frame(numbers, self.offsets[taken], self.counts[taken], self.token_ids[tokens], log_probs)
+        return Frame(self.work_ids[taken], self.offsets[taken], self.counts[taken], self.token_ids[tokens], log_probs)
 
     def under(self, work_ids: Numbers) -> "Frame":
         """The same tokens under other numbers."""

@@ -205,14 +205,15 @@ class Front:
     def on_frame(self, frame: Frame) -> None:
         """Hands each entry to its generation."""
         now, flights = self._clock.monotonic(), self._flights
-        for number, _, tokens, log_probs in self._steady.pass_on(frame).entries():
-            if (flight := flights.get(number)) is not None:
-                generation = flight.generation
-                if generation.steady:
-                    self._steady.leave(number, goes_on=True)
-                generation.push(tokens, log_probs, now)
-                if generation.stop:
-                    self._lane.cancel(number)
+        for left in self._steady.pass_on(frame):
+            for number, _, tokens, log_probs in left.entries():
+                if (flight := flights.get(number)) is not None:
+                    generation = flight.generation
+                    if generation.steady:
+                        self._steady.leave(number, goes_on=True)
+                    generation.push(tokens, log_probs, now)
+                    if generation.stop:
+                        self._lane.cancel(number)
 
     def on_note(self, work_id: int, note: Note) -> None:
         """Hands it to its generation."""

@@ -9,7 +9,8 @@ no stop strings, and many tokens are to come. It leaves when it ends, begins ane
 character: then its Generation is told what passed here, and goes on as any other.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Protocol, cast
 
 import numpy as np
@@ -27,9 +28,9 @@ LEAST = 8
 """Steady answers, and entries of a frame for each session, from which this is worth it."""
 MOST_STEPS = 4
 """That wait in an outlet as they came; more are joined."""
-NOTHING = Frame()
+MASK = ROWS - 1
 
-Places = NDArray[np.int64]
+Rows = NDArray[np.int64]
 Step = tuple[list[int], list[int], list[str]]
 """The client's numbers, each once; how many tokens each has got; and their text."""
 
@@ -114,7 +115,8 @@ class Steady:
         self._tokens: NDArray[np.uint32] = np.zeros((ROWS, WIDTH), np.uint32)
         """That their generations do not know of yet."""
         self._lengths: NDArray[np.int64] = np.zeros(ROWS, np.int64)
-        self._places: NDArray[np.int64] = np.zeros(ROWS, np.int64)
+        self._marks: NDArray[np.int64] = np.zeros(ROWS, np.int64)
+        """For whoever wants to see whether rows are all different."""
 
     def enter(self, number: int, member: int, generation: Generation, outlet: Outlet) -> None:
         """Makes an answer steady, if there is room.
@@ -122,7 +124,7 @@ class Steady:
         Args:
             member: The client's number of it.
         """
-        row = number % ROWS
+        row = number & MASK
         if not self._numbers[row]:
             self._works[row] = generation, outlet
             self._numbers[row], self._members[row], self._outlets[row] = number, member, id(outlet)
@@ -134,7 +136,7 @@ class Steady:
         Args:
             goes_on: Whether it says more than its end.
         """
-        row = number % ROWS
+        row = number & MASK
         if self._numbers[row] == number:
             self._tell(row)
             generation, outlet = self._works.pop(row)
@@ -143,55 +145,66 @@ class Steady:
             if goes_on:
                 outlet.left()
 
-    def pass_on(self, frame: Frame) -> Frame:
-        """Hands the tokens of steady answers to their outlets; returns the rest of the frame."""
+    def pass_on(self, frame: Frame) -> Sequence[Frame]:
+        """Hands the tokens of steady answers to their outlets; returns what is left of the frame."""
         entries = len(frame)
         if min(len(self._works), entries) < LEAST:
-            return frame
-        numbers, counts = frame.work_ids, frame.counts.astype(np.int64)
-        rows = numbers % ROWS
-        steady = (self._numbers[rows] == numbers) & (counts <= WIDTH) & (counts > 0)
-        outlets, places = self._outlets[rows], np.flatnonzero(steady)
-        keys = np.unique(outlets[steady])
-        self._places[rows[steady]] = places
-        if len(keys) * LEAST > entries or (self._places[rows[steady]] != places).any():  # one stands in it twice
-            return frame
-        rest, starts = ~steady, np.cumsum(counts) - counts
-        for key in keys:
-            self._step(frame, rows, starts, np.flatnonzero(steady & (outlets == key)), rest)
-        if not rest.any():
-            return NOTHING
-        kept = np.repeat(rest, counts)
-        log_probs = frame.log_probs[kept] if len(frame.log_probs) else frame.log_probs
-        return Frame(numbers[rest], frame.offsets[rest], frame.counts[rest], frame.token_ids[kept], log_probs)
+            return (frame,)
+        rows = frame.work_ids & MASK
+        steady = self._numbers[rows] == frame.work_ids
+        if (known := np.count_nonzero(steady)) < LEAST:
+            return (frame,)
+        some, others = (frame, ()) if known == entries else (frame.where(steady), (frame.where(~steady),))
+        left = self._by_outlet(some.work_ids & MASK, some)
+        return (frame,) if left is None else (*others, *left)
 
-    def _step(self, frame: Frame, rows: Places, starts: Places, places: Places, rest: NDArray[np.bool_]) -> None:
-        """The entries of one outlet, at these places of a frame; sets in `rest` which of them are left over."""
-        at, counts = rows[places], frame.counts[places].astype(np.int64)
-        begins = np.cumsum(counts) - counts
-        if counts.max() == 1:
-            within, owners, source = 0 * places, at, starts[places]
-        else:
-            within = np.arange(counts.sum()) - np.repeat(begins, counts)
-            owners, source = np.repeat(at, counts), np.repeat(starts[places], counts) + within
-        tokens = frame.token_ids[source]
-        _, outlet = self._works[int(at[0])]
+    def _by_outlet(self, rows: Rows, frame: Frame) -> Sequence[Frame] | None:
+        """Hands entries to their outlets; returns what is left. None where it does nothing, for they are unusual:
+        some are empty or long, two are of one answer, or outlets are many."""
+        entries, outlets = len(frame), self._outlets[rows]
+        keys, steps = set(outlets.tolist()), np.arange(entries)
+        self._marks[rows] = steps  # where two are of one row, the last one stays
+        if (
+            np.count_nonzero(frame.counts) < entries
+            or frame.counts.max() > WIDTH
+            or self._marks[rows].tobytes() != steps.tobytes()
+            or len(keys) * LEAST > entries
+        ):
+            return None
+        if len(keys) == 1:
+            return self._step(rows, frame)
+        parts = [outlets == key for key in keys]
+        return [left for part in parts for left in self._step(rows[part], frame.where(part))]
+
+    def _step(self, rows: Rows, frame: Frame) -> Sequence[Frame]:
+        """The entries of one outlet; returns those that end within a character."""
+        _, outlet = self._works[int(rows[0])]
+        counts, tokens = frame.counts, frame.token_ids
         pieces = outlet.table.texts(tokens.tolist())
+        single = len(pieces) == len(frame)
         if None in pieces:
-            broken = np.isin(at, owners[[piece is None for piece in pieces]])
-            rest[places[broken]] = True
-            if not broken.all():
-                self._step(frame, rows, starts, places[~broken], rest)
-            return
-        for row in at[self._lengths[at] + counts > WIDTH].tolist():
-            self._tell(row)
-        self._tokens[owners, self._lengths[owners] + within] = tokens
-        self._lengths[at] += counts
+            owners = rows if single else rows.repeat(counts)
+            broken = np.isin(rows, owners[[piece is None for piece in pieces]])
+            left = [frame.where(broken)]
+            return left if broken.all() else [*left, *self._step(rows[~broken], frame.where(~broken))]
+        lengths = self._lengths[rows]
+        ends = lengths + counts
+        if ends.max() > WIDTH:
+            for row in rows[ends > WIDTH].tolist():
+                self._tell(row)
+            lengths = self._lengths[rows]
+            ends = lengths + counts
         texts = cast("list[str]", pieces)
-        if len(texts) > len(places):
-            ends = (begins + counts).tolist()
-            texts = ["".join(texts[start:end]) for start, end in zip(begins.tolist(), ends, strict=True)]
-        outlet.put((self._members[at].tolist(), counts.tolist(), texts))
+        if single:
+            self._tokens[rows, lengths] = tokens
+        else:
+            stops = counts.cumsum(dtype=np.int64)
+            within = np.arange(len(tokens)) + (ends - stops).repeat(counts)
+            self._tokens[rows.repeat(counts), within] = tokens
+            texts = ["".join(texts[start:end]) for start, end in pairwise([0, *stops.tolist()])]
+        self._lengths[rows] = ends
+        outlet.put((self._members[rows].tolist(), counts.tolist(), texts))
+        return ()
 
     def _tell(self, row: int) -> None:
         generation, outlet = self._works[row]
