@@ -5,6 +5,7 @@ Each check returns a line for everything that is wrong, and nothing when all is 
 
 from collections.abc import Callable, Mapping, Sequence
 
+from services.console.mesh.plan import DOORS
 from tests.system.chaos.history import Expected, Injected, Record, Rest, Round, TenantUsage, Usage
 from tests.system.chaos.schedule import KINDS, service_of
 
@@ -75,7 +76,7 @@ def usage_once(
     sent again is counted where it was and where it went; one that was left, until the mesh heard of it; an admission
     that died has lost its count. These have bounds.
     """
-    admissions = [name for name in sorted({*before, *after}) if service_of(name) == "admission"]
+    admissions = [name for name in sorted({*before, *after}) if service_of(name) in DOORS]
     died = any(_life(before, name) != _life(after, name) for name in admissions)
     found = []
     for tenant in tenants:

@@ -22,13 +22,13 @@ import psutil
 from libs.registry import EtcdClient, Registry
 from services.console import policy, policy_store
 from services.console.mesh.health import check_all
+from services.console.mesh.plan import DOORS, IN_MONOLITH, RESTART_ORDER
 from tests.system.chaos.network import Network
+from tests.system.chaos.schedule import Cast
 from tests.system.chaos.under_test import PAGE_BYTES
 from tests.system.etcd import EtcdProcess, free_ports, healthy
 from tests.system.placement_mesh import ETCD, ROOT, Node
 
-CAST = {"kvcache": 2, "placement": 2, "executor": 3, "batcher": 2, "router": 2, "admission": 2}
-"""Processes of each service, in the order in which they start."""
 MEMBERS = ("etcd-1", "etcd-2", "etcd-3")
 DISK = MEMBERS[2]
 """The member whose data lie on a small disk, where there is one."""
@@ -36,6 +36,7 @@ DISK_BYTES = 400 * 2**20
 """etcd puts 64 MB aside for each segment of its log, and begins another when it starts."""
 QUOTA_BYTES = 32 * 2**20
 PORT, METRICS_PORT = 8400, 8500
+"""Of the first service in a process; the next one has the next."""
 START_S = 120.0
 """Of a machine that is busy with other things."""
 
@@ -45,8 +46,8 @@ class Process(Node):
     """A process of a service."""
 
     host: str = "127.0.0.1"
-    port: int = PORT
-    metrics_port: int = METRICS_PORT
+    ports: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Of gRPC and of metrics, for each service in it."""
     prefix: list[str] = field(default_factory=list)
     life: int = 0
     asked: bool = False
@@ -54,8 +55,13 @@ class Process(Node):
 
     @property
     def endpoint(self) -> str:
-        """host:port of its gRPC server."""
-        return f"{self.host}:{self.port}"
+        """host:port of its gRPC server, of several the one that clients come to."""
+        return next(iter(self.endpoints.values()))
+
+    @property
+    def endpoints(self) -> Mapping[str, str]:
+        """host:port of each service in it."""
+        return {service: f"{self.host}:{port}" for service, (port, _) in self.ports.items()}
 
     def start(self) -> None:
         """Starts it, unless it runs; its clock is right."""
@@ -106,8 +112,11 @@ class Process(Node):
         return psutil.Process(self.process.pid)
 
     def metrics(self) -> str:
-        """Its page of metrics. Blocks for a moment."""
-        with urllib.request.urlopen(f"http://{self.host}:{self.metrics_port}/metrics", timeout=5) as page:
+        """Its pages of metrics. Blocks for a moment."""
+        return "".join(map(self._page_at, [port for _, port in self.ports.values()]))
+
+    def _page_at(self, port: int) -> str:
+        with urllib.request.urlopen(f"http://{self.host}:{port}/metrics", timeout=5) as page:
             text: str = page.read().decode()
             return text
 
@@ -148,19 +157,26 @@ class Cluster:
 
     def door(self, first: int) -> str:
         """What the SDK connects to: all admissions, this one before the others."""
-        admissions = [process.endpoint for process in self.processes.values() if process.service == "admission"]
-        return "ipv4:" + ",".join([*admissions[first:], *admissions[:first]])
+        doors = [process.endpoint for process in self.processes.values() if process.service in DOORS]
+        return "ipv4:" + ",".join([*doors[first:], *doors[:first]])
+
+    @property
+    def batchers(self) -> int:
+        """How many there are."""
+        return sum("batcher" in process.ports for process in self.processes.values())
 
     async def well(self, names: list[str] | None = None, within_s: float = START_S) -> None:
         """Returns when these processes, or all, serve. Raises AssertionError."""
         end = time.monotonic() + within_s
-        wanted = {name: self.processes[name].endpoint for name in (self.processes if names is None else names)}
+        names = list(self.processes) if names is None else names
+        wanted = {f"{part} of {name}": at for name in names for part, at in self.processes[name].endpoints.items()}
         while True:
-            wrong = {name: fault for name, fault in (await check_all(wanted)).items() if fault}
+            wrong = {place: fault for place, fault in (await check_all(wanted)).items() if fault}
             if not wrong:
                 return
             if time.monotonic() > end:
-                logs = "\n".join(f"--- {name}\n{self.processes[name].log()}" for name in wrong)
+                ill = [name for name in names if any(place.endswith(f" of {name}") for place in wrong)]
+                logs = "\n".join(f"--- {name}\n{self.processes[name].log()}" for name in ill)
                 raise AssertionError(f"not well after {within_s:g} s: {wrong}\n{logs}")
             await asyncio.sleep(0.1)
 
@@ -182,7 +198,7 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(folder: Path, policy_folder: Path, network: Network | None) -> AsyncIterator[Cluster]:
+async def cluster(cast: Cast, folder: Path, policy_folder: Path, network: Network | None) -> AsyncIterator[Cluster]:
     """Starts all, with the policy, and returns when all are well; ends with everything killed."""
     async with AsyncExitStack() as stack:
         if network is not None:
@@ -197,8 +213,8 @@ async def cluster(folder: Path, policy_folder: Path, network: Network | None) ->
         registry = Registry(await stack.enter_async_context(EtcdClient(endpoints, None, patience_s=10.0)))
         await policy_store.apply(registry, policy.load(policy_folder), prune=True)
         processes = {}
-        for service, count in CAST.items():
-            for number in range(1, count + 1):
+        for service in sorted(cast.counts, key=list[str](RESTART_ORDER).index):
+            for number in range(1, cast.counts[service] + 1):
                 process = _process(service, number, folder, endpoints, network)
                 processes[process.name] = process
                 process.start()
@@ -221,15 +237,19 @@ def _member(name: str, folder: Path, network: Network | None) -> Member:
 
 def _process(service: str, number: int, folder: Path, etcd: list[str], network: Network | None) -> Process:
     name = f"{service}-{number}"
-    host, port, metrics_port = "127.0.0.1", PORT, METRICS_PORT
+    inside = IN_MONOLITH if service == "monolith" else (service,)
     if network is None:
-        port, metrics_port = free_ports(2)
+        free = free_ports(2 * len(inside))
+        host, prefix, ports = (
+            "127.0.0.1",
+            list[str](),
+            dict(zip(inside, zip(free[::2], free[1::2], strict=True), strict=True)),
+        )
     else:
-        host = network.address(name)
+        host, prefix = network.address(name), network.prefix(name)
+        ports = {each: (PORT + place, METRICS_PORT + place) for place, each in enumerate(inside)}
     environment = {
         "HEADRACE_INSTANCE": name,
-        "HEADRACE_LISTEN": f"{host}:{port}",
-        "HEADRACE_METRICS_PORT": str(metrics_port),
         "HEADRACE_ETCD": ",".join(etcd),
         "HEADRACE_STATE_DIR": str(folder / name),
         "HEADRACE_CACHE_DIR": str(folder / "cache"),
@@ -240,5 +260,7 @@ def _process(service: str, number: int, folder: Path, etcd: list[str], network: 
         "MALLOC_ARENA_MAX": "2",
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")]),
     }
-    prefix = [] if network is None else network.prefix(name)
-    return Process(name, service, environment, folder, host=host, port=port, metrics_port=metrics_port, prefix=prefix)
+    for each, (port, metrics_port) in ports.items():
+        own = f"HEADRACE_{each.upper()}" if service == "monolith" else "HEADRACE"
+        environment |= {f"{own}_LISTEN": f"{host}:{port}", f"{own}_METRICS_PORT": str(metrics_port)}
+    return Process(name, service, environment, folder, host=host, ports=ports, prefix=prefix)

@@ -5,21 +5,20 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from headrace.operations.v1 import operations_pb2 as ops
 from libs.registry import keys
 from libs.telemetry import names
+from services.console.mesh.plan import DOORS
 from tests.system.chaos import questions
-from tests.system.chaos.cluster import CAST, Cluster, Process
+from tests.system.chaos.cluster import Cluster, Process
 from tests.system.chaos.history import Rest, TenantUsage
 from tests.system.client import connect
 from tests.system.fuzz_checks import AT_REST, IDLE_S
 
 NEVER = (names.KVCACHE_FAULTS,)
 """Zero always: books that did not add up."""
-WHOLE = {names.PROCESS_ETCD.name: 1.0, names.ROUTER_LANES.name: CAST["batcher"]}
-"""What the mesh has when all of it is back."""
 LATE_S = 12.0
 """A rest that takes longer than this is told: a batcher's reservations lapse 10 s after its last word."""
 FRAMES = 6
@@ -33,15 +32,16 @@ async def idle(cluster: Cluster, say: Callable[[str], None] = lambda _: None) ->
         if not late and time.monotonic() > began + LATE_S:
             late = True
             say(f"  not at rest after {LATE_S:g} s: {busy}")
-        pages = await asyncio.gather(*(asyncio.to_thread(_busy, process) for process in cluster.processes.values()))
+        whole = {names.PROCESS_ETCD.name: 1.0, names.ROUTER_LANES.name: float(cluster.batchers)}  # once all is back
+        pages = await asyncio.gather(*(asyncio.to_thread(_busy, one, whole) for one in cluster.processes.values()))
         busy = [line for page in pages for line in page] + await _absent(cluster)
         if not busy or time.monotonic() > began + IDLE_S:
             return busy
         await asyncio.sleep(0.3)
 
 
-def _busy(process: Process) -> list[str]:
-    wanted = {metric.name: 0.0 for metric in (*AT_REST, *NEVER)} | WHOLE
+def _busy(process: Process, whole: Mapping[str, float]) -> list[str]:
+    wanted = {metric.name: 0.0 for metric in (*AT_REST, *NEVER)} | whole
     try:
         lines = process.metrics().splitlines()
     except OSError as error:
@@ -71,7 +71,7 @@ async def look(cluster: Cluster) -> dict[str, Rest]:
 async def _look(process: Process) -> Rest:
     tasks = await process.tasks()
     seen = process.seen()
-    pages = dict(await _pages(process)) if process.service == "admission" else {}
+    pages = dict(await _pages(process)) if process.service in DOORS else {}
     return Rest(process.life, seen.memory_info().rss, seen.num_fds(), sum(tasks.values()), pages)
 
 

@@ -1,6 +1,6 @@
 """Is a token ever lost or doubled? Faults from a seed on a running mesh under load, and what must hold after them.
 
-    python -m tests.system.chaos.run [--seed N] [--minutes M] [--only KIND] [--every S]
+    python -m tests.system.chaos.run [--cast apart|monoliths] [--seed N] [--minutes M] [--only KIND] [--every S]
 
 Rounds of faults, each followed by a rest in which everything is checked. A run with the same seed has the same
 schedule; when its faults meet which request is up to the machine.
@@ -21,13 +21,13 @@ from headrace.inference.v1 import inference_pb2 as pb
 from libs.registry import RegistryError
 from tests.system.chaos import network, questions
 from tests.system.chaos.checks import violations
-from tests.system.chaos.cluster import CAST, Cluster, cluster
+from tests.system.chaos.cluster import Cluster, cluster
 from tests.system.chaos.faults import Faults
 from tests.system.chaos.history import Expected, Injected, Rest, Round
 from tests.system.chaos.load import Load, undisturbed
 from tests.system.chaos.report import Report
 from tests.system.chaos.rest import Logs, idle, look
-from tests.system.chaos.schedule import CLIENT, EVERY_S, KINDS, SHORT_MINUTES, Fault, draw
+from tests.system.chaos.schedule import CASTS, CLIENT, EVERY_S, KINDS, SHORT_MINUTES, Cast, Fault, draw
 
 LOOPS = 20
 """Requests in flight, more or less."""
@@ -117,7 +117,7 @@ def _told(injected: Injected) -> str:
     return f"{injected.began_s:.1f} to {injected.mended_s:.1f} s: {injected.fault}{what}"
 
 
-async def run(seed: int, schedule: Sequence[Sequence[Fault]], wires: bool, say: Say) -> Report:
+async def run(cast: Cast, seed: int, schedule: Sequence[Sequence[Fault]], wires: bool, say: Say) -> Report:
     """Runs a schedule on a mesh of its own. Raises AssertionError when the mesh does not come back."""
     chance, began = random.Random(f"run {seed}"), time.monotonic()
     asked = questions.questions(seed)
@@ -126,7 +126,7 @@ async def run(seed: int, schedule: Sequence[Sequence[Fault]], wires: bool, say: 
         (folder / "policy").mkdir()
         questions.write_policy(folder / "policy")
         net = stack.enter_context(network.Network(CLIENT) if wires else nullcontext())
-        mesh = await stack.enter_async_context(cluster(folder, folder / "policy", net))
+        mesh = await stack.enter_async_context(cluster(cast, folder, folder / "policy", net))
         say(f"the mesh is up after {time.monotonic() - began:.1f} s")
         load = Load([mesh.door(0), mesh.door(1)], asked, chance, began)
         expected = await undisturbed(load, asked)
@@ -141,6 +141,7 @@ async def run(seed: int, schedule: Sequence[Sequence[Fault]], wires: bool, say: 
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cast", choices=list(CASTS), default="apart", help="the four services apart, or in monoliths")
     parser.add_argument("--seed", type=int, default=random.randrange(10**6))
     parser.add_argument("--minutes", type=float, default=SHORT_MINUTES, help="of faults, rests not counted")
     parser.add_argument("--every", type=float, default=EVERY_S, help="mean seconds between two faults")
@@ -156,13 +157,14 @@ def main() -> int:
 
     if not arguments.inside:
         say(f"no network of its own, so no fault of the network: {why}")
+    cast = CASTS[arguments.cast]
     schedule = draw(
-        arguments.seed, arguments.minutes, CAST,
+        arguments.seed, arguments.minutes, cast,
         every_s=arguments.every, kinds=arguments.only or (), wires=arguments.inside,
     )  # fmt: skip
     say(f"seed {arguments.seed}: {sum(map(len, schedule))} faults in {len(schedule)} rounds")
     began = time.monotonic()
-    report = asyncio.run(run(arguments.seed, schedule, arguments.inside, say))
+    report = asyncio.run(run(cast, arguments.seed, schedule, arguments.inside, say))
     say(f"seed {arguments.seed}: {report}, {time.monotonic() - began:.0f} s")
     say(f"faults: {dict(report.faults.most_common())}")
     return 1 if report.violations else 0

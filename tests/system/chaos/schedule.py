@@ -9,25 +9,57 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from services.console.mesh.plan import DOORS
+
 RECOVERY_S = 5.0
 """After a fault its targets are left alone for as long: processes start, lanes come back, leases are renewed."""
 MOST_AT_ONCE = 3
 ROUND_S = 60.0
 """Faults of a round begin for as long; then come their end, and a rest."""
 EVERY_S = 1.6
-SHORT_SEED, SHORT_MINUTES, SHORT_EVERY_S = 4308, 0.4, 2.2
-"""The short run of CI: a seed whose few faults are of many kinds."""
+SHORT_MINUTES, SHORT_EVERY_S = 0.4, 2.2
+"""The short run of CI."""
 FIRST_S = 0.5
 """The first fault of a round comes about then: load must run."""
 ETCD = "etcd"
 """The cluster as a target: members are chosen when the fault comes, as only then it is known who leads."""
 CLIENT = "client"
-SERVICES = ("admission", "router", "batcher", "kvcache", "executor", "placement")
-TALK = (
-    (CLIENT, "admission"), ("admission", "router"), ("router", "batcher"), ("batcher", "executor"),
-    ("batcher", "kvcache"), ("executor", "kvcache"), *((service, ETCD) for service in SERVICES),
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """The processes of a mesh.
+
+    Args:
+        counts: Of each service, at least two: {"router": 2} are router-1 and router-2.
+        talk: Who connects to whom, the registry left out.
+        short_seed: Of the short run: a seed whose few faults are of many kinds.
+    """
+
+    counts: Mapping[str, int]
+    talk: Sequence[tuple[str, str]]
+    short_seed: int
+
+    @property
+    def pairs(self) -> Sequence[tuple[str, str]]:
+        """Services that talk, all with the registry."""
+        return (*self.talk, *((service, ETCD) for service in self.counts))
+
+
+APART = Cast(
+    {"admission": 2, "router": 2, "batcher": 2, "kvcache": 2, "executor": 3, "placement": 2},
+    (
+        (CLIENT, "admission"), ("admission", "router"), ("router", "batcher"), ("batcher", "executor"),
+        ("batcher", "kvcache"), ("executor", "kvcache"),
+    ),
+    short_seed=4308,
 )  # fmt: skip
-"""Who connects to whom."""
+MONOLITHS = Cast(
+    {"monolith": 2, "executor": 3, "placement": 2},
+    ((CLIENT, "monolith"), ("monolith", "monolith"), ("monolith", "executor"), ("executor", "monolith")),
+    short_seed=17364,
+)
+CASTS = {"apart": APART, "monoliths": MONOLITHS}
 UNAVAILABLE = frozenset({"STAGE_UNAVAILABLE", "NO_EXECUTOR", "UNAVAILABLE"})
 """The last is gRPC's own code, without a reason of the mesh: nobody answered at all."""
 
@@ -117,7 +149,7 @@ class Fault:
 def draw(
     seed: int,
     minutes: float,
-    cast: Mapping[str, int],
+    cast: Cast,
     *,
     every_s: float = EVERY_S,
     kinds: Collection[str] = (),
@@ -128,7 +160,7 @@ def draw(
     Args:
         minutes: How long faults begin, all rounds together. One of a minute or less has two short rounds, without the
             kinds that take long.
-        cast: Processes of each service: {"router": 2} are router-1 and router-2. At least two each.
+        cast: Whom they may befall.
         every_s: Mean time between two faults.
         kinds: Which to draw from; all of them without.
         wires: Whether the network can be cut.
@@ -143,7 +175,7 @@ def draw(
         faults: list[Fault] = []
         at_s = FIRST_S + chance.uniform(0.0, 0.5)
         while at_s < seconds:
-            fault = _one(chance, number + 1, at_s, faults, cast, names, spares=round_number % 2 == 1)
+            fault = _one(chance, number + 1, round(at_s, 2), faults, cast, names, spares=round_number % 2 == 1)
             if fault is not None:
                 number += 1
                 faults.append(fault)
@@ -157,7 +189,7 @@ def _one(
     number: int,
     at_s: float,
     before: Sequence[Fault],
-    cast: Mapping[str, int],
+    cast: Cast,
     kinds: Sequence[str],
     *,
     spares: bool,
@@ -175,28 +207,32 @@ def _one(
             amount *= chance.choice((-1, 1))
         elif kind.shape == "clients":
             amount = float(round(amount))
-        fault = Fault(number, round(at_s, 2), name, targets, lasts_s, amount)
-        if spares and kind.ends and "admission" in map(service_of, targets):
+        fault = Fault(number, at_s, name, targets, lasts_s, amount)
+        if spares and kind.ends and any(service_of(name) in DOORS for name in targets):
             continue
         if all(apart(fault, other) for other in before):
             return fault
     return None
 
 
-def _targets(chance: random.Random, kind: Kind, cast: Mapping[str, int]) -> tuple[str, ...]:
+def _targets(chance: random.Random, kind: Kind, cast: Cast) -> tuple[str, ...]:
     def process(service: str) -> str:
-        return service if service in (CLIENT, ETCD) else f"{service}-{chance.randint(1, cast[service])}"
+        return service if service in (CLIENT, ETCD) else f"{service}-{chance.randint(1, cast.counts[service])}"
 
+    services = tuple(cast.counts)
     match kind.shape:
         case "process":
-            return (process(chance.choice(SERVICES)),)
+            return (process(chance.choice(services)),)
         case "pair":
-            return tuple(process(service) for service in chance.choice(TALK))
+            one, other = chance.choice(cast.pairs)
+            if one == other:
+                return tuple(f"{one}-{number}" for number in chance.sample(range(1, cast.counts[one] + 1), 2))
+            return process(one), process(other)
         case "two":
-            return tuple(process(service) for service in chance.sample(SERVICES, 2))
+            return tuple(process(service) for service in chance.sample(services, 2))
         case "twins":
-            service = chance.choice(SERVICES)
-            return tuple(f"{service}-{number}" for number in range(1, cast[service] + 1))
+            service = chance.choice(services)
+            return tuple(f"{service}-{number}" for number in range(1, cast.counts[service] + 1))
         case "etcd":
             return (ETCD,)
         case _:
