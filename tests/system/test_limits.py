@@ -200,16 +200,20 @@ async def flood(clients: list[Client], seconds: float, per_s: float, max_tokens:
 async def test_three_processes_let_through_what_one_limit_allows(mesh: Mesh) -> None:
     seconds = 4.0
     async with connect(mesh.target, "metered") as client, connect(mesh.target, mesh.key) as operator:
-        got = await flood([client], seconds, 60.0)
+        flooding = asyncio.create_task(flood([client], seconds, 60.0))
+        seen: list[ops.Usage] = []
+        while not flooding.done():
+            await asyncio.sleep(0.2)
+            usage = await operator.operations.ListUsage(ops.ListUsageRequest(), metadata=operator.metadata)
+            seen += [each for each in usage.usages if each.tenant == "metered"]
+        got = await flooding
         most = max(got)
         assert most > ANSWER
         through = sum(got) / (RATE * seconds)
         # Buckets are empty at first, and each process may have passed its share by one request.
         assert 0.9 < through < 1.03 + ADMISSIONS * most / (RATE * seconds)
-        usage = await operator.operations.ListUsage(ops.ListUsageRequest(), metadata=operator.metadata)
-        [metered] = [each for each in usage.usages if each.tenant == "metered"]
-        assert metered.refused > 0
-        assert metered.tokens_per_min > METERED.tokens_per_min / ADMISSIONS
+        assert seen[-1].refused > 0
+        assert max(each.tokens_per_min for each in seen) > METERED.tokens_per_min / ADMISSIONS
 
 
 async def test_a_refusal_says_which_limit_and_when_to_come_back(mesh: Mesh) -> None:

@@ -47,18 +47,17 @@ async def test_staggered_requests_run_in_one_continuous_batch(client: Client, me
     steps = await metric(port, "headrace_executor_batch_works_count")
     works = await metric(port, "headrace_executor_batch_works_sum")
     answers = [Answer() for _ in range(16)]
-    tasks, submitted = [], []
+    tasks = []
     for index, answer in enumerate(answers):
-        request = ask(MODEL, f"Staggered {index}", max_tokens=60)
-        submitted.append(time.monotonic())
+        request = ask(MODEL, f"Staggered {index}", max_tokens=200)
         tasks.append(asyncio.create_task(client.generate(request, into=answer)))
-        await asyncio.sleep(0.02)
+        while not answer.times:
+            await asyncio.sleep(0.002)
     await asyncio.gather(*tasks)
-    assert answers[0].times[0] < submitted[-1], "the first answer began only behind the last request"
     assert answers[-1].times[0] < answers[0].times[-1], "the last request waited for the first to end"
     steps = await metric(port, "headrace_executor_batch_works_count") - steps
     works = await metric(port, "headrace_executor_batch_works_sum") - works
-    assert works == 16 * 60
+    assert works == 16 * 200
     assert works / steps > 4, f"{works} tokens took {steps} steps: hardly a batch"
 
 

@@ -168,7 +168,6 @@ async def test_mixed_works_get_their_own_adapters_answers(loaded: Loaded) -> Non
     adapters = {work: adapter for adapter, _, work in mixed}
     assert all(len({adapters[work] for work in step}) < 2 for step in heard.together[before:]), "one at a time"
     assert len(heard.swaps) - swaps > 4, "works were paused in the middle"
-    assert max(heard.swaps[swaps:]) < 1
     for adapter, question, work in mixed:
         loaded.check(adapter, question, work)
         assert loaded.same_up_to_a_tie(adapter, question, alone[adapter, question], work)
