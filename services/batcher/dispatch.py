@@ -17,6 +17,7 @@ from libs.telemetry import names
 from services.batcher import promise
 from services.batcher.book import Book
 from services.batcher.executors import Executor
+from services.batcher.flock import Leader
 from services.batcher.held import Held, Place
 from services.batcher.memory import Ask, Reply
 from services.batcher.parking import Parked
@@ -27,6 +28,7 @@ from services.batcher.recollection import Recollection
 from services.batcher.refusals import late, too_large
 from services.batcher.scheduling import Reserve
 from services.batcher.seat import LEAST_MARGIN, Seat
+from services.batcher.worth import worth_waiting
 
 SHUT_S = 0.05
 """An executor that refused a work of a pool is left alone this long, unless a work on it ends before."""
@@ -88,9 +90,17 @@ class Dispatch:
             pool.policy.late
             and not pool.queue
             and any(seat.open and seat.free_slots > 0 for seat in pool.seats)
-            and pool.flock.leader(held.work.block_hashes, 0) is None
+            and self._led(pool, held, 0, held.arrived) is None
             and not pool.worth.asking(held.prompt_tokens, pool.speed(held.arrived).seat_prefill)
         )
+
+    def _led(self, pool: Pool, held: Held, blocks: int, now: float) -> tuple[Leader, int] | None:
+        """Who computes more of a prompt than its first blocks, which are there, and how many it will find then; None
+        when nobody does, or what it would be spared is not worth the wait."""
+        led = pool.flock.leader(held.work.block_hashes, blocks)
+        if led is None or not worth_waiting((led[1] - blocks) * held.work.block_tokens, pool.speed(now).seat_prefill):
+            return None
+        return led
 
     def pump(self, pool: Pool) -> None:
         """Dispatches from the head of the queue as long as there is a place for the head. Called while it runs, by what
@@ -180,7 +190,7 @@ class Dispatch:
         hold_s = self._may_hold(pool, held, now)
         if hold_s > 0:
             blocks = held.remembered // held.work.block_tokens if held.work.block_tokens else 0
-            if now < held.due and (led := pool.flock.leader(held.work.block_hashes, blocks)) is not None:
+            if now < held.due and (led := self._led(pool, held, blocks, now)) is not None:
                 leader, common = led
                 why = f"{common} blocks of its prompt are being computed on {leader.executor}"
                 return Choice(None, why, lead(leader.key), min(hold_s, held.due - now))

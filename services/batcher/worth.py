@@ -40,4 +40,13 @@ class Worth:
         Args:
             prefill_rate: Of an executor, in tokens per second; 0 when nothing was measured.
         """
-        return not prefill_rate or self._gained * prompt_tokens / prefill_rate > ASK_S
+        return worth_waiting(self._gained * prompt_tokens, prefill_rate)
+
+
+def worth_waiting(tokens: float, prefill_rate: float) -> bool:
+    """Whether so many tokens of a prompt take longer to compute than somebody takes to say that they need not be.
+
+    Args:
+        prefill_rate: Of an executor, in tokens per second; 0 when nothing was measured.
+    """
+    return not prefill_rate or tokens / prefill_rate > ASK_S

@@ -5,7 +5,7 @@ import pytest
 from services.batcher.dispatch import LEARN_S
 from services.batcher.policies.policy import Match
 from services.batcher.seat import ModelCapacity, Seat
-from services.batcher.worth import ASK_S, Worth
+from services.batcher.worth import ASK_S, Worth, worth_waiting
 from tests.unit.batching import GRANTED, Rig, knows
 
 RATE = 10_000.0
@@ -83,9 +83,10 @@ def test_it_runs_as_soon_as_it_has_blocks_and_the_manager_is_asked_meanwhile(rig
 
 
 def test_what_comes_behind_it_with_the_same_prefix_waits_for_the_answer(rig: Rig) -> None:
-    rig.submit(1, **PROMPT)
+    long = PROMPT | {"prompt": 120, "block_tokens": 40}
+    rig.submit(1, **long)
     rig.memory.answer(GRANTED)
-    rig.submit(1, **{**PROMPT, "block_hashes": (1, 2, 9)})
+    rig.submit(1, **{**long, "block_hashes": (1, 2, 9)})
     assert [ask.executor for ask, _ in rig.memory.asked] == ["", ""], "nothing was reserved for it"
     rig.memory.answer(knows(a=2, b=2))
     rig.memory.answer(knows(a=2, b=2))
@@ -94,6 +95,30 @@ def test_what_comes_behind_it_with_the_same_prefix_waits_for_the_answer(rig: Rig
     rig.memory.answer(GRANTED)
     assert rig.memory.asked == [], "it was asked about a moment ago"
     rig.memory.reply = GRANTED
+    rig.run_all()
+    rig.all_right()
+
+
+def test_a_prefix_that_is_computed_sooner_than_anybody_answers_is_not_waited_for(rig: Rig) -> None:
+    assert not worth_waiting(8, RATE)
+    rig.submit(1, **PROMPT)
+    rig.memory.answer(GRANTED)
+    rig.submit(1, **{**PROMPT, "block_hashes": (1, 2, 9)})
+    assert [ask.executor for ask, _ in rig.memory.asked] == ["", "b"], "the first is learned about, the second runs"
+    rig.memory.answer(knows(a=2))
+    rig.memory.answer(GRANTED)
+    assert (rig.running("a"), rig.running("b")) == ([0], [1])
+    rig.memory.reply = GRANTED
+    rig.run_all()
+    rig.all_right()
+
+
+def test_nor_by_a_work_that_was_asked_about(rig: Rig) -> None:
+    rig.memory.reply = GRANTED
+    rig.pool.worth = Worth()
+    for last in range(3, 6):
+        rig.submit(1, **{**PROMPT, "block_hashes": (1, 2, last)})
+    assert len(rig.running("a") + rig.running("b")) == 3, "none is held back for another"
     rig.run_all()
     rig.all_right()
 
