@@ -28,7 +28,7 @@ from services.batcher.recollection import Recollection
 from services.batcher.refusals import late, too_large
 from services.batcher.scheduling import Reserve
 from services.batcher.seat import LEAST_MARGIN, Seat
-from services.batcher.worth import worth_waiting
+from services.batcher.worth import ASK_S, computing_s
 
 SHUT_S = 0.05
 """An executor that refused a work of a pool is left alone this long, unless a work on it ends before."""
@@ -37,7 +37,9 @@ LOOK_S = 0.1
 FRESH_S = 0.05
 """What the manager said longer ago is asked again when the work runs: others have computed meanwhile."""
 LEARN_S = 0.1
-"""Of works that run alone, unasked, one in such a time is asked about nevertheless, for what is usual to be known."""
+"""Of works that run alone or are quick, unasked, one in such a time is asked about: for what is usual to be known."""
+QUICK_S = 0.005
+"""A prompt that takes less to compute is done before it would be known how much of it there is to compute."""
 MOST_PASSED = 8
 """Tenants beyond their share that others pass at a time: each costs a look at all executors."""
 AWAY, AWAY_S = "away", 0.5
@@ -98,9 +100,10 @@ class Dispatch:
         """Who computes more of a prompt than its first blocks, which are there, and how many it will find then; None
         when nobody does, or what it would be spared is not worth the wait."""
         led = pool.flock.leader(held.work.block_hashes, blocks)
-        if led is None or not worth_waiting((led[1] - blocks) * held.work.block_tokens, pool.speed(now).seat_prefill):
+        if led is None:
             return None
-        return led
+        spared = (led[1] - blocks) * held.work.block_tokens
+        return led if computing_s(spared, pool.speed(now).seat_prefill) > ASK_S else None
 
     def pump(self, pool: Pool) -> None:
         """Dispatches from the head of the queue as long as there is a place for the head. Called while it runs, by what
@@ -322,9 +325,10 @@ class Dispatch:
 
     def _look_behind(self, pool: Pool, held: Held, executor: Executor) -> None:
         """Asks who remembers the prompt of a work that runs already: for what is ahead on its executor to be known, and
-        who need not wait for its prefix. Not if that was just said, and seldom of a work that is alone there."""
+        who need not wait for its prefix. Not if that was just said, and seldom of one that is quick, or alone there."""
         since = held.looked_at + FRESH_S if held.looked else pool.learned_at + LEARN_S
-        if held.sent_at < since and (held.looked or executor.seats[pool.name].prefilling == 1):
+        quick = computing_s(held.prompt_tokens, pool.speed(held.sent_at).seat_prefill) < QUICK_S
+        if held.sent_at < since and (held.looked or quick or executor.seats[pool.name].prefilling == 1):
             return
         pool.learned_at = held.sent_at
         reservation = held.reservation

@@ -8,6 +8,7 @@ seconds. So the mean of what was gained lately, as a share of a prompt, says wha
 """
 
 from collections.abc import Iterable, Mapping
+from math import inf
 
 from services.batcher.policies.policy import Match
 from services.batcher.seat import Seat
@@ -40,13 +41,13 @@ class Worth:
         Args:
             prefill_rate: Of an executor, in tokens per second; 0 when nothing was measured.
         """
-        return worth_waiting(self._gained * prompt_tokens, prefill_rate)
+        return computing_s(self._gained * prompt_tokens, prefill_rate) > ASK_S
 
 
-def worth_waiting(tokens: float, prefill_rate: float) -> bool:
-    """Whether so many tokens of a prompt take longer to compute than somebody takes to say that they need not be.
+def computing_s(tokens: float, prefill_rate: float) -> float:
+    """Seconds that an executor takes for so many tokens of a prompt; infinite when nothing was measured.
 
     Args:
-        prefill_rate: Of an executor, in tokens per second; 0 when nothing was measured.
+        prefill_rate: In tokens per second; 0 when nothing was measured.
     """
-    return not prefill_rate or tokens / prefill_rate > ASK_S
+    return tokens / prefill_rate if prefill_rate else inf

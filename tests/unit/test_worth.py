@@ -2,10 +2,10 @@
 
 import pytest
 
-from services.batcher.dispatch import LEARN_S
+from services.batcher.dispatch import LEARN_S, QUICK_S
 from services.batcher.policies.policy import Match
 from services.batcher.seat import ModelCapacity, Seat
-from services.batcher.worth import ASK_S, Worth, worth_waiting
+from services.batcher.worth import ASK_S, Worth, computing_s
 from tests.unit.batching import GRANTED, Rig, knows
 
 RATE = 10_000.0
@@ -100,7 +100,7 @@ def test_what_comes_behind_it_with_the_same_prefix_waits_for_the_answer(rig: Rig
 
 
 def test_a_prefix_that_is_computed_sooner_than_anybody_answers_is_not_waited_for(rig: Rig) -> None:
-    assert not worth_waiting(8, RATE)
+    assert computing_s(8, RATE) < ASK_S
     rig.submit(1, **PROMPT)
     rig.memory.answer(GRANTED)
     rig.submit(1, **{**PROMPT, "block_hashes": (1, 2, 9)})
@@ -132,6 +132,19 @@ def test_of_those_that_run_alone_few_are_asked_about(rig: Rig) -> None:
             rig.memory.answer(knows())
         rig["a"].lane.run()
         rig.clock.advance(LEARN_S / 2)
+    rig.all_right()
+
+
+@pytest.mark.parametrize(("prompt", "asked"), [(QUICK_S * RATE - 1, 1), (QUICK_S * RATE + 1, 4)])
+def test_of_quick_ones_few_are_asked_about_and_of_others_all(rig: Rig, prompt: float, asked: int) -> None:
+    for index in range(4):
+        rig.submit(1, prompt=int(prompt), block_hashes=(index,), block_tokens=4)
+    while places := [place for place, (ask, _) in enumerate(rig.memory.asked) if ask.blocks]:
+        rig.memory.answer(GRANTED, places[0])
+    assert len(rig.running("a") + rig.running("b")) == 4
+    assert len(rig.memory.asked) == asked
+    rig.memory.reply = GRANTED
+    rig.run_all()
     rig.all_right()
 
 
