@@ -141,12 +141,12 @@ async def test_all_flavors_answer_alike(models: dict[Flavor, Loaded]) -> None:
 async def test_sixteen_staggered_works_share_a_batch(models: dict[Flavor, Loaded], flavor: Flavor) -> None:
     loaded, heard = models[flavor], models[flavor].heard
     before = len(heard.stats)
-    works = [loaded.submit("word 0", max_tokens=100)]
+    works = [loaded.submit("word 0", max_tokens=400)]
     for n in range(1, 16):
         await loaded.begun(works[-1], tokens=1)
-        works.append(loaded.submit(f"word {n}", max_tokens=100))
+        works.append(loaded.submit(f"word {n}", max_tokens=400))
     outcomes = await heard.ended(*works)
-    assert all(outcome.finish is FinishReason.LENGTH and outcome.output_tokens == 100 for outcome in outcomes)
+    assert all(outcome.finish is FinishReason.LENGTH and outcome.output_tokens == 400 for outcome in outcomes)
     assert max(stats.running for stats in heard.stats[before:]) == 16
     assert len({tuple(heard.tokens[work_id]) for work_id in works}) == 16
 
@@ -206,7 +206,7 @@ async def test_cancel_reaches_the_model(
 
 async def test_deadline_reaches_the_model(models: dict[Flavor, Loaded], server: TritonServer) -> None:
     loaded, before = models["tensorrt_llm"], await server.counts()
-    work_id = loaded.submit("a longer story", {"deadline": time.time() + 0.2}, max_tokens=400)
+    work_id = loaded.submit("a longer story", {"deadline": time.time() + 1.0}, max_tokens=400)
     [outcome] = await loaded.heard.ended(work_id)
     assert isinstance(outcome.error, DeadlinePassed)
     assert outcome.output_tokens > 0
