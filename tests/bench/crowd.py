@@ -197,7 +197,11 @@ def main() -> None:
     """Entry point."""
     data = json.load(sys.stdin)
     tenants = [Tenant(**each) for each in data.pop("tenants")]
-    print(json.dumps(asdict(uvloop.run(run(Plan(**data, tenants=tenants))))))
+    seen = uvloop.run(run(Plan(**data, tenants=tenants)))
+    # Buffered, whatever the interpreter was told: unbuffered text forgets the rest of a write that was cut short, as
+    # writes of more than a pipe holds are when the machine is suspended.
+    with open(sys.stdout.fileno(), "w", encoding="utf-8", closefd=False) as whole:
+        whole.write(json.dumps(asdict(seen)) + "\n")
 
 
 if __name__ == "__main__":
