@@ -10,6 +10,7 @@ from grpc import aio
 
 from libs.errors import RequestInvalid
 from libs.streams.call import OK, Ended, Headers, Metadata
+from libs.streams.outgoing import Outgoing
 from libs.streams.stream import Stream
 
 _UNITS_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
@@ -83,6 +84,11 @@ class Context:
     def say_bytes(self, message: bytes) -> None:
         """The same, of a message that is encoded."""
         self._stream.write(message)
+
+    @property
+    def out(self) -> Outgoing:
+        """For who tells many calls at once, by `scatter`, when this one has taken its first message."""
+        return self._stream.out
 
     async def speak(self, say: Callable[[], bool]) -> None:
         """Has `say` called now, when there is room again, and after `wake`, until it says that it is done. Nothing else

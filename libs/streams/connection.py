@@ -44,7 +44,7 @@ class Connection(asyncio.Protocol, ABC):
         self._streams: dict[int, Stream] = {}
         self._writes = Writes()
         self._rest = b""
-        self._window = self._initial_window = frames.DEFAULT_WINDOW
+        self.window = self._initial_window = frames.DEFAULT_WINDOW
         self._received = self._held = self._resets = 0
         self._headers = HeaderReader()
         self._block: tuple[int, int, bytearray] | None = None
@@ -128,11 +128,6 @@ class Connection(asyncio.Protocol, ABC):
 
     def send(self, data: bytes) -> None:
         self._writes.add(data)
-
-    def carry(self, wanted: int) -> int:
-        size = min(wanted, self._window)
-        self._window -= size
-        return size
 
     def peer_names(self) -> Sequence[str]:
         tls = self._transport.get_extra_info("ssl_object") if self._transport is not None else None
@@ -251,16 +246,16 @@ class Connection(asyncio.Protocol, ABC):
             if key == frames.INITIAL_WINDOW_SIZE:
                 more, self._initial_window = value - self._initial_window, value
                 for stream in self._streams.values():
-                    stream.window += more
+                    stream.out.window += more
         self._reply(frames.head(0, frames.SETTINGS, frames.ACK, 0))
         self._room_for_all()
 
     def _more_window(self, number: int, more: int) -> None:
         if number == 0:
-            self._window += more
+            self.window += more
             self._room_for_all()
         elif (one := self._streams.get(number)) is not None:
-            one.window += more
+            one.out.window += more
             one.has_room()
 
     def _room_for_all(self) -> None:

@@ -10,32 +10,17 @@ import grpc
 from libs import tick
 from libs.streams.call import MESSAGE_BYTES, NO_HEADERS, OK, Ended, Headers, Metadata
 from libs.streams.compression import Incompressible, inflate
-from libs.streams.frames import DATA, FRAME_BYTES, head
+from libs.streams.outgoing import PREFIX, Outgoing, Way
 from libs.tick import SAY
 
-PREFIX = 5
-"""Bytes in front of each message: whether it is compressed, and its length."""
 CREDIT = 524_288
 """Bytes that have been read before the other side is told that it may send as many again."""
 WINDOW = MESSAGE_BYTES + PREFIX + CREDIT
 """Bytes that the other side may send ahead of what it knows to have been read: the longest message always fits."""
 
 
-class Carrier(Protocol):
+class Carrier(Way, Protocol):
     """The connection below a stream."""
-
-    @property
-    def writable(self) -> bool:
-        """Whether the socket takes more."""
-        ...
-
-    def send(self, data: bytes) -> None:
-        """Writes frames."""
-        ...
-
-    def carry(self, wanted: int) -> int:
-        """Takes bytes of the connection's window: at most `wanted`, as many as there are."""
-        ...
 
     def consumed(self, stream: "Stream", size: int) -> None:
         """So many bytes of a stream have been read: the other side may send as many again."""
@@ -57,17 +42,15 @@ class Carrier(Protocol):
 class Stream:
     """Messages both ways, as bytes. Nothing here waits but `read`, `room_again` and `ended`, nothing raises.
 
-    Bounded: what comes in by WINDOW bytes; what goes out by one message beyond what the other side's window and the
-    socket take, as long as its writer looks at `room`.
+    Bounded: what comes in by WINDOW bytes, and what goes out as Outgoing is.
 
     Args:
         headers: A client's, on the server's side, where the call is still to be taken: see `begin`.
     """
 
     __slots__ = (
-        "_carrier", "_due", "_ended", "_inbox", "_on_message", "_partial", "_reader", "_say", "_tick", "_unsent",
-        "_writer", "allowance", "begun", "credit", "half_closed", "headers", "number", "on_gone", "over", "unread",
-        "window",
+        "_carrier", "_due", "_ended", "_inbox", "_on_message", "_partial", "_reader", "_say", "_tick", "_writer",
+        "allowance", "begun", "credit", "half_closed", "headers", "number", "on_gone", "out", "unread",
     )  # fmt: skip
 
     def __init__(self, carrier: Carrier, number: int, window: int, headers: Headers | None = None) -> None:
@@ -81,35 +64,37 @@ class Stream:
         """Whether the other side will say no more."""
         self.unread = 0
         """Bytes that came and have not been read."""
-        self.window = window
-        """Bytes that the other side takes now."""
+        self.out = Outgoing(carrier, number, window)
+        """What this side says. Written to directly by `scatter` alone."""
         self.allowance = WINDOW
         """Bytes that the other side may send now."""
         self.credit = 0
         """Bytes that have been read, and are not yet allowed anew."""
-        self.over = False
-        """Whether this side has done with it."""
         self._carrier = carrier
         self._on_message: Callable[[bytes], None] | None = None
         self._say: Callable[[], None] = _nothing
         self._due = False
         self._inbox: deque[tuple[bytes, int]] = deque()
         self._partial = bytearray()
-        self._unsent = b""
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._tick = tick.of_loop()
         self._ended: asyncio.Future[Ended] = asyncio.Future()
 
     @property
+    def over(self) -> bool:
+        """Whether this side has done with it."""
+        return self.out.over
+
+    @property
     def room(self) -> bool:
         """Whether what is written now goes out, rather than waits here."""
-        return not self._unsent and not self.over and self._carrier.writable
+        return self.out.room
 
     @property
     def drained(self) -> bool:
         """Whether all that was written has gone to the socket."""
-        return not self._unsent
+        return not self.out.unsent
 
     def listen(self, on_message: Callable[[bytes], None], say: Callable[[], None]) -> None:
         """From now on each message goes to `on_message` as it comes, those that wait at once; `say` is called
@@ -169,22 +154,10 @@ class Stream:
 
     def write(self, message: bytes) -> None:
         """Sends a message, or keeps it until there is room. Ignored once the call is over."""
-        if self.over:
-            return
-        if not self.begun:
-            self.begin()
-        size = len(message) + PREFIX
-        data = len(message).to_bytes(PREFIX, "big") + message
-        if not self._unsent and size <= min(FRAME_BYTES, self.window):
-            self.window -= (taken := self._carrier.carry(size))
-            if taken == size:
-                self._carrier.send(head(size, DATA, 0, self.number) + data)
-                return
-            if taken:
-                self._carrier.send(head(taken, DATA, 0, self.number) + data[:taken])
-                data = data[taken:]
-        self._unsent += data
-        self.flush()
+        if not self.out.over:
+            if not self.begun:
+                self.begin()
+            self.out.write(message)
 
     def end(self, ended: Ended = OK) -> None:
         """A server's answer is complete. What waits to be written goes out first if the window takes it."""
@@ -198,28 +171,16 @@ class Stream:
 
     def _finish(self, ended: Ended | None) -> None:
         if not self.over:
-            self.flush()
-            self.over = True
+            self.out.flush()
+            self.out.over = True
             self._carrier.finish(self, ended)
 
     # What the connection tells it.
 
-    def flush(self) -> None:
-        """Sends of what waits as much as the windows take."""
-        at, unsent = 0, self._unsent
-        while at < len(unsent) and self.window > 0 and not self.over:
-            size = self._carrier.carry(min(FRAME_BYTES, len(unsent) - at, self.window))
-            if not size:
-                break
-            self.window -= size
-            self._carrier.send(head(size, DATA, 0, self.number) + unsent[at : at + size])
-            at += size
-        self._unsent = unsent[at:]
-
     def has_room(self) -> None:
         """The other side, or the socket, takes more."""
-        self.flush()
-        if self.room:
+        self.out.flush()
+        if self.out.room:
             self._say()
 
     def take_in(self, data: bytes) -> None:
@@ -271,7 +232,7 @@ class Stream:
 
     def gone(self, ended: Ended) -> None:
         """It ended, and nothing can be written any more."""
-        self.over, on_gone = True, self.on_gone
+        self.out.over, on_gone = True, self.on_gone
         self.broke(ended)
         on_gone()
 

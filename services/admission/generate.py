@@ -7,6 +7,7 @@ of steady answers (steady.py) is written as it comes, as the bytes that it is.
 
 from headrace.inference.v1 import inference_pb2
 from libs.rpc.context import Context
+from libs.streams.outgoing import Outgoing, scatter
 from libs.telemetry import names
 from libs.telemetry.tracing import Span
 from libs.tokens.byte_table import ByteTable
@@ -54,6 +55,11 @@ class Generate:
             self._streams.forget(self)
         assert self._ending is not None
         return self._ending
+
+    @property
+    def out(self) -> Outgoing:
+        """Where messages go that are told to many calls at once."""
+        return self._context.out
 
     def say(self, text: str) -> None:
         """The text of new tokens, of which nothing else is wanted."""
@@ -107,7 +113,7 @@ class Streams:
         if call not in self._homes:
             outlet = self._outlets.setdefault(id(table), _Outlet(table))
             self._sequence += 1
-            outlet.calls[self._sequence] = call
+            outlet.enter(self._sequence, call)
             self._homes[call] = outlet, self._sequence
         outlet, number = self._homes[call]
         if outlet.table is table:
@@ -117,8 +123,7 @@ class Streams:
         """It has ended."""
         if (home := self._homes.pop(call, None)) is not None:
             outlet, number = home
-            del outlet.calls[number]
-            if not outlet.calls:
+            if outlet.forget(number):
                 del self._outlets[id(outlet.table)]
 
 
@@ -127,13 +132,28 @@ class _Outlet:
 
     def __init__(self, table: ByteTable) -> None:
         self.table = table
-        self.calls: dict[int, Generate] = {}
+        self._calls: dict[int, Generate] = {}
+        self._outs: dict[int, Outgoing] = {}
+
+    def enter(self, number: int, call: Generate) -> None:
+        """From now on this number is this call's."""
+        self._calls[number], self._outs[number] = call, call.out
+
+    def forget(self, number: int) -> bool:
+        """It has ended. Whether that was the last one."""
+        del self._calls[number], self._outs[number]
+        return not self._calls
 
     def put(self, step: Step) -> None:
         numbers, _, texts = step
-        for number, text in zip(numbers, texts, strict=True):
-            if (call := self.calls.get(number)) is not None:
-                call.say(text)
+        try:
+            outs = list(map(self._outs.__getitem__, numbers))
+        except KeyError:  # somebody's client has gone
+            known = [place for place, number in enumerate(numbers) if number in self._outs]
+            numbers, texts = [numbers[place] for place in known], [texts[place] for place in known]
+            outs = [self._outs[number] for number in numbers]
+        for place in scatter(outs, map(_with_text, texts)):
+            self._calls[numbers[place]].say(texts[place])
 
     def left(self) -> None:
         """What it said is with its call already."""

@@ -18,6 +18,8 @@ from libs.lane.frame import Frame
 from libs.lane.work import FinishReason, Note, Outcome
 from libs.models.tokenizers import Tokenizers
 from libs.rpc.call import Call
+from libs.streams.frames import DATA, HEAD, head
+from libs.streams.outgoing import PREFIX, Outgoing
 from libs.tasks import Tasks
 from libs.telemetry.tracing import Span, untraced
 from libs.tokens.byte_table import BYTES, ByteTable
@@ -144,18 +146,21 @@ class Many:
 
 
 class Listener:
-    """The client of one call, as the call's context shows it: it takes as many messages as the test says."""
+    """A call's context, above a stream whose client takes as many bytes as the test says."""
 
     def __init__(self) -> None:
-        self.takes = 0
+        self.window = 2**30
+        self.writable = True
+        self.out = Outgoing(self, 1, 0)
         self.messages: list[pb.GenerateResponse] = []
+        self._read = b""
         self._say: Callable[[], bool] = lambda: False
         self._over = asyncio.Event()
         self._due = False
 
     @property
     def room(self) -> bool:
-        return self.takes > 0
+        return self.out.room
 
     async def speak(self, say: Callable[[], bool]) -> None:
         self._say = say
@@ -166,12 +171,19 @@ class Listener:
         self._due = True
 
     def say(self, message: pb.GenerateResponse) -> None:
-        assert self.room
-        self.takes -= 1
-        self.messages.append(message)
+        self.say_bytes(message.SerializeToString())
 
     def say_bytes(self, message: bytes) -> None:
-        self.say(pb.GenerateResponse.FromString(message))
+        assert self.room
+        self.out.write(message)
+
+    def send(self, data: bytes) -> None:
+        """What came to the client."""
+        assert data[:HEAD] == head(len(data) - HEAD, DATA, 0, 1)
+        self._read += data[HEAD:]
+        while len(self._read) >= PREFIX and len(self._read) >= (end := PREFIX + int.from_bytes(self._read[:PREFIX])):
+            self.messages.append(pb.GenerateResponse.FromString(self._read[PREFIX:end]))
+            self._read = self._read[end:]
 
     def turn(self) -> None:
         """The end of a turn of the loop."""
@@ -179,10 +191,12 @@ class Listener:
             self._due = False
             self._speak()
 
-    def take(self, messages: int) -> None:
-        """There is room for so many more."""
-        self.takes += messages
-        self._speak()
+    def take(self, more: int) -> None:
+        """There is room for so many bytes more."""
+        self.out.window += more
+        self.out.flush()
+        if self.room:
+            self._speak()
 
     def _speak(self) -> None:
         if self._say():
@@ -210,7 +224,7 @@ class ManyCalls(Many):
             (self.works[number],) = self.router.lane.works.keys() - self.works.values()
             self.last[number] = asyncio.create_task(call.end(answer))
             await asyncio.sleep(0)
-            listener.takes = 3
+            listener.out.window = 40
 
     def step(self, counts: Sequence[int]) -> None:
         super().step(counts)
@@ -230,11 +244,11 @@ class ManyCalls(Many):
 
     def take(self) -> None:
         for listener in self.listeners.values():
-            listener.take(1)
+            listener.take(12)
 
     def take_all(self) -> None:
         for listener in self.listeners.values():
-            listener.take(1000)
+            listener.take(100_000)
 
     def text(self, number: int) -> str:
         """What the client has of an answer."""
@@ -322,12 +336,13 @@ async def test_steady_calls_write_a_token_as_it_comes() -> None:
     assert [generation.tokens for generation in flights] == [4] + [1] * (MEMBERS - 1)
     assert {number: many.text(number) for number in many.works} == dict.fromkeys(many.works, "a pl")
     assert {len(listener.messages) for listener in many.listeners.values()} == {4}
-    many.listeners[2].takes = 0
+    many.listeners[2].out.window = 0
     many.step([3] * MEMBERS)
     many.step([1] * MEMBERS)
     assert many.text(2) == "a pl"
-    many.listeners[2].take(1)
+    many.listeners[2].take(100)
     assert many.text(2) == many.text(3) == "a plain "
+    assert len(many.listeners[2].messages) == len(many.listeners[3].messages)
     for task in many.last.values():
         task.cancel()
 
