@@ -76,6 +76,8 @@ class Dispatch:
         """A work enters the queue. Where several executors could remember its prefix, the manager is asked first who
         does, unless the work can run now and that is worth more."""
         hashes = held.work.block_hashes
+        if hashes:
+            self._recollection.foresee(pool, held)
         if not hashes or len(pool.executors) < 2 or self._runs_unasked(pool, held):
             self._book.enter(pool, held)
             self.pump(pool)
@@ -92,7 +94,7 @@ class Dispatch:
             pool.policy.late
             and not pool.queue
             and any(seat.open and seat.free_slots > 0 for seat in pool.seats)
-            and self._led(pool, held, 0, held.arrived) is None
+            and self._led(pool, held, held.remembered_blocks, held.arrived) is None
             and not pool.worth.asking(held.prompt_tokens, pool.speed(held.arrived).seat_prefill)
         )
 
@@ -192,8 +194,7 @@ class Dispatch:
         """
         hold_s = self._may_hold(pool, held, now)
         if hold_s > 0:
-            blocks = held.remembered // held.work.block_tokens if held.work.block_tokens else 0
-            if now < held.due and (led := self._led(pool, held, blocks, now)) is not None:
+            if now < held.due and (led := self._led(pool, held, held.remembered_blocks, now)) is not None:
                 leader, common = led
                 why = f"{common} blocks of its prompt are being computed on {leader.executor}"
                 return Choice(None, why, lead(leader.key), min(hold_s, held.due - now))
@@ -287,7 +288,7 @@ class Dispatch:
         blocks = seat.blocks_for(held.given_tokens) if pool.policy.late else 0
         book.place(pool, held, executor, blocks, compute, reason)
         if held.work.block_tokens:
-            pool.flock.lead(held.key, executor.name, hashes, held.remembered // held.work.block_tokens)
+            pool.flock.lead(held.key, executor.name, hashes, held.remembered_blocks)
         held.reservation = reservation = book.next()
         assert held.dispatch_span is not None
         ask = Ask(reservation, pool.name, hashes, executor.name, blocks, held.dispatch_span.traceparent)
@@ -325,10 +326,12 @@ class Dispatch:
 
     def _look_behind(self, pool: Pool, held: Held, executor: Executor) -> None:
         """Asks who remembers the prompt of a work that runs already: for what is ahead on its executor to be known, and
-        who need not wait for its prefix. Not if that was just said, and seldom of one that is quick, or alone there."""
+        who need not wait for its prefix. Not if that was just said, and seldom of one that is quick, or alone there, or
+        where nothing new was said lately."""
         since = held.looked_at + FRESH_S if held.looked else pool.learned_at + LEARN_S
-        quick = computing_s(held.prompt_tokens, pool.speed(held.sent_at).seat_prefill) < QUICK_S
-        if held.sent_at < since and (held.looked or quick or executor.seats[pool.name].prefilling == 1):
+        rate = pool.speed(held.sent_at).seat_prefill
+        little = computing_s(held.prompt_tokens, rate) < QUICK_S or not pool.worth.telling(held.prompt_tokens, rate)
+        if held.sent_at < since and (held.looked or little or executor.seats[pool.name].prefilling == 1):
             return
         pool.learned_at = held.sent_at
         reservation = held.reservation

@@ -149,6 +149,11 @@ class Held:
         return max([match.tokens for match in self.matches.values()], default=0)
 
     @property
+    def remembered_blocks(self) -> int:
+        """The same, in blocks."""
+        return self.remembered // self.work.block_tokens if self.work.block_tokens else 0
+
+    @property
     def partial(self) -> bool:
         """Whether it has blocks for less than it can come to."""
         return self.blocks > 0 and self.given_tokens < self.total_tokens

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import inf
 
 from libs.catalogue import model_of
+from services.batcher.approximate_index import ApproximateIndex
 from services.batcher.drain import Drain
 from services.batcher.executors import Executor
 from services.batcher.fairness import IDLE_CREDIT, Counters
@@ -70,6 +71,7 @@ class Pool:
         self.flock = Flock()
         self.hot = Hot()
         self.worth = Worth()
+        self.approximate_index = ApproximateIndex()
         self.learned_at = -inf
         """When the manager was last asked about a work that ran already, in monotonic seconds."""
         self.drain = Drain()
@@ -189,3 +191,4 @@ class Pool:
         self.queue.check_integrity()
         self.rivals.check_integrity()
         self.flock.check_integrity()
+        self.approximate_index.check_integrity()

@@ -19,6 +19,10 @@ class Recollection:
     def __init__(self, book: Book) -> None:
         self._book = book
 
+    def foresee(self, pool: Pool, held: Held) -> None:
+        """A work has come: what executors likely remember of its prompt, before the manager is asked."""
+        held.matches = pool.approximate_index.matches(held.work.block_hashes, held.work.block_tokens, held.arrived)
+
     def learn(self, pool: Pool, held: Held, executor: Executor, matches: Sequence[PrefixMatch]) -> None:
         """Takes in what executors remember of a prompt."""
         held.matches = more(self.heard(pool, held, matches), held.told)
@@ -26,9 +30,13 @@ class Recollection:
 
     def heard(self, pool: Pool, held: Held, matches: Sequence[PrefixMatch]) -> Mapping[str, Match]:
         """What the manager says of a prompt, in tokens."""
-        found = matches_of(matches, held.work.block_tokens)
-        if held.work.block_hashes and not held.once:
-            pool.worth.heard(len(held.work.prompt), found, pool.seats)
+        hashes, block_tokens = held.work.block_hashes, held.work.block_tokens
+        found = matches_of(matches, block_tokens)
+        if hashes and not held.once:
+            now = self._book.clock.monotonic()
+            expected = pool.approximate_index.matches(hashes, block_tokens, now)
+            pool.worth.heard(len(held.work.prompt), found, expected, pool.executors)
+            pool.approximate_index.heard(hashes, matches, now)
         return found
 
     def found(self, pool: Pool, held: Held, executor: Executor) -> None:

@@ -4,20 +4,19 @@ import pytest
 
 from services.batcher.dispatch import LEARN_S, QUICK_S
 from services.batcher.policies.policy import Match
-from services.batcher.seat import ModelCapacity, Seat
 from services.batcher.worth import ASK_S, Worth, computing_s
 from tests.unit.batching import GRANTED, Rig, knows
 
 RATE = 10_000.0
 """Prompt tokens per second: 100 of them take 10 ms."""
-SEATS = [Seat(name, ModelCapacity(8, 1000, 16)) for name in ("a", "b")]
+BOTH = ("a", "b")
 
 
 def heard(gains: list[int], prompt_tokens: int = 100) -> Worth:
     """After prompts of which one executor remembered so much, and the other nothing."""
     worth = Worth()
     for tokens in gains:
-        worth.heard(prompt_tokens, {"a": Match(tokens)} if tokens else {}, SEATS)
+        worth.heard(prompt_tokens, {"a": Match(tokens)} if tokens else {}, {}, BOTH)
     return worth
 
 
@@ -29,7 +28,7 @@ def test_before_anything_is_known_it_is_worth_it() -> None:
 def test_where_all_remember_the_same_it_is_not() -> None:
     worth = Worth()
     for _ in range(200):
-        worth.heard(100, {"a": Match(64), "b": Match(32, 16, 16)}, SEATS)
+        worth.heard(100, {"a": Match(64), "b": Match(32, 16, 16)}, {}, BOTH)
     assert not worth.asking(100, RATE)
     assert not heard([0] * 200).asking(100, RATE)
     assert heard([0] * 200).asking(100_000, RATE), "of so long a prompt little is much"
@@ -41,10 +40,28 @@ def test_where_one_remembers_more_it_is() -> None:
     assert not heard([90] * 200).asking(100, 100 / ASK_S), "an engine that computes the whole in less time"
 
 
+def test_an_answer_that_was_expected_tells_nothing() -> None:
+    assert Worth().telling(100, RATE), "before anything is known"
+    expected, other = {"a": Match(64), "b": Match(64)}, {"a": Match(64), "b": Match(32)}
+    worth = Worth()
+    for _ in range(200):
+        worth.heard(100, expected, expected, BOTH)
+    assert not worth.telling(100, RATE)
+    assert worth.telling(100, 0.0), "no speed is known"
+    for _ in range(30):
+        worth.heard(100, other, expected, BOTH)
+    assert worth.telling(100, RATE), "of the one it differs"
+    assert not worth.telling(100, 100 / ASK_S), "an engine that computes the whole in less time"
+    for _ in range(200):
+        worth.heard(100, other, other, BOTH)
+    assert worth.asking(100, RATE), "one remembers more"
+    assert not worth.telling(100, RATE), "and always did"
+
+
 def test_without_executors_nothing_is_learned() -> None:
     worth = heard([0] * 200)
-    worth.heard(100, {"a": Match(100)}, [])
-    worth.heard(0, {"a": Match(100)}, SEATS)
+    worth.heard(100, {"a": Match(100)}, {}, ())
+    worth.heard(0, {"a": Match(100)}, {}, BOTH)
     assert not worth.asking(100, RATE)
 
 
@@ -62,7 +79,7 @@ def rig() -> Rig:
     for seat in pool.seats:
         seat.prefill_rate = RATE
     for _ in range(200):
-        pool.worth.heard(12, {}, pool.seats)
+        pool.worth.heard(12, {}, {}, pool.executors)
     return one
 
 
@@ -137,6 +154,8 @@ def test_of_those_that_run_alone_few_are_asked_about(rig: Rig) -> None:
 
 @pytest.mark.parametrize(("prompt", "asked"), [(QUICK_S * RATE - 1, 1), (QUICK_S * RATE + 1, 4)])
 def test_of_quick_ones_few_are_asked_about_and_of_others_all(rig: Rig, prompt: float, asked: int) -> None:
+    for _ in range(200):
+        rig.pool.worth.heard(12, {"a": Match(12), "b": Match(12)}, {}, BOTH)
     for index in range(4):
         rig.submit(1, prompt=int(prompt), block_hashes=(index,), block_tokens=4)
     while places := [place for place, (ask, _) in enumerate(rig.memory.asked) if ask.blocks]:
@@ -148,13 +167,40 @@ def test_of_quick_ones_few_are_asked_about_and_of_others_all(rig: Rig, prompt: f
     rig.all_right()
 
 
+def test_where_nothing_new_is_said_few_are_asked_about_and_the_same_is_taken_for_granted(rig: Rig) -> None:
+    long = {"prompt": 120, "block_tokens": 40}
+    rig.submit(1, **long, block_hashes=(1, 2, 3))
+    rig.memory.answer(GRANTED)
+    rig.memory.answer(knows(a=2, b=2))
+    for last in range(4, 7):
+        rig.submit(1, **long, block_hashes=(1, 2, last))
+        ((ask, _),) = rig.memory.asked
+        assert ask.blocks, "it waits for nobody: its own block is the first that is not there"
+        rig.memory.answer(GRANTED)
+    assert rig.memory.asked == []
+    assert rig.seat("a").prefill_tokens + rig.seat("b").prefill_tokens == 4 * 40
+    rig.clock.advance(LEARN_S)
+    rig.submit(1, **long, block_hashes=(1, 2, 7))
+    rig.memory.answer(GRANTED)
+    ((ask, _),) = rig.memory.asked
+    assert ask.executor == "", "one in a while is"
+    rig.memory.answer(knows())
+    rig.submit(1, **long, block_hashes=(1, 2, 8))
+    ((ask, _),) = rig.memory.asked
+    assert ask.executor == "", "it was forgotten: that one computes it, and is waited for"
+    rig.memory.answer(knows())
+    rig.memory.reply = GRANTED
+    rig.run_all()
+    rig.all_right()
+
+
 def test_an_answer_that_comes_when_it_has_tokens_is_only_learned_from(rig: Rig) -> None:
     rig.submit(1, **PROMPT)
     rig.memory.answer(GRANTED)
     (key,) = rig["a"].lane.works
     rig["a"].lane.step(key)
     for _ in range(3):
-        rig.pool.worth.heard(12, {"a": Match(12)}, rig.pool.seats)
+        rig.pool.worth.heard(12, {"a": Match(12)}, {}, rig.pool.executors)
     before = rig.pool.worth._gained
     rig.memory.answer(knows(a=3))
     assert rig.pool.worth._gained > before
