@@ -72,8 +72,10 @@ def row(point: Point) -> dict[str, object]:
 
 
 def compared(rows: Sequence[Mapping[str, object]]) -> list[dict[str, object]]:
-    """Per load: the best peer, and our goodput over its."""
-    lines = []
+    """Per load: the best peer, and our goodput over its; nothing where only one side was run."""
+    lines: list[dict[str, object]] = []
+    if not {OURS} < {str(each["policy"]) for each in rows}:
+        return lines
     for load in dict.fromkeys(str(each["load"]) for each in rows):
         at = [each for each in rows if each["load"] == load]
         ours = next(each for each in at if each["policy"] == OURS)
@@ -101,6 +103,8 @@ def show(executors: int, rows: Sequence[Mapping[str, object]], console: Console)
         table.add_row(policy, *(f"{c['good_share']:.1%} ({c['ttft_p99_s']:.1f}, {c['hit_rate']:.2f})" for c in cells))
     console.print(table)
     lines = compared(rows)
+    if not lines:
+        return
     for line in lines:
         console.print("  {load}: {ratio} × the best peer, {best_peer}".format(**line))
     knee = next((line for line in lines if float(str(line["best_peer_share"])) < HELD), lines[-1])
