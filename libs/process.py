@@ -236,6 +236,11 @@ class MeshProcess:
         if self._announcement is not None:
             await self._announcement.withdraw()
 
+    def retire(self) -> None:
+        """Sends clients elsewhere for their next calls, those whose load nobody balances; the port is closed."""
+        assert self._server is not None
+        self._server.retire()
+
     async def serve(
         self, begin_drain: Callable[[], None] = lambda: None, in_flight: Callable[[], int] = lambda: 0
     ) -> None:

@@ -83,6 +83,10 @@ class RpcServer:
         for name in self._names:
             await self._health.set(name, status)
 
+    def retire(self) -> None:
+        """Sends clients elsewhere for their next calls; see StreamServer."""
+        self.streams.retire()
+
     async def stop(self) -> None:
         """Takes no new calls, and breaks the running ones."""
         await self.streams.stop()

@@ -38,6 +38,11 @@ class Accepted(Connection):
             self._greeting.clear()
         super().data_received(data)
 
+    def retire(self) -> None:
+        """Asks the client to make its next calls on another connection. What it has begun goes on, and what it begins
+        before it has read this is taken (RFC 9113, section 6.8)."""
+        self.send(frames.goaway(frames.MOST_STREAM, frames.NO_ERROR, "this process leaves"))
+
     def begin(self, stream: Stream, metadata: Metadata) -> None:
         self._send_headers(stream.number, TAKEN + written(fields_of(metadata)) if metadata else TAKEN)
 

@@ -8,6 +8,8 @@ HEAD = 9
 FRAME_BYTES = 16_384
 """Payload of one frame, at most: what both sides take without being asked (section 4.2)."""
 DEFAULT_WINDOW = 65_535
+MOST_STREAM = 2**31 - 1
+"""The highest number that a stream can have."""
 
 DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = range(10)
 

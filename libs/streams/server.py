@@ -47,6 +47,14 @@ class StreamServer:
         self._server = await loop.create_server(self.connected, host.strip("[]"), int(port), ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
 
+    def retire(self) -> None:
+        """Takes no new connections, and asks who is connected to open another one, elsewhere, for its next calls. Calls
+        go on meanwhile, also those that still come."""
+        if self._server is not None:
+            self._server.close()
+            for connection in self._connections:
+                connection.retire()
+
     async def stop(self) -> None:
         """Breaks every stream."""
         if self._server is None:

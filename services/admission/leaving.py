@@ -2,8 +2,8 @@
 
 SIGTERM ─▶ health says NOT_SERVING, the record leaves etcd (libs.process)
         ─▶ notice_s: takes requests as before, until whoever stands in front has noticed and sends them elsewhere
-        ─▶ drain_s: hands new requests back (Envoy sends them elsewhere), ends sessions on which nothing runs, lets the
-           rest end
+        ─▶ drain_s: closes its port and asks who is connected to go elsewhere; hands back what still comes (Envoy sends
+           it elsewhere), ends sessions on which nothing runs, lets the rest end
         ─▶ hands back what still runs: its client goes on elsewhere behind the tokens that it has
 """
 
@@ -42,11 +42,17 @@ class Doors(Protocol):
         ...
 
 
-async def leave(front: Front, doors: Doors, notice_s: float, drain_s: float) -> None:
-    """Returns when every call has its end, `notice_s + drain_s` + 2 LAST_WORDS_S from now at the latest."""
+async def leave(front: Front, doors: Doors, retire: Callable[[], None], notice_s: float, drain_s: float) -> None:
+    """Returns when every call has its end, `notice_s + drain_s` + 2 LAST_WORDS_S from now at the latest.
+
+    Args:
+        retire: Closes the port. A client that stayed connected, with other addresses to go to, would ask here again and
+            again for as long as the drain lasts.
+    """
     await asyncio.sleep(notice_s)
     log.info("takes nothing any more", in_flight=doors.in_flight)
     front.draining = True
+    retire()
     doors.leave()
     if not await _reached(lambda: not doors.in_flight, drain_s):
         log.info("hands back what still runs", in_flight=doors.in_flight)

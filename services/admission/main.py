@@ -139,7 +139,7 @@ async def run(settings: Settings, runtime: Runtime) -> None:
             await mesh.announce_stage()
 
             await mesh.told_to_end()
-            await leave(front, inference, settings.notice_s, settings.process.drain_s)
+            await leave(front, inference, mesh.retire, settings.notice_s, settings.process.drain_s)
             forwarder.close()
 
 

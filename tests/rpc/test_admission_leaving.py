@@ -69,7 +69,12 @@ class Process:
     front: Front
     inference: InferenceServicer
     router: Letters
+    server: RpcServer
     target: str
+
+    async def leave(self, notice_s: float, drain_s: float) -> None:
+        """As it does when it is told to end."""
+        await leave(self.front, self.inference, self.server.retire, notice_s, drain_s)
 
     @property
     def lane(self) -> LetterLane:
@@ -107,7 +112,7 @@ async def process() -> AsyncIterator[Process]:
     server = RpcServer("127.0.0.1:0", [Service(NAME, add, servicer)], layers, None)
     await server.start()
     try:
-        yield Process(entry, servicer, router, f"127.0.0.1:{server.port}")
+        yield Process(entry, servicer, router, server, f"127.0.0.1:{server.port}")
     finally:
         await server.stop()
         await tasks.close()
@@ -146,24 +151,25 @@ async def test_what_is_new_on_a_session_goes_to_another_stream_and_what_runs_end
 
 @pytest.mark.parametrize("multiplex", [False, True], ids=["generate", "session"])
 async def test_what_still_runs_at_the_end_goes_on_elsewhere(multiplex: bool) -> None:
-    async with process() as it, sdk(it.target, multiplex=multiplex) as client:
+    async with (
+        process() as it,
+        process() as other,
+        sdk(f"ipv4:{it.target},{other.target}", multiplex=multiplex) as client,
+    ):
         asking = asyncio.create_task(client.complete("letters", prompt="x"))
         (old,) = await it.runs(1)
         it.say(old, "half an ")
         await asyncio.sleep(0.05)
         async with asyncio.timeout(5):
-            await leave(it.front, it.inference, 0.0, 0.05)
+            await it.leave(0.0, 0.05)
         assert not it.inference.in_flight
         assert not it.front.in_flight
         assert it.front.usage.tenants["t"].output_tokens == len("half an "), "what was made is counted, here"
         assert it.lane.cancels == [old]
-        it.front.draining = False
-        async with asyncio.timeout(5):
-            while it.lane.sent[-1].resumed != tuple(tokens("half an ")):
-                await asyncio.sleep(0.002)
-        work_id = max(it.lane.works)
-        it.say(work_id, "answer")
-        it.end(work_id)
+        (new,) = await other.runs(1)
+        assert other.lane.sent[-1].resumed == tuple(tokens("half an "))
+        other.say(new, "answer")
+        other.end(new)
         assert await ended(asking) == "half an answer"
 
 
@@ -183,13 +189,38 @@ async def test_a_plain_call_is_told_that_another_process_may_take_it() -> None:
     async with process() as it:
         running = asyncio.create_task(asyncio.to_thread(refused, it.target))
         await it.runs(1)
-        await leave(it.front, it.inference, 0.0, 0.05)  # before it has a token
+        await leave(
+            it.front, it.inference, lambda: None, 0.0, 0.05
+        )  # before it has a token; the port stays for the next
         for call in (await running, await asyncio.to_thread(refused, it.target)):
             assert call.code() is StatusCode.UNAVAILABLE
             assert HANDED_BACK in list(call.initial_metadata())
             info = details(call)["ErrorInfo"]
             assert isinstance(info, error_details_pb2.ErrorInfo)
             assert info.metadata[DRAINING] == "true"
+
+
+@pytest.mark.parametrize("multiplex", [False, True])
+async def test_who_is_connected_goes_elsewhere_while_a_long_answer_has_its_drain(multiplex: bool) -> None:
+    async with process() as it, process() as other:
+        target = f"ipv4:{it.target},{other.target}"
+        once = RetryPolicy(first_delay=0.01, attempts=2)
+        async with HeadraceClient(target, multiplex=multiplex, retry=once, timeout=20.0) as client:
+            long = asyncio.create_task(client.complete("letters", prompt="x"))
+            (work_id,) = await it.runs(1)
+            leaving = asyncio.create_task(it.leave(0.0, 20.0))
+            for _ in range(20):
+                asking = asyncio.create_task(client.complete("letters", prompt="y"))
+                (elsewhere,) = await other.runs(1)
+                other.say(elsewhere, "there")
+                other.end(elsewhere)
+                assert await ended(asking) == "there"
+            assert not leaving.done()
+            it.say(work_id, "whole")
+            it.end(work_id)
+            assert await ended(long) == "whole"
+            async with asyncio.timeout(5):
+                await leaving
 
 
 async def test_an_answer_that_has_begun_is_not_marked_to_be_sent_elsewhere() -> None:
@@ -200,7 +231,7 @@ async def test_an_answer_that_has_begun_is_not_marked_to_be_sent_elsewhere() -> 
         (work_id,) = await it.runs(1)
         it.say(work_id, "one")
         assert (await call.read()).text == "one"
-        await leave(it.front, it.inference, 0.0, 0.05)
+        await it.leave(0.0, 0.05)
         with pytest.raises(aio.AioRpcError) as raised:
             await call.read()
         assert raised.value.code() is StatusCode.UNAVAILABLE
@@ -212,7 +243,7 @@ async def test_idle_sessions_end_well_and_requests_are_taken_while_others_notice
         stub: Any = inference_pb2_grpc.InferenceServiceStub(channel)
         session = stub.Session(timeout=5)
         await session.initial_metadata()
-        leaving = asyncio.create_task(leave(it.front, it.inference, 0.3, 5.0))
+        leaving = asyncio.create_task(it.leave(0.3, 5.0))
         call = stub.Generate(pb.GenerateRequest(model="letters", prompt="x"), timeout=5)
         (work_id,) = await it.runs(1)
         assert await session.read() is aio.EOF

@@ -113,6 +113,31 @@ async def test_methods_of_all_four_kinds() -> None:
         assert await call.code() is grpc.StatusCode.OK
 
 
+async def test_a_server_that_retires_serves_those_that_are_there_to_their_end() -> None:
+    server = RpcServer("127.0.0.1:0", [Service(NAME, add, None)], [], None)
+    await server.start()
+    endpoint = f"127.0.0.1:{server.port}"
+    async with raw(endpoint) as (reader, writer), aio.insecure_channel(endpoint) as channel:
+        writer.write(HELLO)
+        talking = channel.stream_stream(TALK)(timeout=10)
+        await talking.initial_metadata()
+        server.retire()
+        await talking.write(b"still")
+        assert await talking.read() == b"still"
+        with pytest.raises(ConnectionRefusedError):
+            async with raw(endpoint):
+                pass
+        with pytest.raises(aio.AioRpcError) as raised:
+            await channel.unary_unary(ECHO)(b"new", timeout=10)
+        assert raised.value.code() is grpc.StatusCode.UNAVAILABLE, "it dials anew"
+        writer.write(request(1, ECHO, b"sent before that was read"))
+        assert (await statuses(reader, {1}))[1]["grpc-status"] == "0"
+        await talking.done_writing()
+        assert await talking.read() is aio.EOF
+        assert await talking.code() is grpc.StatusCode.OK
+    await server.stop()
+
+
 async def test_a_thousand_calls_at_once_on_one_connection() -> None:
     async with serving() as (channel, _):
         method = channel.unary_unary(ECHO)
