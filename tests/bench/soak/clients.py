@@ -125,8 +125,9 @@ class Clients:
             carrier = doors.Carrier(stub, key(tenant))
             asked = asyncio.create_task(carrier.ask(record))
             await asyncio.wait([asked], timeout=self._chance.uniform(0.05, 0.6))
-            await carrier.vanish()
-            await asked
+            await carrier.vanish()  # which ends the record
+            asked.cancel()  # where it still waits for the connection, grpc.aio does not tell it that its call was cancelled
+            await asyncio.wait([asked])
 
     def _carrier(self, tenant: str) -> doors.Carrier:
         carrier, most = self._carriers.get(tenant, (None, 0))
