@@ -126,7 +126,7 @@ class Clients:
             asked = asyncio.create_task(carrier.ask(record))
             await asyncio.wait([asked], timeout=self._chance.uniform(0.05, 0.6))
             await carrier.vanish()  # which ends the record
-            asked.cancel()  # where it still waits for the connection, grpc.aio does not tell it that its call was cancelled
+            asked.cancel()  # grpc.aio forgets a write that waits for the connection, when its call is cancelled
             await asyncio.wait([asked])
 
     def _carrier(self, tenant: str) -> doors.Carrier:
