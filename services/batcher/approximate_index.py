@@ -45,14 +45,15 @@ class ApproximateIndex:
         Args:
             hashes: Of all blocks of the prompt.
         """
-        for blocks in {*self._lengths, *(match.blocks for match in matches)}:
+        ends = {match.blocks for match in matches}
+        for blocks in self._lengths.keys() | ends:
             if not 0 < blocks <= len(hashes):
                 continue
             name = hashes[blocks - 1]
             known = self._prefixes.pop(name, None)
             if known is not None:
                 self._count(blocks, -1)
-            elif all(match.blocks != blocks for match in matches):
+            elif blocks not in ends:
                 continue
             if holders := [_leading(match, blocks) for match in matches if match.blocks >= blocks]:
                 self._prefixes[name] = _Prefix(blocks, holders, now)

@@ -47,10 +47,11 @@ class Worth:
         """
         if not executors or not prompt_tokens:
             return
-        found = [_tokens(matches, executor) for executor in executors]
-        gained = (max(found) - sum(found) / len(found)) / prompt_tokens
+        found = [match.tokens for name, match in matches.items() if name in executors]
+        gained = (max(found, default=0) - sum(found) / len(executors)) / prompt_tokens
         self._gained += (gained - self._gained) * WEIGHT
-        news = max(abs(_tokens(matches, name) - _tokens(expected, name)) for name in executors) / prompt_tokens
+        named = [name for name in {*matches, *expected} if name in executors]
+        news = max([abs(_tokens(matches, name) - _tokens(expected, name)) for name in named], default=0) / prompt_tokens
         self._news += (news - self._news) * WEIGHT
 
     def asking(self, prompt_tokens: int, prefill_rate: float) -> bool:
