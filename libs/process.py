@@ -77,12 +77,13 @@ def main(service: str, settings: type[S], run: Run[S]) -> None:
 
     Exits with 2 and a line per fault when the settings are wrong, whoever finds that out.
     """
+    start(service, lambda: alone(service, settings_module.parse(settings, os.environ), run))
 
-    async def alone(parsed: S) -> None:
-        async with Runtime(service, parsed.process, parsed.etcd) as runtime:
-            await run(parsed, runtime)
 
-    start(service, lambda: alone(settings_module.parse(settings, os.environ)))
+async def alone(service: str, settings: S, run: Run[S]) -> None:
+    """A service that shares its runtime with no other, from its settings to its end."""
+    async with Runtime(service, settings.process, settings.etcd) as runtime:
+        await run(settings, runtime)
 
 
 def start(name: str, life: Callable[[], Coroutine[Any, Any, None]]) -> None:

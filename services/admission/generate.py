@@ -134,6 +134,7 @@ class _Outlet:
         self.table = table
         self._calls: dict[int, Generate] = {}
         self._outs: dict[int, Outgoing] = {}
+        """Theirs: the way to them through their calls and contexts is through cold caches."""
 
     def enter(self, number: int, call: Generate) -> None:
         """From now on this number is this call's."""

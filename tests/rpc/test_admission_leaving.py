@@ -189,9 +189,8 @@ async def test_a_plain_call_is_told_that_another_process_may_take_it() -> None:
     async with process() as it:
         running = asyncio.create_task(asyncio.to_thread(refused, it.target))
         await it.runs(1)
-        await leave(
-            it.front, it.inference, lambda: None, 0.0, 0.05
-        )  # before it has a token; the port stays for the next
+        # Before it has a token. The port stays, for one that comes all the same.
+        await leave(it.front, it.inference, lambda: None, 0.0, 0.05)
         for call in (await running, await asyncio.to_thread(refused, it.target)):
             assert call.code() is StatusCode.UNAVAILABLE
             assert HANDED_BACK in list(call.initial_metadata())

@@ -13,7 +13,7 @@ import sys
 
 import uvloop
 
-from libs.runtime import Runtime
+from libs.process import alone
 from libs.settings import parse
 from services.executor.config import Settings
 from services.executor.main import run
@@ -36,17 +36,11 @@ def settings(etcd: str, number: int, folder: str) -> Settings:
     )
 
 
-async def alone(its: Settings) -> None:
-    """One of them, with connections of its own."""
-    async with Runtime("executor", its.process, its.etcd) as runtime:
-        await run(its, runtime)
-
-
 async def host(etcd: str, first: int, count: int, folder: str) -> None:
     """Until the process is told to end."""
     async with asyncio.TaskGroup() as group:
         for number in range(first, first + count):
-            group.create_task(alone(settings(etcd, number, folder)), name=f"executor-{number}")
+            group.create_task(alone("executor", settings(etcd, number, folder), run), name=f"executor-{number}")
         await asyncio.sleep(0)  # each run has set a handler of its own; one signal is for all
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, os._exit, 0)
 

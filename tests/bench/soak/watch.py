@@ -94,11 +94,12 @@ def _memory(pid: int) -> tuple[float, float, float]:
 
 
 def kinds(pid: int) -> dict[str, int]:
-    """How many files of each kind it has open: sockets, pipes, and by name what lies on a disk."""
+    """How many files of each kind it has open: sockets, pipes, and by name what lies on a disk, from the mesh's state
+    folder on where it lies there."""
     found = Counter[str]()
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):
-            found[re.sub(r":?\[?\d+\]?$", "", os.readlink(descriptor))] += 1
+            found[re.sub(r"^/.*/(?=state/)|:?\[?\d+\]?$", "", os.readlink(descriptor))] += 1
     return dict(found)
 
 
